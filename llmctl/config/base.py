@@ -1,0 +1,48 @@
+"""The one base of every configuration model, and which of its fields decide the result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+NOT_SEMANTIC = {"semantic": False}
+
+
+class Config(BaseModel):
+    """A frozen, closed model: unknown keys are errors, and defaults are validated too.
+
+    Every field carries a description, which becomes its `--help` text. A field whose name ends in a unit
+    is a quantity in that unit (`timeout_s`, `part_bytes`).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def execution(default: Any, **kwargs: Any) -> Any:
+    """A field that changes how a stage runs but never what it produces (workers, devices).
+
+    Such fields stay out of the action key, so changing them still hits the cache.
+    """
+    return Field(default, json_schema_extra=dict(NOT_SEMANTIC), **kwargs)
+
+
+def is_semantic(field: FieldInfo) -> bool:
+    """Whether a field's value is part of the action key."""
+    extra = field.json_schema_extra
+    return not (isinstance(extra, dict) and extra.get("semantic") is False)
+
+
+def semantic_values(config: BaseModel) -> dict[str, Any]:
+    """The JSON form of `config` without its execution-only fields, nested models included."""
+    values: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        if not is_semantic(field):
+            continue
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            values[name] = semantic_values(value)
+        else:
+            values[name] = config.model_dump(mode="json", include={name})[name]
+    return values

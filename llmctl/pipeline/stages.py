@@ -1,0 +1,162 @@
+"""The line in one table: every stage, in the order in which data flows through them."""
+
+from __future__ import annotations
+
+from llmctl.config.errors import UsageError
+from llmctl.pipeline.stage import Role, Stage
+
+DOCUMENTS = Role(("documents",), "documents to read")
+
+STAGES: dict[str, Stage] = {
+    stage.command: stage
+    for stage in (
+        Stage(
+            command="collect",
+            summary="Read files, folders or the documentation of the running Python into documents.",
+            config="llmctl.config.data:CollectConfig",
+            run="llmctl.data.collect:run",
+            sources="llmctl.data.collect:fingerprint",
+            output="documents",
+            flags={"--limit": "limit", "--license": "license"},
+            examples=("llmctl collect python-docs", "llmctl collect notes/ 'crawl/*.jsonl.gz' --name web"),
+        ),
+        Stage(
+            command="clean",
+            summary="Turn HTML to text, normalise it and drop documents by the Gopher rules, counting each reason.",
+            config="llmctl.config.data:CleanConfig",
+            run="llmctl.data.clean:run",
+            output="documents",
+            inputs={"input": DOCUMENTS},
+            flags={"--min-words": "quality.min_words", "--max-words": "quality.max_words", "--keep-rejected": "keep_rejected"},
+            examples=("llmctl clean web", "llmctl collect notes/ | llmctl clean quality.min_stop_words=0"),
+        ),
+        Stage(
+            command="dedup",
+            summary="Remove exact and near duplicates (MinHash), keeping one document of every cluster.",
+            config="llmctl.config.data:DedupConfig",
+            run="llmctl.data.dedup:run",
+            output="documents",
+            inputs={"input": DOCUMENTS},
+            flags={"--threshold": "threshold", "--permutations": "permutations", "--ngram": "ngram_words", "--seed": "seed"},
+            examples=("llmctl dedup web.clean", "llmctl dedup web.clean --threshold 0.8"),
+        ),
+        Stage(
+            command="chats",
+            summary="Turn documentation into question-and-answer chats, leaving the held-out entries out.",
+            config="llmctl.config.data:ChatsConfig",
+            run="llmctl.data.lessons:run_chats",
+            output="chats",
+            inputs={"input": DOCUMENTS},
+            flags={"--heldout": "heldout_fraction", "--seed": "seed"},
+            examples=("llmctl chats python-docs.dedup",),
+        ),
+        Stage(
+            command="quiz",
+            summary="Turn held-out documentation into multiple-choice questions, one right summary among four.",
+            config="llmctl.config.data:QuizConfig",
+            run="llmctl.data.lessons:run_quiz",
+            output="prompts",
+            inputs={"input": DOCUMENTS},
+            flags={"--heldout": "heldout_fraction", "--choices": "choices", "--seed": "seed"},
+            examples=("llmctl quiz python-docs.dedup",),
+        ),
+        Stage(
+            command="tokenizer",
+            summary="Train a SentencePiece tokenizer on documents.",
+            config="llmctl.config.tokens:TokenizerConfig",
+            run="llmctl.tokens.train:run",
+            output="tokenizer",
+            inputs={"input": DOCUMENTS},
+            flags={"--vocab-size": "vocab_size", "--model": "model"},
+            examples=("llmctl tokenizer web.dedup --vocab-size 8192",),
+        ),
+        Stage(
+            command="tokenize",
+            summary="Encode documents to token ids, training a tokenizer first where none is given.",
+            config="llmctl.config.tokens:TokenizeConfig",
+            run="llmctl.tokens.encode:run",
+            output="tokens",
+            inputs={
+                "input": DOCUMENTS,
+                "tokenizer": Role(("tokenizer",), "tokenizer to use; trained on the input where left out", required=False),
+            },
+            flags={"--vocab-size": "train.vocab_size", "--model": "train.model"},
+            examples=("llmctl tokenize web.dedup --vocab-size 4096", "llmctl tokenize web.dedup --tokenizer web.tokenizer"),
+        ),
+        Stage(
+            command="pack",
+            summary="Pack documents into rows of fixed length: best fit, no token lost, held-out documents apart.",
+            config="llmctl.config.tokens:PackConfig",
+            run="llmctl.tokens.pack:run",
+            output="rows",
+            inputs={"input": Role(("tokens",), "token shards to pack")},
+            flags={"--seq-len": "seq_len", "--heldout": "heldout_fraction"},
+            examples=("llmctl pack web.tokenize --seq-len 1024",),
+        ),
+        Stage(
+            command="pretrain",
+            summary="Train a decoder on packed rows.",
+            config="llmctl.config.train:PretrainConfig",
+            run="llmctl.objectives.pretrain:run",
+            output="checkpoint",
+            inputs={"input": Role(("rows",), "packed rows to train on")},
+            flags={
+                "--model": "model.name",
+                "--steps": "steps",
+                "--batch-rows": "batch_rows",
+                "--lr": "optimizer.lr",
+                "--precision": "precision",
+                "--nproc": "nproc",
+                "--zero": "zero",
+                "--seed": "seed",
+            },
+            examples=(
+                "llmctl pretrain web.pack --model tiny --steps 200",
+                "llmctl pretrain web.pack --model tiny model.layers=6 optimizer.lr=1e-3",
+                "llmctl pretrain web.pack --nproc 2 --zero 2",
+            ),
+        ),
+        Stage(
+            command="sft",
+            summary="Fine-tune a checkpoint on chats, with the loss on the assistant's tokens only.",
+            config="llmctl.config.train:SftConfig",
+            run="llmctl.objectives.sft:run",
+            output="checkpoint",
+            inputs={
+                "input": Role(("checkpoint",), "checkpoint to start from"),
+                "chats": Role(("chats",), "chats in the messages form: an artifact or a .jsonl file", files=True),
+            },
+            flags={
+                "--epochs": "epochs",
+                "--batch-rows": "batch_rows",
+                "--lr": "optimizer.lr",
+                "--precision": "precision",
+                "--nproc": "nproc",
+                "--zero": "zero",
+                "--seed": "seed",
+            },
+            examples=("llmctl sft web.pretrain --chats chats.jsonl --epochs 3",),
+        ),
+        Stage(
+            command="eval",
+            summary="Measure a checkpoint: held-out loss and bits per byte, and multiple choice by log-likelihood.",
+            config="llmctl.config.evals:EvalConfig",
+            run="llmctl.evals:run",
+            output="eval",
+            inputs={
+                "input": Role(("checkpoint",), "checkpoint to measure"),
+                "rows": Role(("rows",), "rows whose held-out split is scored; the training rows where left out", required=False),
+                "choices": Role(("prompts",), "multiple-choice questions: an artifact or a .jsonl file", required=False, files=True),
+            },
+            flags={"--limit": "limit", "--batch-tokens": "batch_tokens"},
+            examples=("llmctl eval web.pretrain", "llmctl eval web.sft --choices questions.jsonl"),
+        ),
+    )
+}
+
+
+def stage_named(command: str) -> Stage:
+    """The stage called `command`; a `UsageError` names the known ones."""
+    if command not in STAGES:
+        raise UsageError(f"no stage is called {command!r}", hint=f"known: {', '.join(STAGES)}")
+    return STAGES[command]

@@ -1,0 +1,84 @@
+"""An artifact as a reader sees it: a manifest and the files that it lists."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmctl.config.errors import InputError
+from llmctl.store.manifest import InputEntry, Manifest
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One committed run directory. Its files never change.
+
+    Attributes:
+        path: the run directory, `<store>/<name>/<run-id>`.
+        manifest: its parsed `manifest.json`.
+        ref: what it was asked for as, for messages (`web.clean@v3`).
+    """
+
+    path: Path
+    manifest: Manifest
+    ref: str
+
+    @property
+    def kind(self) -> str:
+        """`documents`, `tokens`, `checkpoint`, …"""
+        return self.manifest.kind
+
+    @property
+    def digest(self) -> str:
+        """`sha256:…` of the content."""
+        return self.manifest.digest
+
+    @property
+    def data(self) -> Path:
+        """The directory of the published files."""
+        return self.path / "data"
+
+    def files(self, *, suffix: str = "", split: str | None = None) -> list[Path]:
+        """Published files in manifest order, by ending and by split where given."""
+        return [
+            self.path / entry.path
+            for entry in self.manifest.files
+            if entry.path.endswith(suffix) and (split is None or entry.split == split)
+        ]
+
+    def file(self, name: str) -> Path:
+        """The one published file `data/<name>`; `InputError` where the manifest does not list it."""
+        if not any(entry.path == f"data/{name}" for entry in self.manifest.files):
+            raise InputError(f"{self.ref} holds no file {name}", hint=f"see llmctl show {self.ref}")
+        return self.data / name
+
+    def as_input(self) -> InputEntry:
+        """How a manifest made from this artifact names it."""
+        return InputEntry(digest=self.digest, kind=self.kind, ref=self.ref)
+
+
+@dataclass(frozen=True)
+class FileInput:
+    """A plain file given where an artifact is expected; identified by its bytes.
+
+    Attributes:
+        path: the file, as given.
+        digest: `sha256:…` of its bytes.
+        kind: the artifact kind whose rows it holds.
+    """
+
+    path: Path
+    digest: str
+    kind: str
+
+    @property
+    def ref(self) -> str:
+        """The path, for messages."""
+        return str(self.path)
+
+    def as_input(self) -> InputEntry:
+        """How a manifest names a plain file."""
+        return InputEntry(digest=self.digest, kind=self.kind, ref=self.path.name)
+
+
+Input = Artifact | FileInput
