@@ -89,7 +89,7 @@ class LockedError(LlmctlError):
     exit_code = 7
 
 
-class Interrupted(LlmctlError):
+class InterruptedRunError(LlmctlError):
     """Stopped on request after saving its state; the same command resumes."""
 
     exit_code = 75

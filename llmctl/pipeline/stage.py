@@ -1,23 +1,24 @@
-"""The declaration of a stage: light enough that `--help` and a cache hit import none of its code."""
+"""Declarations of commands: light enough that `--help` and a cache hit import none of their code."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llmctl.config.base import Config
+if TYPE_CHECKING:  # pydantic takes longer to import than `llmctl --help` may
+    from llmctl.config.base import Config
 
 
 @dataclass(frozen=True)
 class Role:
-    """One input of a stage.
+    """One input of a command.
 
     Attributes:
         kinds: artifact kinds that fit.
         help: one line for `--help`.
-        required: whether the stage cannot start without it.
+        required: whether the command cannot start without it.
         files: whether a plain file may stand in for an artifact.
     """
 
@@ -27,40 +28,56 @@ class Role:
     files: bool = False
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One stage: what it is called, what it takes, what it makes, and where its code lies.
+@dataclass(frozen=True, kw_only=True)
+class Verb:
+    """A command with a configuration and inputs.
 
     Attributes:
-        command: the verb, and the last part of the default artifact name (`web.clean`).
+        command: what the user types.
         summary: one line for `--help`.
         config: `module:Class` of its configuration model.
-        run: `module:function`, called as `run(job) -> Product`.
-        output: kind of the artifact that it makes.
-        op_version: bumped by hand when the same inputs would give other bytes; part of the action key.
         inputs: by role; the role `input` comes from the pipe or the first argument.
         flags: option name to configuration path, for the fields used most.
+        words: configuration path of a list that takes the other arguments; empty where there are none.
         examples: command lines for `--help`, first things first.
-        sources: `module:function` that names and fingerprints what a stage without `input` reads.
     """
 
     command: str
     summary: str
     config: str
-    run: str
-    output: str
-    op_version: int = 1
     inputs: Mapping[str, Role] = field(default_factory=dict)
     flags: Mapping[str, str] = field(default_factory=dict)
+    words: str = ""
     examples: tuple[str, ...] = ()
-    sources: str | None = None
 
     def config_model(self) -> type[Config]:
         """Import the configuration model."""
+        from llmctl.config.base import Config
+
         model = load(self.config)
         if not (isinstance(model, type) and issubclass(model, Config)):
             raise TypeError(f"{self.config} is not a Config")
         return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage(Verb):
+    """A command that makes an artifact. Its `command` is also the last part of the default name (`web.clean`).
+
+    Attributes:
+        run: `module:function`, called as `run(job) -> Product`.
+        output: kind of the artifact that it makes.
+        op_version: bumped by hand when the same inputs would give other bytes; part of the action key.
+        sources: `module:function` from the configuration of a stage without `input` to the default name and
+            the `{role: digest}` of what it will read.
+        resumable: whether a killed run keeps its work directory for the next one with the same action key.
+    """
+
+    run: str
+    output: str
+    op_version: int = 1
+    sources: str | None = None
+    resumable: bool = False
 
 
 def load(reference: str) -> Any:

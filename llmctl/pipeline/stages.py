@@ -15,8 +15,9 @@ STAGES: dict[str, Stage] = {
             summary="Read files, folders or the documentation of the running Python into documents.",
             config="llmctl.config.data:CollectConfig",
             run="llmctl.data.collect:run",
-            sources="llmctl.data.collect:fingerprint",
+            sources="llmctl.data.collect:sources",
             output="documents",
+            words="sources",
             flags={"--limit": "limit", "--license": "license"},
             examples=("llmctl collect python-docs", "llmctl collect notes/ 'crawl/*.jsonl.gz' --name web"),
         ),
@@ -27,7 +28,11 @@ STAGES: dict[str, Stage] = {
             run="llmctl.data.clean:run",
             output="documents",
             inputs={"input": DOCUMENTS},
-            flags={"--min-words": "quality.min_words", "--max-words": "quality.max_words", "--keep-rejected": "keep_rejected"},
+            flags={
+                "--min-words": "quality.min_words",
+                "--max-words": "quality.max_words",
+                "--keep-rejected": "keep_rejected",
+            },
             examples=("llmctl clean web", "llmctl collect notes/ | llmctl clean quality.min_stop_words=0"),
         ),
         Stage(
@@ -37,7 +42,12 @@ STAGES: dict[str, Stage] = {
             run="llmctl.data.dedup:run",
             output="documents",
             inputs={"input": DOCUMENTS},
-            flags={"--threshold": "threshold", "--permutations": "permutations", "--ngram": "ngram_words", "--seed": "seed"},
+            flags={
+                "--threshold": "threshold",
+                "--permutations": "permutations",
+                "--ngram": "ngram_words",
+                "--seed": "seed",
+            },
             examples=("llmctl dedup web.clean", "llmctl dedup web.clean --threshold 0.8"),
         ),
         Stage(
@@ -78,10 +88,15 @@ STAGES: dict[str, Stage] = {
             output="tokens",
             inputs={
                 "input": DOCUMENTS,
-                "tokenizer": Role(("tokenizer",), "tokenizer to use; trained on the input where left out", required=False),
+                "tokenizer": Role(
+                    ("tokenizer",), "tokenizer to use; trained on the input where left out", required=False
+                ),
             },
             flags={"--vocab-size": "train.vocab_size", "--model": "train.model"},
-            examples=("llmctl tokenize web.dedup --vocab-size 4096", "llmctl tokenize web.dedup --tokenizer web.tokenizer"),
+            examples=(
+                "llmctl tokenize web.dedup --vocab-size 4096",
+                "llmctl tokenize web.dedup --tokenizer web.tokenizer",
+            ),
         ),
         Stage(
             command="pack",
@@ -99,6 +114,7 @@ STAGES: dict[str, Stage] = {
             config="llmctl.config.train:PretrainConfig",
             run="llmctl.objectives.pretrain:run",
             output="checkpoint",
+            resumable=True,
             inputs={"input": Role(("rows",), "packed rows to train on")},
             flags={
                 "--model": "model.name",
@@ -122,6 +138,7 @@ STAGES: dict[str, Stage] = {
             config="llmctl.config.train:SftConfig",
             run="llmctl.objectives.sft:run",
             output="checkpoint",
+            resumable=True,
             inputs={
                 "input": Role(("checkpoint",), "checkpoint to start from"),
                 "chats": Role(("chats",), "chats in the messages form: an artifact or a .jsonl file", files=True),
@@ -145,8 +162,12 @@ STAGES: dict[str, Stage] = {
             output="eval",
             inputs={
                 "input": Role(("checkpoint",), "checkpoint to measure"),
-                "rows": Role(("rows",), "rows whose held-out split is scored; the training rows where left out", required=False),
-                "choices": Role(("prompts",), "multiple-choice questions: an artifact or a .jsonl file", required=False, files=True),
+                "rows": Role(
+                    ("rows",), "rows whose held-out split is scored; the training rows where left out", required=False
+                ),
+                "choices": Role(
+                    ("prompts",), "multiple-choice questions: an artifact or a .jsonl file", required=False, files=True
+                ),
             },
             flags={"--limit": "limit", "--batch-tokens": "batch_tokens"},
             examples=("llmctl eval web.pretrain", "llmctl eval web.sft --choices questions.jsonl"),

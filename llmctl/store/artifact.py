@@ -25,7 +25,7 @@ class Artifact:
 
     @property
     def kind(self) -> str:
-        """`documents`, `tokens`, `checkpoint`, …"""
+        """Such as `documents`, `tokens` or `checkpoint`."""
         return self.manifest.kind
 
     @property

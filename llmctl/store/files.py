@@ -73,7 +73,10 @@ def explain(error: OSError, where: str) -> InputError:
     """The `InputError` that tells a user what an `OSError` means here."""
     path = error.filename or where
     if error.errno == errno.ENOSPC:
-        return InputError(f"the disk that holds {where} is full", hint="free space or choose another --store, then run the same command again")
+        return InputError(
+            f"the disk that holds {where} is full",
+            hint="free space or choose another --store, then run the same command again",
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return InputError(f"no permission for {path}", hint="check its owner and mode, or choose another path")
     if error.errno == errno.ENOENT:

@@ -1,0 +1,213 @@
+"""The store: finds artifacts, opens runs, commits them. The only writer of manifests, refs and indexes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from llmctl.config.errors import InputError, IntegrityError, LockedError, UsageError
+from llmctl.store.artifact import Artifact
+from llmctl.store.card import render_card
+from llmctl.store.files import explain, explained, publish_bytes, sha256_file, sync_directory
+from llmctl.store.layout import NAME, RESERVED, STORE_FILE, STORE_FORMAT, RunDirectory, check_name, index_file
+from llmctl.store.manifest import MANIFEST_FILE, FileEntry, Manifest
+from llmctl.store.refs import Pointer, add_version, latest_version, parse_ref, read_pointer, versions
+
+READ_ONLY = 0o444
+
+
+@dataclass(frozen=True)
+class Store:
+    """A directory of immutable artifacts.
+
+    Attributes:
+        root: its absolute path.
+    """
+
+    root: Path
+
+    @classmethod
+    def open(cls, location: str | Path, *, create: bool = False) -> Store:
+        """Open the store at `location`; with `create`, make it first where nothing is there.
+
+        Raises:
+            UsageError: for a URI, since artifacts are memory-mapped from local disk.
+            InputError: where there is no store, or its directory cannot be used.
+        """
+        if "://" in str(location):
+            raise UsageError(
+                f"the store {location} is not a local directory", hint="give a path: artifacts are memory-mapped"
+            )
+        root = Path(location).expanduser().absolute()
+        mark = root / STORE_FILE
+        try:
+            if not mark.exists():
+                if not create:
+                    raise InputError(f"there is no store at {location}", hint="give --store, or make an artifact first")
+                root.mkdir(parents=True, exist_ok=True)
+                publish_bytes(mark, (json.dumps({"format": STORE_FORMAT}) + "\n").encode())
+            held = json.loads(mark.read_bytes())
+        except OSError as error:
+            raise explain(error, f"the store {location}") from error
+        except ValueError:
+            held = None
+        if not isinstance(held, dict) or held.get("format") != STORE_FORMAT:
+            raise IntegrityError(f"{mark} does not say {STORE_FORMAT}", hint="choose another --store directory")
+        return cls(root)
+
+    def names(self) -> list[str]:
+        """All artifact names, sorted."""
+        entries = [p.name for p in self.root.iterdir() if p.is_dir() and NAME.match(p.name) and p.name not in RESERVED]
+        return sorted(name for name in entries if (self.root / name / "refs").is_dir())
+
+    def artifacts(self) -> Iterator[tuple[int, Artifact]]:
+        """Every version of every name, by name and number."""
+        for name in self.names():
+            for number, pointer in versions(self.root, name).items():
+                yield number, self.load(pointer, f"{name}@v{number}")
+
+    def resolve(self, ref: str) -> Artifact:
+        """Find `name`, `name@v3`, `name@sha256:…` or the path of a run directory.
+
+        Raises:
+            InputError: where nothing answers to it.
+        """
+        if "/" in ref or ref.startswith("."):
+            return self._at_path(ref)
+        parsed = parse_ref(ref)
+        known = versions(self.root, parsed.name)
+        if not known:
+            raise InputError(f"no artifact is called {parsed.name!r} in {self.root}", hint="see llmctl ls")
+        if parsed.digest_prefix is not None:
+            hits = [n for n, p in known.items() if p.digest.removeprefix("sha256:").startswith(parsed.digest_prefix)]
+            number = hits[-1] if hits else None
+        else:
+            number = parsed.version or latest_version(self.root, parsed.name)
+        if number not in known:
+            shown = ", ".join(f"v{n}" for n in known)
+            raise InputError(f"{ref} does not exist; {parsed.name} has {shown}", hint=f"see llmctl ls {parsed.name}")
+        return self.load(known[number], f"{parsed.name}@v{number}")
+
+    def find(self, digest: str) -> Artifact:
+        """The artifact with this content digest.
+
+        Raises:
+            InputError: where the store holds none.
+        """
+        pointer = read_pointer(index_file(self.root, "digest", digest))
+        if pointer is None:
+            raise InputError(f"the store {self.root} holds nothing with digest {digest[:19]}…", hint="see llmctl ls")
+        return self.load(pointer, self._ref_of(pointer))
+
+    def load(self, pointer: Pointer, ref: str) -> Artifact:
+        """Read the manifest that `pointer` names and check it against the pointer."""
+        artifact = self._read(self.root / pointer.run, ref)
+        if sha256_file(artifact.path / MANIFEST_FILE) != pointer.manifest_sha256:
+            raise IntegrityError(
+                f"the manifest of {ref} was changed after its commit", hint="make the artifact again with --force"
+            )
+        return artifact
+
+    def begin(self, name: str, run_id: str) -> tuple[RunDirectory, FileLock]:
+        """Make the directory of a new run, or re-open a partial one, and take its lock.
+
+        Raises:
+            LockedError: where a live process works on that run.
+        """
+        run = RunDirectory(self.root, check_name(name), run_id)
+        with explained(f"the store {self.root}"):
+            run.data.mkdir(parents=True, exist_ok=True)
+            run.work.mkdir(exist_ok=True)
+            lock = FileLock(run.lock)
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                raise LockedError(f"another process works on run {run_id}", hint="wait for it, or stop it") from None
+        return run, lock
+
+    def commit(self, run: RunDirectory, manifest: Manifest) -> Pointer:
+        """Make a finished run visible: card, read-only files, manifest (the commit mark), then the indexes."""
+        with explained(f"the store {self.root}"):
+            publish_bytes(run.path / "README.md", render_card(manifest, run.name).encode())
+            for entry in manifest.files:
+                (run.path / entry.path).chmod(READ_ONLY)
+            publish_bytes(run.manifest, manifest.to_bytes())
+            run.manifest.chmod(READ_ONLY)
+            sync_directory(run.path.parent)
+            return self.record(run, manifest)
+
+    def record(self, run: RunDirectory, manifest: Manifest) -> Pointer:
+        """Write the index entries of a committed run; safe to repeat after a kill between commit and index."""
+        pointer = Pointer(run.key, manifest.digest, sha256_file(run.manifest))
+        publish_bytes(index_file(self.root, "digest", manifest.digest), pointer.to_bytes())
+        publish_bytes(index_file(self.root, "action", manifest.producer.action_key), pointer.to_bytes())
+        shutil.rmtree(run.work, ignore_errors=True)
+        return pointer
+
+    def publish_version(self, name: str, pointer: Pointer, *, reuse: bool = False) -> Artifact:
+        """Give a committed run the next version of `name` (or its old one, with `reuse`) and return it."""
+        with explained(f"the store {self.root}"):
+            number = add_version(self.root, name, pointer, reuse=reuse)
+        return self.load(pointer, f"{name}@v{number}")
+
+    def cached(self, action_key: str) -> Pointer | None:
+        """The run that this action gave before; a damaged or dangling entry counts as none."""
+        try:
+            pointer = read_pointer(index_file(self.root, "action", action_key))
+            if pointer is None:
+                return None
+            artifact = self.load(pointer, pointer.run)
+        except (InputError, IntegrityError):
+            return None
+        whole = all((artifact.path / f.path).is_file() for f in artifact.manifest.files)
+        return pointer if whole else None
+
+    def _read(self, path: Path, ref: str) -> Artifact:
+        try:
+            manifest = Manifest.model_validate_json((path / MANIFEST_FILE).read_bytes())
+        except FileNotFoundError:
+            raise InputError(f"{ref} is not a committed artifact", hint="see llmctl ls") from None
+        except OSError as error:
+            raise explain(error, ref) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "JSON"
+            raise IntegrityError(
+                f"the manifest of {ref} is damaged at {where}", hint="make the artifact again with --force"
+            ) from None
+        return Artifact(path, manifest, ref)
+
+    def _at_path(self, text: str) -> Artifact:
+        path = Path(text).expanduser()
+        if not path.is_dir():
+            raise InputError(f"{text} is not a run directory", hint="give the directory that holds manifest.json")
+        return self._read(path.absolute(), text)
+
+    def _ref_of(self, pointer: Pointer) -> str:
+        """The best name for a run: the version of its own name that points to it, else its digest."""
+        name = pointer.run.partition("/")[0]
+        for number, known in versions(self.root, name).items():
+            if known.run == pointer.run:
+                return f"{name}@v{number}"
+        return f"{name}@{pointer.digest[:19]}"
+
+
+def describe_files(run: RunDirectory) -> list[FileEntry]:
+    """Hash every file under `data/`, sorted by path.
+
+    Raises:
+        IntegrityError: where a half-written file was left, or a link points out of the run.
+    """
+    entries: list[FileEntry] = []
+    for path in sorted(p for p in run.data.rglob("*") if not p.is_dir()):
+        relative = path.relative_to(run.path).as_posix()
+        if path.suffix == ".tmp" or path.is_symlink():
+            raise IntegrityError(f"{relative} in run {run.run_id} is not a finished file", hint="run the command again")
+        entries.append(FileEntry(path=relative, bytes=path.stat().st_size, sha256=sha256_file(path)))
+    return entries
