@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import socket
@@ -59,6 +60,10 @@ class Call:
     force: bool = False
     argv: tuple[str, ...] = ()
     run_id: str = field(default_factory=lambda: str(ULID()))
+
+    def with_inputs(self, inputs: Mapping[str, Input]) -> Call:
+        """The same call, once its inputs are known."""
+        return dataclasses.replace(self, inputs=inputs)
 
 
 @dataclass(frozen=True)
@@ -150,6 +155,20 @@ def execute(call: Call, store: Store, progress: Progress) -> Outcome:
             shutil.rmtree(run.path, ignore_errors=True)
         raise
     return Outcome(artifact, cached=False)
+
+
+def plan(call: Call, store: Store) -> dict[str, object]:
+    """What `execute` would do, without doing it: the resolved configuration, inputs, name and cache state."""
+    name, digests = _identify(call)
+    key = _action_key(call, digests)
+    return {
+        "command": call.stage.command,
+        "name": name,
+        "config": call.config.model_dump(mode="json"),
+        "inputs": digests,
+        "action_key": key,
+        "cached": store.cached(key) is not None,
+    }
 
 
 def _identify(call: Call) -> tuple[str, dict[str, str]]:

@@ -71,6 +71,7 @@ class Stage(Verb):
         sources: `module:function` from the configuration of a stage without `input` to the default name and
             the `{role: digest}` of what it will read.
         resumable: whether a killed run keeps its work directory for the next one with the same action key.
+        then: the command that usually comes next.
     """
 
     run: str
@@ -78,6 +79,7 @@ class Stage(Verb):
     op_version: int = 1
     sources: str | None = None
     resumable: bool = False
+    then: str = ""
 
 
 def load(reference: str) -> Any:

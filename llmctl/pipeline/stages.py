@@ -12,7 +12,8 @@ STAGES: dict[str, Stage] = {
     for stage in (
         Stage(
             command="collect",
-            summary="Read files, folders or the documentation of the running Python into documents.",
+            then="clean",
+            summary="Read files, folders or Python's own documentation.",
             config="llmctl.config.data:CollectConfig",
             run="llmctl.data.collect:run",
             sources="llmctl.data.collect:sources",
@@ -23,7 +24,8 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             command="clean",
-            summary="Turn HTML to text, normalise it and drop documents by the Gopher rules, counting each reason.",
+            then="dedup",
+            summary="Extract, normalise and filter text, counting reasons.",
             config="llmctl.config.data:CleanConfig",
             run="llmctl.data.clean:run",
             output="documents",
@@ -37,7 +39,8 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             command="dedup",
-            summary="Remove exact and near duplicates (MinHash), keeping one document of every cluster.",
+            then="tokenize",
+            summary="Remove exact and near duplicates (MinHash).",
             config="llmctl.config.data:DedupConfig",
             run="llmctl.data.dedup:run",
             output="documents",
@@ -52,7 +55,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             command="chats",
-            summary="Turn documentation into question-and-answer chats, leaving the held-out entries out.",
+            summary="Turn documentation into question-and-answer chats.",
             config="llmctl.config.data:ChatsConfig",
             run="llmctl.data.lessons:run_chats",
             output="chats",
@@ -62,7 +65,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             command="quiz",
-            summary="Turn held-out documentation into multiple-choice questions, one right summary among four.",
+            summary="Make multiple-choice questions on held-out entries.",
             config="llmctl.config.data:QuizConfig",
             run="llmctl.data.lessons:run_quiz",
             output="prompts",
@@ -72,7 +75,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             command="tokenizer",
-            summary="Train a SentencePiece tokenizer on documents.",
+            summary="Train a SentencePiece tokenizer.",
             config="llmctl.config.tokens:TokenizerConfig",
             run="llmctl.tokens.train:run",
             output="tokenizer",
@@ -82,7 +85,8 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             command="tokenize",
-            summary="Encode documents to token ids, training a tokenizer first where none is given.",
+            then="pack",
+            summary="Encode documents to token ids.",
             config="llmctl.config.tokens:TokenizeConfig",
             run="llmctl.tokens.encode:run",
             output="tokens",
@@ -100,7 +104,8 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             command="pack",
-            summary="Pack documents into rows of fixed length: best fit, no token lost, held-out documents apart.",
+            then="pretrain",
+            summary="Pack documents into rows of fixed length.",
             config="llmctl.config.tokens:PackConfig",
             run="llmctl.tokens.pack:run",
             output="rows",
@@ -110,6 +115,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             command="pretrain",
+            then="eval",
             summary="Train a decoder on packed rows.",
             config="llmctl.config.train:PretrainConfig",
             run="llmctl.objectives.pretrain:run",
@@ -134,7 +140,8 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             command="sft",
-            summary="Fine-tune a checkpoint on chats, with the loss on the assistant's tokens only.",
+            then="serve",
+            summary="Fine-tune on chats, with loss on the answers only.",
             config="llmctl.config.train:SftConfig",
             run="llmctl.objectives.sft:run",
             output="checkpoint",
@@ -156,7 +163,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             command="eval",
-            summary="Measure a checkpoint: held-out loss and bits per byte, and multiple choice by log-likelihood.",
+            summary="Measure held-out loss and multiple choice.",
             config="llmctl.config.evals:EvalConfig",
             run="llmctl.evals:run",
             output="eval",

@@ -1,0 +1,205 @@
+"""Builds Typer commands from declarations, so that a field's description is its `--help` text everywhere."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from llmctl.config.errors import ConfigError, Problem, UsageError
+from llmctl.pipeline.stage import Verb
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from llmctl.config.base import Config
+
+DEFAULT_STORE = "artifacts"
+PANEL_COMMON = "Common options"
+
+StoreOption = Annotated[str, typer.Option("--store", envvar="LLMCTL_STORE", help="Directory of the artifacts.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable lines on stdout.")]
+QuietOption = Annotated[bool, typer.Option("-q", "--quiet", help="Print only name@vN; no progress.")]
+NameOption = Annotated[
+    str | None, typer.Option("--name", help="Name of the artifact; by default made from the input's.")
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Run even where the cache has the answer.")]
+PrintConfigOption = Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything, say what would run, and stop.")]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the user gave to a command that is built from a `Verb`.
+
+    Attributes:
+        config: merged and validated.
+        refs: role to reference, from arguments and options; `-` stands for the pipe.
+        options: the common options by parameter name.
+    """
+
+    config: Config
+    refs: Mapping[str, str]
+    options: Mapping[str, Any]
+
+
+def build_command(verb: Verb, common: Mapping[str, Any], body: Callable[[Given], None]) -> Callable[..., None]:
+    """A callback for Typer: parse → configuration → `body`.
+
+    Args:
+        verb: the declaration.
+        common: annotated options beside those of the declaration, by parameter name, with their defaults.
+        body: called with what the user gave.
+    """
+    model = verb.config_model()
+    flags = {_parameter_name(option): (option, path) for option, path in verb.flags.items()}
+    roles = {f"role_{role}": role for role in verb.inputs if role != "input"}
+
+    def callback(**values: Any) -> None:
+        refs = {roles[name]: values[name] for name in roles if values[name] is not None}
+        others, overrides = split_words(values.get("words") or [])
+        flag_values = {path: values[name] for name, (_, path) in flags.items() if values[name] is not None}
+        config = _configure(verb, model, flag_values, others, overrides, refs)
+        body(Given(config, refs, {name: values[name] for name in common}))
+
+    parameters = [_words_parameter(verb)]
+    parameters += [_flag_parameter(name, option, path, model) for name, (option, path) in flags.items()]
+    parameters += [_role_parameter(name, role, verb) for name, role in roles.items()]
+    parameters += [_parameter(name, annotation, default) for name, (annotation, default) in common.items()]
+    callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    callback.__doc__ = help_text(verb)
+    return callback
+
+
+def help_text(verb: Verb) -> str:
+    """Examples first, then what the command does."""
+    examples = "\n".join(f"  {line}" for line in verb.examples)
+    return f"{verb.summary}\n\n\b\nExamples:\n{examples}" if examples else verb.summary
+
+
+def split_words(words: list[str]) -> tuple[list[str], list[str]]:
+    """Separate `key=value` overrides from the other arguments."""
+    from llmctl.config.load import OVERRIDE
+
+    overrides = [word for word in words if OVERRIDE.match(word)]
+    return [word for word in words if not OVERRIDE.match(word)], overrides
+
+
+def piped_stdin() -> IO[bytes] | None:
+    """Stdin where something is piped or redirected into it; None for a terminal or /dev/null."""
+    import stat
+
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:
+        return None
+    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISREG(mode):
+        return sys.stdin.buffer
+    return None
+
+
+def _configure(
+    verb: Verb,
+    model: type[Config],
+    flag_values: Mapping[str, Any],
+    others: list[str],
+    overrides: list[str],
+    refs: dict[str, str],
+) -> Config:
+    """Merge all layers; the words that are no overrides are the input reference, or fill the verb's list."""
+    from llmctl.config.load import build, environment_layer, merge, parse_overrides, set_path, user_layer
+
+    layer: dict[str, Any] = {}
+    for path, value in flag_values.items():
+        set_path(layer, path, value)
+    if verb.words:
+        if others:
+            set_path(layer, verb.words, others)
+    elif len(others) > 1:
+        raise ConfigError([Problem(others[1], "is one argument too many", "an override is written key=value")])
+    elif others:
+        refs["input"] = others[0]
+    return build(
+        model, [user_layer(verb.command), environment_layer(verb.command), merge(layer, parse_overrides(overrides))]
+    )
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _words_parameter(verb: Verb) -> inspect.Parameter:
+    what = verb.words.upper() if verb.words else "REF" if "input" in verb.inputs else ""
+    about = verb.inputs["input"].help if "input" in verb.inputs else verb.words
+    text = (
+        f"{about[:1].upper()}{about[1:]}"
+        + (", or - for the pipe" if what == "REF" else "")
+        + "; a.b=value sets any field."
+    )
+    argument = typer.Argument(metavar=f"[{what}] [KEY=VALUE]...", help=text, show_default=False)
+    return _parameter("words", Annotated[list[str] | None, argument], None)
+
+
+def _role_parameter(name: str, role: str, verb: Verb) -> inspect.Parameter:
+    about = verb.inputs[role].help
+    option = typer.Option(f"--{role}", metavar="REF", help=f"{about[:1].upper()}{about[1:]}.", show_default=False)
+    return _parameter(name, Annotated[str | None, option], None)
+
+
+def _flag_parameter(name: str, option: str, path: str, model: type[Config]) -> inspect.Parameter:
+    field = _field(model, path)
+    kind = field.annotation
+    if kind is bool:
+        declaration = typer.Option(
+            f"{option}/--no-{option[2:]}", help=field.description, show_default=str(field.default)
+        )
+        return _parameter(name, Annotated[bool | None, declaration], None)
+    shown = False if field.is_required() or field.default is None else str(field.get_default(call_default_factory=True))
+    declaration = typer.Option(option, metavar=_metavar(kind), help=field.description, show_default=shown)
+    return _parameter(name, Annotated[str | None, declaration], None)
+
+
+def _parameter_name(option: str) -> str:
+    return "flag_" + option.removeprefix("--").replace("-", "_")
+
+
+def _field(model: type[Any], path: str) -> FieldInfo:
+    """The field that a dotted path leads to, through nested models and through unions of them."""
+    name, _, rest = path.partition(".")
+    field: FieldInfo = model.model_fields[name]
+    if not rest:
+        return field
+    head = rest.partition(".")[0]
+    for member in _members(field.annotation):
+        if head in getattr(member, "model_fields", {}):
+            return _field(member, rest)
+    raise UsageError(f"{path} is no field of {model.__name__}")
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """The alternatives of a (possibly annotated) union; the annotation itself otherwise."""
+    if typing.get_origin(annotation) is Annotated:
+        return _members(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return tuple(member for part in typing.get_args(annotation) for member in _members(part))
+    return (annotation,)
+
+
+def _metavar(kind: Any) -> str:
+    """`INTEGER`, `NUMBER`, `a|b` or `TEXT` for a field's type."""
+    for member in _members(kind):
+        if typing.get_origin(member) is typing.Literal:
+            return "|".join(str(choice) for choice in typing.get_args(member))
+        if member is int:
+            return "INTEGER"
+        if member is float:
+            return "NUMBER"
+    return "TEXT"

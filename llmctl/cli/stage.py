@@ -1,0 +1,84 @@
+"""Every stage's command: receive → execute → print."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from llmctl.cli.command import (
+    DEFAULT_STORE,
+    DryRunOption,
+    ForceOption,
+    Given,
+    JsonOption,
+    NameOption,
+    PrintConfigOption,
+    QuietOption,
+    StoreOption,
+    build_command,
+    piped_stdin,
+)
+from llmctl.cli.failures import guarded
+from llmctl.cli.output import Sink
+from llmctl.pipeline.stage import Stage, Verb
+
+if TYPE_CHECKING:
+    from llmctl.store.artifact import Artifact
+
+COMMON: dict[str, tuple[Any, Any]] = {
+    "store": (StoreOption, DEFAULT_STORE),
+    "name": (NameOption, None),
+    "force": (ForceOption, False),
+    "as_json": (JsonOption, False),
+    "quiet": (QuietOption, False),
+    "print_config": (PrintConfigOption, False),
+    "dry_run": (DryRunOption, False),
+}
+
+
+def stage_command(stage: Stage) -> Callable[..., None]:
+    """The Typer callback of one stage."""
+
+    def body(given: Given) -> None:
+        if given.options["print_config"]:
+            typer.echo(given.config.model_dump_json(indent=2))
+            return
+        sink = Sink(stage.command, as_json=given.options["as_json"], quiet=given.options["quiet"])
+        guarded(sink, lambda: _run(stage, given, sink))
+
+    return build_command(stage, COMMON, body)
+
+
+def _run(stage: Stage, given: Given, sink: Sink) -> None:
+    from llmctl.pipeline import receipts
+    from llmctl.pipeline.execute import Call, execute, plan, resolve_inputs
+    from llmctl.store.store import Store
+
+    options = given.options
+    store = Store.open(options["store"], create=not options["dry_run"])
+    call = Call(stage, given.config, {}, options["name"], options["force"], tuple(sys.argv[1:]))
+    if not options["dry_run"]:
+        sink.begin(receipts.begin(call.run_id, stage.command, stage.output, store))
+    refs, piped = take_pipe(stage, given.refs)
+    call = call.with_inputs(resolve_inputs(stage, refs, store, piped))
+    if options["dry_run"]:
+        sink.write_json(plan(call, store))
+        return
+    outcome = execute(call, store, sink)
+    sink.finish(outcome.artifact, receipts.end_ok(outcome.artifact, cached=outcome.cached), stage.then)
+
+
+def take_pipe(verb: Verb, refs: Mapping[str, str]) -> tuple[dict[str, str], dict[str, Artifact]]:
+    """Fill the role `input` from the pipe where the reference is `-`, or left out and something is piped in."""
+    from llmctl.pipeline.receipts import receive
+
+    rest = {role: ref for role, ref in refs.items() if not (role == "input" and ref == "-")}
+    if "input" not in verb.inputs or "input" in rest:
+        return rest, {}
+    stdin = piped_stdin()
+    if stdin is None and "input" not in refs:
+        return rest, {}
+    return rest, {"input": receive(stdin or ())}

@@ -1,0 +1,76 @@
+"""How an artifact is shown to a person: a headline, its totals, where it lies, what comes next."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from llmctl.store.artifact import Artifact
+
+HEADLINE_FIGURES = 4
+BYTE_UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def headline(artifact: Artifact, *, cached: bool, seconds: float) -> str:
+    """One line: `web.clean@v1: 4,120 documents, 3.1 MB (cached)`."""
+    shown = [f"{figure(value)} {key}" for key, value in _leading(artifact)]
+    how = "cached" if cached else f"{seconds:.1f} s"
+    return f"{artifact.ref}: {', '.join(shown)} ({how})"
+
+
+def summary(artifact: Artifact, following: str) -> Iterator[RenderableType]:
+    """Totals as a table, the path, and the command that usually comes next."""
+    yield totals_table(artifact)
+    if artifact.kind == "eval":
+        yield from results_tables(artifact)
+    yield f"path  {artifact.path}"
+    if following:
+        yield f"next  llmctl {following} {artifact.ref.partition('@')[0]}"
+
+
+def totals_table(artifact: Artifact) -> Table:
+    """Every total of the manifest, one a line."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for key, value in artifact.manifest.totals.items():
+        table.add_row(key, figure(value))
+    return table
+
+
+def results_tables(artifact: Artifact) -> Iterator[RenderableType]:
+    """The tasks of an `eval` artifact, one table: metric, value, standard error, chance, untrained."""
+    results = json.loads(artifact.file("results.json").read_text(encoding="utf-8"))
+    table = Table(pad_edge=False)
+    for column in ("task", "metric", "value", "± stderr", "chance", "untrained", "n"):
+        table.add_column(column, justify="left" if column in ("task", "metric") else "right")
+    for task, metrics in results["tasks"].items():
+        for metric, entry in metrics.items():
+            cells = [entry.get(key) for key in ("value", "stderr", "chance", "untrained", "n")]
+            table.add_row(task, metric, *("" if cell is None else figure(cell) for cell in cells))
+    yield table
+
+
+def figure(value: float | str) -> str:
+    """A number as people read it; text as it is."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.4g}" if abs(value) < 1e5 else f"{value:,.0f}"
+
+
+def byte_size(count: float) -> str:
+    """`3.1 MB`, in powers of 1,000."""
+    for unit in BYTE_UNITS:
+        if count < 1000 or unit == BYTE_UNITS[-1]:
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+
+
+def _leading(artifact: Artifact) -> list[tuple[str, int | float]]:
+    """The first few totals, without nested counts and digests."""
+    plain = [(k, v) for k, v in artifact.manifest.totals.items() if "." not in k and not isinstance(v, str)]
+    return plain[:HEADLINE_FIGURES]
