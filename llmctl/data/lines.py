@@ -16,6 +16,7 @@ import zstandard
 from llmctl.config.errors import InputError
 from llmctl.store.files import explained
 
+LONGEST_LINE_BYTES = 256 << 20  # a decompression bomb is one long line
 COMPRESSED = (".gz", ".zst")
 
 
@@ -105,18 +106,22 @@ def decode(content: bytes, path: Path, offset: int = 0) -> str:
         ) from error
 
 
-def read_text(path: Path) -> str:
-    """A whole file as text, without a byte-order mark."""
+def read_text(path: Path, most_bytes: int) -> str | None:
+    """A whole file as text, without a byte-order mark; None where it is longer than `most_bytes` decompressed."""
     with readable(path), open_bytes(path) as handle:
-        content = handle.read()
-    return decode(content, path).removeprefix("\ufeff")
+        content = handle.read(most_bytes + 1)
+    return None if len(content) > most_bytes else decode(content, path).removeprefix("\ufeff")
 
 
 def read_objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) of each non-blank line of a JSON Lines file."""
     offset = 0
     with readable(path), open_bytes(path) as handle:
-        for number, line in enumerate(handle, start=1):
+        for number, line in enumerate(iter(lambda: handle.readline(LONGEST_LINE_BYTES + 1), b""), start=1):
+            if len(line) > LONGEST_LINE_BYTES:
+                raise InputError(
+                    f"{path} line {number} is over {LONGEST_LINE_BYTES >> 20} MiB", hint="split the document"
+                )
             text = decode(line, path, offset).removeprefix("\ufeff" if offset == 0 else "").strip()
             offset += len(line)
             if text:

@@ -22,7 +22,9 @@ from llmctl.store.files import explained, publish
 STRING = pa.string()
 MESSAGE = pa.struct([pa.field("role", STRING, nullable=False), pa.field("content", STRING, nullable=False)])
 
-DOCUMENTS = pa.schema([pa.field(name, STRING, nullable=False) for name in ("id", "text", "source", "url", "license")])
+# lang: the programming language of a code file (`python`), otherwise "".
+DOCUMENT_COLUMNS = ("id", "text", "source", "url", "license", "lang")
+DOCUMENTS = pa.schema([pa.field(name, STRING, nullable=False) for name in DOCUMENT_COLUMNS])
 CHATS = pa.schema(
     [
         pa.field("id", STRING, nullable=False),
@@ -42,7 +44,8 @@ PROMPTS = pa.schema(
 
 SCHEMAS = {"documents": DOCUMENTS, "chats": CHATS, "prompts": PROMPTS}
 SCHEMA_NAMES = {kind: f"llmctl.{kind}/1" for kind in SCHEMAS}
-MAY_BE_LEFT_OUT = {"id", "source", "url", "license"}  # in plain files
+MAY_BE_LEFT_OUT = {"id", "source", "url", "license", "lang"}  # in plain files
+FILLED_WITH_BLANK = {"source", "url", "license", "lang"}  # in batches
 
 BATCH_ROWS = 1024
 GROUP_ROWS = 8192
@@ -89,6 +92,17 @@ def rows_digest(batches: Iterator[pa.RecordBatch] | Sequence[pa.RecordBatch]) ->
     return digest.hexdigest()
 
 
+def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """`batch` with exactly the columns of `schema`; source, url, license and lang may be absent and are then ""."""
+    columns = []
+    for field in schema:
+        if field.name not in batch.schema.names and field.name in FILLED_WITH_BLANK:
+            columns.append(pa.repeat("", batch.num_rows).cast(field.type))
+        else:
+            columns.append(batch.column(field.name).cast(field.type))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
 class TableWriter:
     """Writes batches to `part-00000.parquet`, `part-00001.parquet`, … each whole or not at all.
 
@@ -119,8 +133,8 @@ class TableWriter:
                 stale.unlink()
 
     def write(self, batch: pa.RecordBatch) -> None:
-        """Append the rows of `batch`, whose columns must be those of the schema."""
-        batch = batch.select(self.schema.names).cast(self.schema)
+        """Append the rows of `batch`. Of its columns, those of the schema are written."""
+        batch = conform(batch, self.schema)
         if not batch.num_rows:
             return
         self.digest.update(batch)
@@ -130,7 +144,8 @@ class TableWriter:
 
     def write_rows(self, rows: Sequence[dict[str, Any]]) -> None:
         """Append rows given as dictionaries."""
-        self.write(pa.RecordBatch.from_pylist(list(rows), schema=self.schema))
+        present = [field for field in self.schema if any(field.name in row for row in rows)]
+        self.write(pa.RecordBatch.from_pylist(list(rows), schema=pa.schema(present)))
 
     def close(self) -> dict[str, FileFacts]:
         """Finish the last part; facts of all parts by file name. At least one part, maybe empty, is written."""

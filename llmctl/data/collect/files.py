@@ -1,0 +1,207 @@
+"""Documents from files, folders and glob patterns."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmctl.config.errors import InputError
+from llmctl.data.collect.document import Document, Tally
+from llmctl.data.lines import plain_suffix, read_objects, read_text
+from llmctl.data.tables import read_parquet
+from llmctl.store.files import explained, sha256_file
+from llmctl.store.manifest import sha256_of
+
+PROSE = {".txt", ".text", ".md", ".markdown", ".rst", ".html", ".htm"}
+JSON_LINES = {".jsonl", ".ndjson"}
+CODE = {
+    ".py": "python", ".pyi": "python", ".c": "c", ".h": "c", ".cc": "cpp", ".cpp": "cpp", ".cxx": "cpp",
+    ".hpp": "cpp", ".cu": "cuda", ".cs": "csharp", ".css": "css", ".go": "go", ".hs": "haskell", ".java": "java",
+    ".js": "javascript", ".mjs": "javascript", ".jsx": "javascript", ".jl": "julia", ".kt": "kotlin",
+    ".lua": "lua", ".ml": "ocaml", ".php": "php", ".pl": "perl", ".r": "r", ".rb": "ruby", ".rs": "rust",
+    ".scala": "scala", ".sh": "shell", ".bash": "shell", ".sql": "sql", ".swift": "swift", ".ts": "typescript",
+    ".tsx": "typescript", ".zig": "zig",
+}  # fmt: skip
+KNOWN = "text (.txt .md .rst .html), .jsonl, .parquet or code, plain or as .gz or .zst"
+TEXT_COLUMNS = ("text", "content")
+ROW_COLUMNS = (*TEXT_COLUMNS, "id", "url", "source", "license")
+
+
+def is_known(path: Path) -> bool:
+    """Whether the name's ending is one that `collect` reads. Compressed Parquet is not."""
+    suffix = plain_suffix(path)
+    return suffix in PROSE or suffix in JSON_LINES or suffix in CODE or path.suffix.lower() == ".parquet"
+
+
+def safe_name(text: str) -> str:
+    """`text` as an artifact's name: letters, digits, `.`, `_`, `-`; never empty."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "documents"
+
+
+def stem(path: Path) -> str:
+    """The file's name without its endings (`crawl.jsonl.gz` gives `crawl`)."""
+    name = path.name
+    while (suffix := Path(name).suffix.lower()) and (suffix in {".gz", ".zst", ".parquet"} or is_known(Path(name))):
+        name = name[: -len(suffix)]
+    return name
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Files under one base.
+
+    Attributes:
+        name: what documents without a source of their own carry.
+        members: (path, name of the file within the source), sorted by that name.
+        unknown: files of a folder whose format is not known.
+        max_document_bytes: longer documents are dropped.
+        license: for documents that name none.
+    """
+
+    name: str
+    members: tuple[tuple[Path, str], ...]
+    unknown: int
+    max_document_bytes: int
+    license: str
+
+    def fingerprint(self) -> str:
+        """The digest of the source's name and of its files' names and bytes; folder location plays no part."""
+        files = []
+        for path, name in self.members:
+            with explained(str(path)):
+                files.append([name, sha256_file(path)])
+        return sha256_of({"name": self.name, "files": files})
+
+    def documents(self, tally: Tally) -> Iterator[Document]:
+        """File by file; rows of one file in its order."""
+        if self.unknown:
+            tally.skipped["unknown_format"] += self.unknown
+        for path, name in self.members:
+            if plain_suffix(path) in JSON_LINES:
+                yield from self._rows(path, name, "line", read_objects(path))
+            elif path.suffix.lower() == ".parquet":
+                yield from self._rows(path, name, "row", _parquet_rows(path))
+            else:
+                text = read_text(path, self.max_document_bytes)
+                if text is None:
+                    tally.dropped["too_large"] += 1
+                    continue
+                yield Document(name, text, self.name, "", self.license, CODE.get(plain_suffix(path), ""))
+
+    def _rows(self, path: Path, name: str, unit: str, rows: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[Document]:
+        for number, row in rows:
+            where = f"{path} {unit} {number}"
+            text = next((row[column] for column in TEXT_COLUMNS if row.get(column) is not None), None)
+            if text is None:
+                raise InputError(f"{where}: no text", hint="each row needs a string `text` (or `content`)")
+            row_id = row.get("id")
+            yield Document(
+                id=f"{name}:{number}" if row_id in (None, "") else _string(str(row_id), "id", where),
+                text=_string(text, "text", where),
+                source=_string(row.get("source") or self.name, "source", where),
+                url=_string(row.get("url") or "", "url", where),
+                license=_string(row.get("license") or self.license, "license", where),
+            )
+
+
+def _string(value: Any, column: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(
+            f"{where}: {column} is a {type(value).__name__}, not a string", hint="mend the row or leave it out"
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{where}: {column} holds a lone surrogate at character {error.start}", hint="it is no valid Unicode text"
+        ) from error
+    return value
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    number = 0
+    for batch in read_parquet(path):
+        names = [name for name in batch.schema.names if name in ROW_COLUMNS]
+        if not set(names) & set(TEXT_COLUMNS):
+            raise InputError(f"{path} has no column 'text'", hint=f"it has: {', '.join(batch.schema.names)}")
+        for row in batch.select(names).to_pylist():
+            number += 1
+            yield number, row
+
+
+def open_source(argument: str, max_document_bytes: int, license_id: str) -> FileSource:
+    """The source that a file, folder or glob pattern stands for. Contents are not read yet.
+
+    Raises:
+        InputError: where nothing is there, a folder cannot be listed, or a named file's format is not known.
+    """
+    path = Path(argument).expanduser()
+    with explained(argument):
+        exists = path.exists()
+    if not exists and glob.has_magic(argument):
+        found, unknown = _matches(path)
+        base = _static_base(path)
+        if not found:
+            raise InputError(f"no readable file matches {argument}", hint=f"known formats: {KNOWN}")
+        name = base.resolve().name
+        members = [(match, match.relative_to(base).as_posix()) for match in found]
+    elif not exists:
+        raise InputError(f"{argument} does not exist", hint="check the path, or write python-docs")
+    elif path.is_dir():
+        name = path.resolve().name
+        found, unknown = _walk(path)
+        members = [(member, member.relative_to(path).as_posix()) for member in found]
+    else:
+        if not is_known(path):
+            raise InputError(f"{argument}: unknown format {path.suffix!r}", hint=f"known: {KNOWN}")
+        name, members, unknown = stem(path), [(path, path.name)], 0
+    members.sort(key=lambda member: member[1])
+    return FileSource(safe_name(name), tuple(members), unknown, max_document_bytes, license_id)
+
+
+def _walk(folder: Path) -> tuple[list[Path], int]:
+    """Files of known formats below `folder`, and the number of others. Hidden names and folder links are left out."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found, unknown = [], 0
+    with explained(str(folder)):
+        for directory, folders, names in os.walk(folder, onerror=fail):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in names:
+                path = Path(directory, name)
+                if name.startswith(".") or not path.is_file():
+                    continue
+                if is_known(path):
+                    found.append(path)
+                else:
+                    unknown += 1
+    return found, unknown
+
+
+def _matches(pattern: Path) -> tuple[list[Path], int]:
+    found, unknown = [], 0
+    for match in glob.glob(str(pattern), recursive=True):  # noqa: PTH207 - Path.glob takes no absolute pattern
+        path = Path(match)
+        if path.is_file():
+            if is_known(path):
+                found.append(path)
+            else:
+                unknown += 1
+    return found, unknown
+
+
+def _static_base(pattern: Path) -> Path:
+    """The folder above the first part of a pattern that has a wildcard."""
+    base = Path()
+    for part in pattern.parts[:-1]:
+        if glob.has_magic(part):
+            break
+        base /= part
+    return base
