@@ -1,0 +1,18 @@
+"""Losses as pure functions of a model and packed rows; each is a sum over targets, for one global denominator."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from llmctl.model.transformer import Transformer
+from llmctl.train.likelihood import LOGITS_AT_ONCE, Tensors, target_losses
+
+
+def next_token(model: Transformer, batch: Tensors, logits_at_once: int = LOGITS_AT_ONCE) -> Tensor:
+    """Σ -log p(label | what comes before in its document) over all positions with a label; fp32 scalar.
+
+    Positions without a label (padding, document ends, prompts) take no part, so the sum is the same however
+    the documents are packed, padded and dealt to batches.
+    """
+    losses, _ = target_losses(model, batch, logits_at_once)
+    return losses.sum()

@@ -1,0 +1,113 @@
+"""Loss on rows that were not trained on, in nats, perplexity and bits per byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llmctl.model.transformer import Transformer
+from llmctl.tokens.batch import Batch
+from llmctl.train.likelihood import Tensors, target_losses
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Sums over targets; two measurements add up.
+
+    Attributes:
+        nll: nats over all targets.
+        targets: how many.
+        text_nll: nats over the targets that stand for bytes (an end-of-document mark does not).
+        bytes: bytes that those targets stand for.
+    """
+
+    nll: float = 0.0
+    targets: int = 0
+    text_nll: float = 0.0
+    bytes: int = 0
+
+    def __add__(self, other: HeldOut) -> HeldOut:
+        return HeldOut(
+            self.nll + other.nll,
+            self.targets + other.targets,
+            self.text_nll + other.text_nll,
+            self.bytes + other.bytes,
+        )
+
+    @property
+    def loss(self) -> float:
+        """Mean nats per target; NaN where there was none."""
+        return self.nll / self.targets if self.targets else math.nan
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss); infinite where that overflows."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits per byte of text: comparable between tokenizers. NaN where no target stands for a byte."""
+        return self.text_nll / math.log(2) / self.bytes if self.bytes else math.nan
+
+
+def sums(model: Transformer, batch: Tensors, byte_lengths: Tensor) -> Tensor:
+    """[nll, targets, text_nll, bytes] of one batch, fp64 [4].
+
+    Args:
+        model: the model.
+        batch: packed rows.
+        byte_lengths: int64 [V], bytes that each id stands for.
+    """
+    losses, targets = target_losses(model, batch)
+    lengths = byte_lengths[targets]
+    exact = losses.double()
+    return torch.stack(
+        [
+            exact.sum(),
+            torch.tensor(targets.numel(), dtype=torch.float64, device=exact.device),
+            exact[lengths > 0].sum(),
+            lengths.sum().double(),
+        ]
+    )
+
+
+def total(values: Iterable[float]) -> HeldOut:
+    """The `HeldOut` of four sums in the order of `sums`."""
+    nll, targets, text_nll, count = values
+    return HeldOut(nll, round(targets), text_nll, round(count))
+
+
+@torch.inference_mode()
+def measure(
+    model: Transformer,
+    batches: Iterable[Batch],
+    byte_lengths: NDArray[np.int32],
+    device: torch.device | str = "cpu",
+    autocast: torch.dtype | None = None,
+    done: Callable[[int], None] | None = None,
+) -> HeldOut:
+    """Score batches of packed rows.
+
+    Args:
+        model: on `device`.
+        batches: what to score.
+        byte_lengths: int32 [V], bytes that each id stands for, 0 for special ones (`Tokenizer.byte_lengths`).
+        device: where the model is.
+        autocast: dtype of matrix products; None leaves them as the weights are.
+        done: told how many batches are finished.
+    """
+    where = torch.device(device)
+    lengths = torch.from_numpy(byte_lengths.astype(np.int64)).to(where)
+    sum_of_all = torch.zeros(4, dtype=torch.float64, device=where)
+    for number, batch in enumerate(batches, start=1):
+        with torch.autocast(where.type, dtype=autocast, enabled=autocast is not None):
+            sum_of_all += sums(model, Tensors.of(batch, where), lengths)
+        if done is not None:
+            done(number)
+    return total(sum_of_all.tolist())

@@ -1,0 +1,220 @@
+"""Who computes: this process, ranks that it starts, or ranks that a launcher has started.
+
+Importing this module imports no torch, so that every rank can ask early who it is.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmctl.config import errors
+from llmctl.config.errors import LlmctlError
+from llmctl.config.train import TrainConfig
+from llmctl.pipeline.job import Job, Product, Progress
+from llmctl.pipeline.stage import load
+from llmctl.train import spec as specs
+from llmctl.train.stop import Stop
+
+LOG_FILE = "ranks.log"
+SPEC_FILE = "ranks.json"
+PRODUCT_FILE = "product.json"
+PROGRESS_FILE = "progress.jsonl"
+POLL_S = 0.2
+TAIL_LINES = 20
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its peers, as a launcher's environment says.
+
+    Attributes:
+        rank: over all machines, 0 leads.
+        world_size: number of ranks; 1 without a launcher.
+        local_rank: on this machine.
+        local_size: ranks on this machine.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+
+def environment(environ: Mapping[str, str] | None = None) -> Ranks:
+    """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_(WORLD_)SIZE, which deepspeed and torchrun set."""
+    given = os.environ if environ is None else environ
+    if "RANK" not in given or "WORLD_SIZE" not in given:
+        return Ranks()
+    here = given.get("LOCAL_WORLD_SIZE", given.get("LOCAL_SIZE", "1"))
+    return Ranks(int(given["RANK"]), int(given["WORLD_SIZE"]), int(given.get("LOCAL_RANK", "0")), int(here))
+
+
+def start(job: Job[Any], entry: str) -> Product:
+    """Run `entry` (`module:function`, called as `function(job) -> Product`) by as many ranks as the job asks for.
+
+    Under a launcher this rank leads the others, which must be in `follow`. Otherwise `nproc` or `zero` start
+    ranks here, and without them the entry runs in this process.
+    """
+    config: TrainConfig = job.config
+    if environment().world_size > 1:
+        return lead(job, entry)
+    if config.uses_deepspeed:
+        return run_ranks(job, entry)
+    product: Product = load(entry)(job)
+    return product
+
+
+def run_ranks(job: Job[Any], entry: str) -> Product:
+    """Start `config.nproc` ranks under DeepSpeed's launcher, follow their progress and return what rank 0 made.
+
+    The ranks' own output goes to `<work>/ranks.log`. They hold a pipe from this process as stdin and end when
+    it closes, so that no rank outlives a killed parent.
+
+    Raises:
+        LlmctlError: the error that a rank raised, or what its log ends with.
+        KeyboardInterrupt: on a second interrupt; the first one stops the ranks with their state saved.
+    """
+    job.work.mkdir(parents=True, exist_ok=True)
+    for stale in (PRODUCT_FILE, PROGRESS_FILE, "stop", *(path.name for path in job.work.glob("failure-*.json"))):
+        (job.work / stale).unlink(missing_ok=True)
+    description = job.work / SPEC_FILE
+    description.write_text(json.dumps(specs.describe(job, entry)), encoding="utf-8")
+    with open(job.work / LOG_FILE, "wb") as log, Stop(job.work, signals=True) as stop:
+        process = subprocess.Popen(
+            _command(job.config.nproc, description),
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=_rank_environment(job.config),
+            start_new_session=True,
+        )
+        try:
+            _wait(process, job, stop)
+        finally:
+            _end(process)
+    _raise_failure(job.work, process.returncode)
+    return specs.product_of(json.loads((job.work / PRODUCT_FILE).read_bytes()))
+
+
+def _command(nproc: int, description: Path) -> list[str]:
+    """DeepSpeed's launcher for one machine, which its `deepspeed` command would start too."""
+    world = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(nproc))}).encode()).decode()
+    launcher = [sys.executable, "-u", "-m", "deepspeed.launcher.launch", f"--world_info={world}"]
+    address = ["--master_addr=127.0.0.1", f"--master_port={_free_port()}"]
+    return [*launcher, *address, "--log_level=warning", "--module", "llmctl.train.worker", str(description)]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _rank_environment(config: TrainConfig) -> dict[str, str]:
+    from llmctl.train.strategy import choose_device, cores
+
+    environ = dict(os.environ)
+    environ["DS_ACCELERATOR"] = choose_device(config.device).type  # no probing, and cpu means cpu
+    environ["OMP_NUM_THREADS"] = str(config.threads or max(1, cores() // config.nproc))
+    roots = [str(Path(__file__).parents[2]), environ.get("PYTHONPATH", "")]
+    environ["PYTHONPATH"] = os.pathsep.join(root for root in roots if root)
+    return environ
+
+
+def _wait(process: subprocess.Popen[bytes], job: Job[Any], stop: Stop) -> None:
+    """Relay progress until the launcher ends."""
+    path = job.work / PROGRESS_FILE
+    done = 0
+    told = False
+    while True:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(POLL_S)
+        done = _relay(path, done, job.progress)
+        if process.returncode is not None:
+            return
+        if stop.requested and not told:
+            told = True
+            stop.file.touch()
+            job.progress.note("stopping after this step; interrupt again to stop at once")
+
+
+def _relay(path: Path, start_at: int, progress: Progress) -> int:
+    """Pass on the whole lines after byte `start_at`; the byte to go on from."""
+    if not path.exists():
+        return start_at
+    with open(path, "rb") as handle:
+        handle.seek(start_at)
+        for line in handle:
+            if not line.endswith(b"\n"):
+                break
+            start_at += len(line)
+            specs.relay(json.loads(line), progress)
+    return start_at
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Close the pipe that the ranks watch, and make sure that none is left."""
+    if process.stdin is not None:
+        process.stdin.close()
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _raise_failure(work: Path, code: int) -> None:
+    for path in sorted(work.glob("failure-*.json")):
+        failure = json.loads(path.read_bytes())
+        kind = getattr(errors, failure["class"], LlmctlError)
+        raise kind(failure["what"], hint=failure["hint"])
+    if code == 0 and (work / PRODUCT_FILE).exists():
+        return
+    lines = (work / LOG_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+    tail = "\n".join(lines[-TAIL_LINES:])
+    raise LlmctlError(
+        f"a rank ended with code {code}; the last lines of {work / LOG_FILE}:\n{tail}",
+        hint="the same command resumes from the last saved step",
+    )
+
+
+def lead(job: Job[Any], entry: str) -> Product:
+    """On rank 0 of a launcher's ranks: tell the others what to run, and run it."""
+    _broadcast(specs.describe(job, entry))
+    product: Product = load(entry)(job)
+    return product
+
+
+def follow() -> None:
+    """On the other ranks: run what rank 0 says, until it dismisses them."""
+    while (description := _broadcast(None)) is not None:
+        job, entry = specs.rebuild(description, leads=False)
+        load(entry)(job)
+
+
+def dismiss() -> None:
+    """On rank 0, when no more work will come: let the others end. Without a launcher this does nothing."""
+    if environment().world_size > 1:
+        _broadcast(None)
+
+
+def _broadcast(description: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Send rank 0's description to every rank; what rank 0 sent."""
+    import torch
+
+    from llmctl.train.strategy import join
+
+    join()
+    box: list[dict[str, Any] | None] = [description]
+    torch.distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]

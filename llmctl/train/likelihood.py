@@ -1,0 +1,83 @@
+"""Negative log-likelihood of the targets of packed rows: the one place where logits meet labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from llmctl.model.attention import packed
+from llmctl.model.transformer import Transformer
+from llmctl.tokens.batch import IGNORE, Batch
+
+LOGITS_AT_ONCE = 1 << 26  # elements of a chunk of logits: 256 MiB in fp32
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """A `Batch` on the device that computes; all [B, T], int64 but for `documents`, int32."""
+
+    tokens: Tensor
+    positions: Tensor
+    documents: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, batch: Batch, device: torch.device) -> Tensors:
+        """Copy `batch` to `device`."""
+        arrays = (batch.tokens, batch.positions, batch.documents, batch.labels)
+        return cls(*(torch.from_numpy(array).to(device, non_blocking=True) for array in arrays))
+
+
+def cross_entropies(
+    logits_of: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, *, logits_at_once: int, vocab_size: int
+) -> Tensor:
+    """-log softmax(logits)[target] for each of N positions; [N], in fp32 (fp64 where the logits are).
+
+    Where N x vocabulary exceeds `logits_at_once`, the logits are made chunk by chunk and made again in the
+    backward pass, so that no more than one chunk of them is ever held.
+
+    Args:
+        logits_of: hidden [n, D] to logits [n, V].
+        hidden: [N, D].
+        targets: int64 [N], each in [0, V).
+        logits_at_once: elements of one chunk.
+        vocab_size: V.
+    """
+
+    def of_chunk(hidden: Tensor, targets: Tensor) -> Tensor:
+        logits = logits_of(hidden)
+        exact = logits if logits.dtype == torch.float64 else logits.float()
+        return functional.cross_entropy(exact, targets, reduction="none")
+
+    size = max(1, logits_at_once // vocab_size)
+    if hidden.shape[0] <= size:
+        return of_chunk(hidden, targets)
+    chunks = []
+    for part, wanted in zip(torch.split(hidden, size), torch.split(targets, size), strict=True):
+        if torch.is_grad_enabled():
+            chunks.append(checkpoint(of_chunk, part, wanted, use_reentrant=False, preserve_rng_state=False))
+        else:
+            chunks.append(of_chunk(part, wanted))
+    return torch.cat(chunks)
+
+
+def target_losses(model: Transformer, batch: Tensors, logits_at_once: int = LOGITS_AT_ONCE) -> tuple[Tensor, Tensor]:
+    """Loss and id of every target of packed rows, in row order.
+
+    Only positions that have a target pass through the output matrix: padding and prompts cost nothing there.
+
+    Returns:
+        losses [N] in fp32 and the target ids int64 [N]; N may be 0.
+    """
+    hidden = model(batch.tokens, batch.positions, packed(batch.documents))  # [B, T, D]
+    wanted = batch.labels != IGNORE
+    targets = batch.labels[wanted]
+    losses = cross_entropies(
+        model.logits, hidden[wanted], targets, logits_at_once=logits_at_once, vocab_size=model.vocab_size
+    )
+    return losses, targets

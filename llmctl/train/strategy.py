@@ -1,0 +1,105 @@
+"""What the loop needs of the way in which a step is computed: alone, or by several ranks under DeepSpeed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, distributed
+
+from llmctl.config.errors import UsageError
+from llmctl.config.train import TrainConfig
+from llmctl.model.transformer import Transformer
+
+Call = Callable[[Transformer], Tensor]
+
+PATIENCE = timedelta(days=1)  # how long ranks wait for rank 0 to have its input; a dead peer is noticed at once
+
+
+class Strategy(Protocol):
+    """One way to compute steps. All methods but `save` are collective: every rank calls them in the same order.
+
+    Attributes:
+        name: `local` or `deepspeed`.
+        rank: of this process, 0 leads.
+        world_size: number of ranks.
+        zero: ZeRO stage, 0 where nothing is sharded.
+        device: where the model computes.
+    """
+
+    name: str
+    rank: int
+    world_size: int
+    zero: int
+    device: torch.device
+
+    def prepare(self, model: Transformer, config: TrainConfig, micro_batches: int) -> None:
+        """Take over `model`, which must hold the same weights on every rank."""
+        ...
+
+    def forward(self, call: Call) -> Tensor:
+        """`call(model)` under the run's precision, with sharded weights at hand."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of `loss`; over ranks and micro-batches gradients are summed."""
+        ...
+
+    def step(self, lr: float) -> float:
+        """Clip the global gradient, update with `lr`, clear the gradient; its 2-norm before clipping."""
+        ...
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Each value summed over the ranks, in fp64."""
+        ...
+
+    def save(self, directory: Path) -> None:
+        """Write weights, optimizer and random state into an existing directory, each rank its own part."""
+        ...
+
+    def load(self, directory: Path) -> None:
+        """Restore what `save` wrote."""
+        ...
+
+    def weights(self) -> dict[str, Tensor] | None:
+        """The full fp32 weights by name, on the CPU of rank 0; None on the other ranks."""
+        ...
+
+
+def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
+    """The device that `auto`, `cpu` or `cuda` means on this machine.
+
+    Raises:
+        UsageError: cuda was asked for and there is none.
+    """
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UsageError("device cuda was asked for, but torch finds none", hint="use --set device=auto or cpu")
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def set_threads(threads: int, ranks_here: int) -> None:
+    """Use `threads` CPU threads, or this machine's cores divided by the ranks on it where 0."""
+    torch.set_num_threads(threads or max(1, cores() // ranks_here))
+
+
+def autocast_dtype(precision: str) -> torch.dtype | None:
+    """The dtype of matrix products, None for that of the weights."""
+    return torch.bfloat16 if precision == "bf16" else None
+
+
+def join() -> None:
+    """Join the process group of a launcher's ranks, once: gloo for tensors on the CPU, NCCL for those on GPUs."""
+    if not distributed.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        distributed.init_process_group(backend, timeout=PATIENCE)

@@ -1,0 +1,46 @@
+"""One rank that `launch.run_ranks` started: `python -m llmctl.train.worker [--local_rank=N] SPEC`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from pathlib import Path
+
+from llmctl.config.errors import LlmctlError
+from llmctl.pipeline.stage import load
+from llmctl.store.files import publish_bytes
+from llmctl.train import launch, spec
+
+ORPHANED = 143  # as if ended by SIGTERM
+
+
+def end_with_parent() -> None:
+    """Leave at once when stdin, a pipe from the parent, closes: a rank must not outlive the run that owns it."""
+
+    def watch() -> None:
+        sys.stdin.buffer.read()
+        os._exit(ORPHANED)
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()
+
+
+def main(words: list[str]) -> int:
+    """Run the job that the file `words[-1]` describes; rank 0 leaves the product beside it."""
+    end_with_parent()
+    path = Path(next(word for word in words if not word.startswith("--local_rank")))
+    rank = launch.environment().rank
+    try:
+        job, entry = spec.rebuild(json.loads(path.read_bytes()), leads=rank == 0)
+        product = load(entry)(job)
+    except LlmctlError as error:
+        publish_bytes(path.with_name(f"failure-{rank:05d}.json"), json.dumps(spec.describe_failure(error)).encode())
+        return error.exit_code
+    if rank == 0:
+        publish_bytes(path.with_name(launch.PRODUCT_FILE), json.dumps(spec.describe_product(product)).encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
