@@ -144,7 +144,7 @@ def _words_parameter(verb: Verb) -> inspect.Parameter:
         + (", or - for the pipe" if what == "REF" else "")
         + "; a.b=value sets any field."
     )
-    argument = typer.Argument(metavar=f"[{what}] [KEY=VALUE]...", help=text, show_default=False)
+    argument = typer.Argument(metavar=f"{what}|KEY=VALUE", help=text, show_default=False)
     return _parameter("words", Annotated[list[str] | None, argument], None)
 
 
@@ -162,8 +162,9 @@ def _flag_parameter(name: str, option: str, path: str, model: type[Config]) -> i
             f"{option}/--no-{option[2:]}", help=field.description, show_default=str(field.default)
         )
         return _parameter(name, Annotated[bool | None, declaration], None)
-    shown = False if field.is_required() or field.default is None else str(field.get_default(call_default_factory=True))
-    declaration = typer.Option(option, metavar=_metavar(kind), help=field.description, show_default=shown)
+    default = field.get_default(call_default_factory=True)
+    shown = "" if field.is_required() or default is None or default == () else f"  [default: {default}]"
+    declaration = typer.Option(option, metavar=_metavar(kind), help=f"{field.description}{shown}", show_default=False)
     return _parameter(name, Annotated[str | None, declaration], None)
 
 
