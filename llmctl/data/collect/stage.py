@@ -45,6 +45,11 @@ def fingerprint(config: CollectConfig) -> dict[str, str]:
     return digests
 
 
+def sources(config: CollectConfig) -> tuple[str, dict[str, str]]:
+    """The default artifact name, and the digest of everything that will be read, for the action key."""
+    return source_name(config), fingerprint(config)
+
+
 class Collector:
     """Writes documents, in batches, with unique ids.
 

@@ -1,0 +1,59 @@
+# Everything a newcomer needs: `make demo` trains a small model from real text and shows how to serve it,
+# `make test` proves the code. Both set themselves up on a machine with python3 (3.11 or newer), make and g++.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STORE ?= demo
+CHAT := $(BIN)/llmctl chat demo.sft --store $(STORE) --max-tokens 60
+
+.PHONY: help setup setup-dev demo serve test test-quick lint format bench clean
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "llmctl needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+setup: $(VENV)/.installed  ## make the virtual environment with everything that llmctl needs
+
+setup-dev: $(VENV)/.installed-dev  ## the same with the tools for tests and lint
+
+demo: setup  ## raw text to a served model: train, evaluate, answer (at most 8 minutes on 2 cores)
+	@$(BIN)/llmctl run recipes/demo.yaml --store $(STORE)
+	@echo; echo "== Evaluation: held-out documents and questions about functions that no stage trained on =="
+	@$(BIN)/llmctl show demo.eval --store $(STORE)
+	@echo; echo "== Three sample answers =="
+	@$(CHAT) 'What does `os.path.join` do?' 'What does `json.dumps` do?' 'What does `random.shuffle` do?'
+	@echo "Serve it:  $(BIN)/llmctl serve demo.sft --store $(STORE)"
+
+serve: setup  ## serve the demo's model on http://127.0.0.1:8000
+	@$(BIN)/llmctl serve demo.sft --store $(STORE)
+
+test: setup-dev  ## the whole test suite
+	$(BIN)/python -m pytest -q
+
+test-quick: setup-dev  ## the test suite without what takes minutes
+	$(BIN)/python -m pytest -q -m 'not slow'
+
+lint: setup-dev  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup-dev  ## bring the code into its form
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup-dev  ## measure speed; see docs/benchmarks.md
+	$(BIN)/python bench/line.py
+
+clean:  ## remove the virtual environment and the demo's store
+	rm -rf $(VENV) $(STORE)

@@ -1,0 +1,63 @@
+"""llmctl serve."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from llmctl.cli.command import DEFAULT_STORE, Given, PrintConfigOption, QuietOption, StoreOption, build_command
+from llmctl.cli.failures import guarded
+from llmctl.cli.output import Sink
+from llmctl.cli.stage import take_pipe
+from llmctl.pipeline.stage import Role, Verb
+
+if TYPE_CHECKING:
+    from llmctl.store.artifact import Artifact
+
+SERVE = Verb(
+    command="serve",
+    summary="Serve a checkpoint over HTTP, speaking the OpenAI protocol.",
+    config="llmctl.config.serve:ServeConfig",
+    inputs={"input": Role(("checkpoint",), "checkpoint to serve")},
+    flags={
+        "--host": "host",
+        "--port": "port",
+        "--model-name": "model_name",
+        "--api-key-env": "api_key_env",
+        "--precision": "precision",
+        "--device": "device",
+    },
+    examples=("llmctl serve web.sft", "llmctl serve web.sft --port 9000 --api-key-env LLMCTL_KEY"),
+)
+COMMON: dict[str, tuple[Any, Any]] = {
+    "store": (StoreOption, DEFAULT_STORE),
+    "quiet": (QuietOption, False),
+    "print_config": (PrintConfigOption, False),
+}
+
+
+def _body(given: Given) -> None:
+    if given.options["print_config"]:
+        typer.echo(given.config.model_dump_json(indent=2))
+        return
+    sink = Sink("serve", quiet=given.options["quiet"], human=True)
+    guarded(sink, lambda: _run(given, sink))
+
+
+def _run(given: Given, sink: Sink) -> None:
+    from llmctl.config.serve import ServeConfig
+    from llmctl.pipeline.execute import resolve_inputs
+    from llmctl.store.store import Store
+
+    store = Store.open(given.options["store"])
+    refs, piped = take_pipe(SERVE, given.refs)
+    checkpoint: Artifact = resolve_inputs(SERVE, refs, store, piped)["input"]  # type: ignore[assignment]
+    config = ServeConfig.model_validate(given.config.model_dump())
+
+    from llmctl.serve.server import serve
+
+    serve(checkpoint, config, lambda url: sink.write(f"{checkpoint.ref} at {url}/v1  (stop with Ctrl-C)"))
+
+
+command = build_command(SERVE, COMMON, _body)
