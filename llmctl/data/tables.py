@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
@@ -101,6 +102,11 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
         else:
             columns.append(batch.column(field.name).cast(field.type))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def text_bytes(batch: pa.RecordBatch) -> int:
+    """UTF-8 bytes of the column `text`."""
+    return pc.sum(pc.binary_length(batch.column("text"))).as_py() or 0
 
 
 class TableWriter:

@@ -3,7 +3,7 @@
 Run as a script in a process of its own (`python -P -S -W ignore harvest.py`): importing every module of the
 standard library has side effects, and what a module shows can depend on what was imported before. For the
 same reason it imports nothing but the standard library. One line per record, sorted by name:
-`{"name": "os.path.join", "text": "# os.path.join(a, *p)\\n\\n…"}`; the last line is
+`{"name": "os.path.join", "text": "os.path.join(a, *p)\\n\\n…"}`; the last line is
 `{"skipped": {"module": "reason", …}}`.
 """
 
@@ -177,10 +177,11 @@ def entries(modules: dict[str, ModuleType]) -> list[Entry]:
 
 
 def methods(owner: type) -> Iterator[tuple[str, Any]]:
-    """Public methods and properties that the class itself defines, sorted by name."""
-    for name, value in sorted(vars(owner).items()):
-        if is_public(name):
-            yield name, getattr(value, "__func__", value)
+    """Public methods and properties that the class itself defines, sorted by name; of aliases only one."""
+    found = [(name, getattr(value, "__func__", value)) for name, value in vars(owner).items() if is_public(name)]
+    found.sort(key=lambda pair: (getattr(pair[1], "__name__", pair[0]) != pair[0], pair[0]))
+    once = {id(value): (name, value) for name, value in reversed(found)}
+    yield from sorted(once.values(), key=lambda pair: pair[0])
 
 
 def class_text(entry: Entry) -> str:
@@ -191,11 +192,11 @@ def class_text(entry: Entry) -> str:
         doc = own_doc(value) if inspect.isroutine(value) or isinstance(value, property) else ""
         if doc:
             arguments = "" if isinstance(value, property) else signature(value)
-            sections.append(f"## {title}.{name}{arguments}\n\n{doc}")
+            sections.append(f"{title}.{name}{arguments}\n\n{doc}")
     doc = own_doc(entry.value)
     if not doc and not sections:
         return ""
-    return "\n\n".join(part for part in (f"# class {entry.name}{signature(entry.value)}", doc, *sections) if part)
+    return "\n\n".join(part for part in (f"class {entry.name}{signature(entry.value)}", doc, *sections) if part)
 
 
 def records() -> Iterator[dict[str, Any]]:
@@ -204,18 +205,18 @@ def records() -> Iterator[dict[str, Any]]:
     texts: dict[str, str] = {}
     for name, module in modules.items():
         if doc := own_doc(module):
-            texts[name] = f"# module {name}\n\n{doc}"
+            texts[name] = f"module {name}\n\n{doc}"
     for entry in entries(modules):
         if isinstance(entry.value, type):
             text = class_text(entry)
         else:
             doc = own_doc(entry.value)
-            text = f"# {entry.name}{signature(entry.value)}\n\n{doc}" if doc else ""
+            text = f"{entry.name}{signature(entry.value)}\n\n{doc}" if doc else ""
         if text:
             # The module comes first where a function has its name (`pprint.pprint` does not, `glob.glob` does not).
             texts.setdefault(entry.name, text)
     topics = importlib.import_module("pydoc_data.topics").topics
-    texts |= {f"topic/{name}": f"# topic {name}\n\n{clean(text)}" for name, text in topics.items()}
+    texts |= {f"topic/{name}": clean(text) for name, text in topics.items()}
     for name, text in sorted(texts.items()):
         yield {"name": name, "text": text}
     yield {"skipped": dict(sorted(skipped.items()))}

@@ -126,7 +126,7 @@ def _description(distribution: metadata.Distribution) -> str:
     body = fields.get("Description") or fields.get_payload()
     if not isinstance(body, str) or body.strip() in {"", "UNKNOWN"}:
         return ""
-    heading = f"# {fields['Name']} {distribution.version}"
+    heading = f"{fields['Name']} {distribution.version}"
     return "\n\n".join(part for part in (heading, (fields.get("Summary") or "").strip(), body.strip()) if part)
 
 

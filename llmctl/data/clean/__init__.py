@@ -1,0 +1,3 @@
+from llmctl.data.clean.stage import run
+
+__all__ = ["run"]

@@ -1,0 +1,79 @@
+"""The two shapes of a kernel, both pure functions from Arrow batch to Arrow batch: rewrite texts, or judge them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+REASON = pa.field("reason", pa.string())
+VALUE = pa.field("value", pa.float64())
+
+
+class Verdict(NamedTuple):
+    """Why a document is dropped, and the value that broke the rule (the thresholds are in the configuration)."""
+
+    reason: str
+    value: float
+
+
+class Rewrite(ABC):
+    """Replaces the column `text`."""
+
+    @abstractmethod
+    def rewrite(self, text: str) -> str:
+        """The new text."""
+
+    def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """`batch` with each text rewritten."""
+        return with_text(batch, [self.rewrite(text) for text in batch.column("text").to_pylist()])
+
+
+class Rule(ABC):
+    """Fills the columns `reason` and `value` of the documents that it drops and no earlier rule has dropped."""
+
+    @abstractmethod
+    def judge(self, text: str) -> Verdict | None:
+        """The verdict on one document; None keeps it."""
+
+    def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """`batch` with `reason` and `value` brought up to date."""
+        batch = with_verdicts(batch)
+        reasons, values = batch.column("reason").to_pylist(), batch.column("value").to_pylist()
+        for row, text in enumerate(batch.column("text").to_pylist()):
+            if reasons[row] is None and (verdict := self.judge(text)):
+                reasons[row], values[row] = verdict
+        names = batch.schema.names
+        batch = batch.set_column(names.index("reason"), REASON, pa.array(reasons, REASON.type))
+        return batch.set_column(names.index("value"), VALUE, pa.array(values, VALUE.type))
+
+
+class NotEmpty(Rule):
+    """Drops what has nothing left but white space."""
+
+    def judge(self, text: str) -> Verdict | None:
+        """`empty`."""
+        return None if text.strip() else Verdict("empty", 0.0)
+
+
+def with_text(batch: pa.RecordBatch, texts: list[str]) -> pa.RecordBatch:
+    """`batch` with the column `text` replaced."""
+    index = batch.schema.get_field_index("text")
+    return batch.set_column(index, batch.schema.field(index), pa.array(texts, pa.string()))
+
+
+def with_verdicts(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """`batch` with the columns `reason` and `value`, null where they are new."""
+    if "reason" in batch.schema.names:
+        return batch
+    batch = batch.append_column(REASON, pa.nulls(batch.num_rows, REASON.type))
+    return batch.append_column(VALUE, pa.nulls(batch.num_rows, VALUE.type))
+
+
+def split_by_verdict(batch: pa.RecordBatch) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+    """(kept, without the verdict columns; dropped, with them)."""
+    keep = pc.is_null(batch.column("reason"))
+    columns = [name for name in batch.schema.names if name not in {"reason", "value"}]
+    return batch.filter(keep).select(columns), batch.filter(pc.invert(keep))
