@@ -297,6 +297,8 @@ def _complete(given: FileInput, schema: pa.Schema, value: dict[str, Any], number
         if field.name == "id" and isinstance(cell, int):
             cell = str(cell)
         try:
+            if pa.types.is_list(field.type) and not isinstance(cell, list):  # Arrow would take a string for a list
+                raise TypeError(f"got {type(cell).__name__}")  # noqa: TRY301
             pa.scalar(cell, type=field.type)
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
             raise InputError(f"{where}: {field.name!r} must be {_described(field)}", hint=str(error)) from error
