@@ -1,0 +1,3 @@
+from llmctl.data.dedup.stage import run
+
+__all__ = ["run"]
