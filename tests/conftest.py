@@ -31,7 +31,9 @@ def environment(**extra: str) -> dict[str, str]:
 def llmctl(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `llmctl ARGS…` in a real process with its store in `tmp_path/artifacts`."""
 
-    def run(*args: str, stdin: str | None = None, timeout: float = 300, **extra: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        *args: str, stdin: str | None = None, timeout: float = 300, **extra: str
+    ) -> subprocess.CompletedProcess[str]:
         given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
         return subprocess.run(
             [*LLMCTL, *args],

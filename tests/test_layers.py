@@ -8,11 +8,20 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "llmctl"
-LAYERS = (
-    "cli", "serve", "evals", "objectives", "inference", "train", "model", "tokens", "data", "pipeline", "store", "config",
-)  # fmt: skip
+LAYERS = tuple("cli serve evals objectives inference train model tokens data pipeline store config".split())
 PEERS = {"transformers", "trl", "datatrove", "lm_eval", "peft", "litgpt", "vllm", "openai"}
-HEAVY = {"torch", "numpy", "pyarrow", "pydantic", "rich", "sentencepiece", "datasketch", "deepspeed", "fastapi", "scipy"}
+HEAVY = {
+    "torch",
+    "numpy",
+    "pyarrow",
+    "pydantic",
+    "rich",
+    "sentencepiece",
+    "datasketch",
+    "deepspeed",
+    "fastapi",
+    "scipy",
+}
 MAX_LINES = 400
 
 
@@ -40,7 +49,9 @@ def test_imports_point_down() -> None:
         if layer not in LAYERS:
             continue
         above = LAYERS[: LAYERS.index(layer)]
-        upward += [f"{path}: {name}" for name in imports_of(path) if name.startswith(tuple(f"llmctl.{a}." for a in above))]
+        upward += [
+            f"{path}: {name}" for name in imports_of(path) if name.startswith(tuple(f"llmctl.{a}." for a in above))
+        ]
     assert upward == []
 
 

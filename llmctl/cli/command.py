@@ -7,7 +7,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
@@ -37,21 +37,49 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Check everything,
 
 @dataclass(frozen=True)
 class Given:
-    """What the user gave to a command that is built from a `Verb`.
+    """What the user gave to a command that is built from a `Verb`, as typed.
 
     Attributes:
-        config: merged and validated.
-        refs: role to reference, from arguments and options; `-` stands for the pipe.
+        verb: the declaration.
+        flags: configuration path to value, of the options used.
+        words: the arguments: overrides, and an input reference or the items of the verb's list.
+        refs: role to reference, from options.
         options: the common options by parameter name.
     """
 
-    config: Config
+    verb: Verb
+    flags: Mapping[str, Any]
+    words: Sequence[str]
     refs: Mapping[str, str]
     options: Mapping[str, Any]
 
+    def resolve(self) -> tuple[Config, dict[str, str]]:
+        """The merged, validated configuration, and the references by role (`-` stands for the pipe).
+
+        Raises:
+            ConfigError: with every fault.
+        """
+        from llmctl.config.load import OVERRIDE, build, environment_layer, merge, parse_overrides, set_path, user_layer
+
+        verb, refs = self.verb, dict(self.refs)
+        overrides = [word for word in self.words if OVERRIDE.match(word)]
+        others = [word for word in self.words if not OVERRIDE.match(word)]
+        layer: dict[str, Any] = {}
+        for path, value in self.flags.items():
+            set_path(layer, path, value)
+        if verb.words:
+            if others:
+                set_path(layer, verb.words, others)
+        elif len(others) > 1:
+            raise ConfigError([Problem(others[1], "is one argument too many", "an override is written key=value")])
+        elif others:
+            refs["input"] = others[0]
+        strong = merge(layer, parse_overrides(overrides))
+        return build(verb.config_model(), [user_layer(verb.command), environment_layer(verb.command), strong]), refs
+
 
 def build_command(verb: Verb, common: Mapping[str, Any], body: Callable[[Given], None]) -> Callable[..., None]:
-    """A callback for Typer: parse → configuration → `body`.
+    """A callback for Typer that hands what was typed to `body`.
 
     Args:
         verb: the declaration.
@@ -64,10 +92,8 @@ def build_command(verb: Verb, common: Mapping[str, Any], body: Callable[[Given],
 
     def callback(**values: Any) -> None:
         refs = {roles[name]: values[name] for name in roles if values[name] is not None}
-        others, overrides = split_words(values.get("words") or [])
         flag_values = {path: values[name] for name, (_, path) in flags.items() if values[name] is not None}
-        config = _configure(verb, model, flag_values, others, overrides, refs)
-        body(Given(config, refs, {name: values[name] for name in common}))
+        body(Given(verb, flag_values, values["words"] or (), refs, {name: values[name] for name in common}))
 
     parameters = [_words_parameter(verb)]
     parameters += [_flag_parameter(name, option, path, model) for name, (option, path) in flags.items()]
@@ -85,14 +111,6 @@ def help_text(verb: Verb) -> str:
     return f"{verb.summary}\n\n\b\nExamples:\n{examples}" if examples else verb.summary
 
 
-def split_words(words: list[str]) -> tuple[list[str], list[str]]:
-    """Separate `key=value` overrides from the other arguments."""
-    from llmctl.config.load import OVERRIDE
-
-    overrides = [word for word in words if OVERRIDE.match(word)]
-    return [word for word in words if not OVERRIDE.match(word)], overrides
-
-
 def piped_stdin() -> IO[bytes] | None:
     """Stdin where something is piped or redirected into it; None for a terminal or /dev/null."""
     import stat
@@ -104,32 +122,6 @@ def piped_stdin() -> IO[bytes] | None:
     if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISREG(mode):
         return sys.stdin.buffer
     return None
-
-
-def _configure(
-    verb: Verb,
-    model: type[Config],
-    flag_values: Mapping[str, Any],
-    others: list[str],
-    overrides: list[str],
-    refs: dict[str, str],
-) -> Config:
-    """Merge all layers; the words that are no overrides are the input reference, or fill the verb's list."""
-    from llmctl.config.load import build, environment_layer, merge, parse_overrides, set_path, user_layer
-
-    layer: dict[str, Any] = {}
-    for path, value in flag_values.items():
-        set_path(layer, path, value)
-    if verb.words:
-        if others:
-            set_path(layer, verb.words, others)
-    elif len(others) > 1:
-        raise ConfigError([Problem(others[1], "is one argument too many", "an override is written key=value")])
-    elif others:
-        refs["input"] = others[0]
-    return build(
-        model, [user_layer(verb.command), environment_layer(verb.command), merge(layer, parse_overrides(overrides))]
-    )
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:

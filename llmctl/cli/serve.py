@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import typer
+from typing import Any
 
 from llmctl.cli.command import DEFAULT_STORE, Given, PrintConfigOption, QuietOption, StoreOption, build_command
 from llmctl.cli.failures import guarded
 from llmctl.cli.output import Sink
 from llmctl.cli.stage import take_pipe
 from llmctl.pipeline.stage import Role, Verb
-
-if TYPE_CHECKING:
-    from llmctl.store.artifact import Artifact
 
 SERVE = Verb(
     command="serve",
@@ -38,9 +33,6 @@ COMMON: dict[str, tuple[Any, Any]] = {
 
 
 def _body(given: Given) -> None:
-    if given.options["print_config"]:
-        typer.echo(given.config.model_dump_json(indent=2))
-        return
     sink = Sink("serve", quiet=given.options["quiet"], human=True)
     guarded(sink, lambda: _run(given, sink))
 
@@ -48,12 +40,18 @@ def _body(given: Given) -> None:
 def _run(given: Given, sink: Sink) -> None:
     from llmctl.config.serve import ServeConfig
     from llmctl.pipeline.execute import resolve_inputs
+    from llmctl.store.artifact import Artifact
     from llmctl.store.store import Store
 
+    config, refs = given.resolve()
+    if given.options["print_config"]:
+        sink.write(config.model_dump_json(indent=2))
+        return
     store = Store.open(given.options["store"])
-    refs, piped = take_pipe(SERVE, given.refs)
-    checkpoint: Artifact = resolve_inputs(SERVE, refs, store, piped)["input"]  # type: ignore[assignment]
-    config = ServeConfig.model_validate(given.config.model_dump())
+    refs, piped = take_pipe(SERVE, refs)
+    checkpoint = resolve_inputs(SERVE, refs, store, piped)["input"]
+    assert isinstance(checkpoint, Artifact)
+    assert isinstance(config, ServeConfig)
 
     from llmctl.serve.server import serve
 

@@ -6,8 +6,6 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from llmctl.cli.command import (
     DEFAULT_STORE,
     DryRunOption,
@@ -43,9 +41,6 @@ def stage_command(stage: Stage) -> Callable[..., None]:
     """The Typer callback of one stage."""
 
     def body(given: Given) -> None:
-        if given.options["print_config"]:
-            typer.echo(given.config.model_dump_json(indent=2))
-            return
         sink = Sink(stage.command, as_json=given.options["as_json"], quiet=given.options["quiet"])
         guarded(sink, lambda: _run(stage, given, sink))
 
@@ -58,11 +53,15 @@ def _run(stage: Stage, given: Given, sink: Sink) -> None:
     from llmctl.store.store import Store
 
     options = given.options
+    config, refs = given.resolve()
+    if options["print_config"]:
+        sink.write(config.model_dump_json(indent=2))
+        return
     store = Store.open(options["store"], create=not options["dry_run"])
-    call = Call(stage, given.config, {}, options["name"], options["force"], tuple(sys.argv[1:]))
+    call = Call(stage, config, {}, options["name"], options["force"], tuple(sys.argv[1:]))
     if not options["dry_run"]:
         sink.begin(receipts.begin(call.run_id, stage.command, stage.output, store))
-    refs, piped = take_pipe(stage, given.refs)
+    refs, piped = take_pipe(stage, refs)
     call = call.with_inputs(resolve_inputs(stage, refs, store, piped))
     if options["dry_run"]:
         sink.write_json(plan(call, store))

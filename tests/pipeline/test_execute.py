@@ -34,7 +34,9 @@ def make_words(job: Job[WordsConfig]) -> Product:
     publish_bytes(job.out / "words.txt", (prefix + " ".join(map(str, range(job.config.words)))).encode())
     if job.config.fail:
         raise InputError("asked to fail")
-    return Product("llmctl.words/1", {"unit": "word"}, {"calls": len(calls.read_text())}, {"words.txt": FileFacts(rows=3)})
+    return Product(
+        "llmctl.words/1", {"unit": "word"}, {"calls": len(calls.read_text())}, {"words.txt": FileFacts(rows=3)}
+    )
 
 
 def sources(config: WordsConfig) -> tuple[str, dict[str, str]]:
@@ -152,7 +154,9 @@ def test_plan_runs_nothing(store: Store) -> None:
 def test_inputs_are_checked_together(store: Store, tmp_path: Path) -> None:
     two = stage(inputs={"input": Role(("tokens",), "tokens"), "chats": Role(("chats",), "chats", files=True)})
     run(store)
-    with pytest.raises(InputError, match=r"numbers@v1 is a documents artifact; words takes tokens as input.*none@v1|'none'"):
+    with pytest.raises(
+        InputError, match=r"numbers@v1 is a documents artifact; words takes tokens as input.*none@v1|'none'"
+    ):
         resolve_inputs(two, {"input": "numbers", "chats": "none"}, store)
     with pytest.raises(UsageError, match="needs tokens"):
         resolve_inputs(two, {"chats": "numbers"}, store)

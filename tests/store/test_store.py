@@ -24,7 +24,9 @@ from llmctl.store.verify import verify_store
 SCHEMA = Path(__file__).parents[2] / "llmctl" / "store" / "manifest.schema.json"
 
 
-def commit(store: Store, name: str, run_id: str, content: bytes = b"hello", inputs: dict[str, Artifact] | None = None) -> Artifact:
+def commit(
+    store: Store, name: str, run_id: str, content: bytes = b"hello", inputs: dict[str, Artifact] | None = None
+) -> Artifact:
     """Publish one artifact with one file."""
     run, lock = store.begin(name, run_id)
     with lock:
@@ -38,7 +40,12 @@ def commit(store: Store, name: str, run_id: str, content: bytes = b"hello", inpu
             totals={"documents": 1},
             semantic={},
             producer=Producer(
-                command="test", op_version=1, llmctl="0", argv=[], config={}, action_key=sha256_of([name, run_id, content.hex()])
+                command="test",
+                op_version=1,
+                llmctl="0",
+                argv=[],
+                config={},
+                action_key=sha256_of([name, run_id, content.hex()]),
             ),
             inputs={role: given.as_input() for role, given in (inputs or {}).items()},
             run=RunInfo(id=run_id, started="2026-01-01T00:00:00Z", finished="2026-01-01T00:00:01Z", host="h"),
@@ -166,7 +173,9 @@ def test_lineage_follows_digests(store: Store) -> None:
     clean = commit(store, "web.clean", "01B", b"clean", {"input": raw})
     tree = trace(store, clean)
     assert [(n.role, n.ref) for n in tree.parents] == [("input", "web@v1")]
-    outside = clean.manifest.model_copy(update={"inputs": {"x": InputEntry(digest="sha256:ff", kind="documents", ref="gone@v1")}})
+    outside = clean.manifest.model_copy(
+        update={"inputs": {"x": InputEntry(digest="sha256:ff", kind="documents", ref="gone@v1")}}
+    )
     tree = trace(store, Artifact(clean.path, outside, clean.ref))
     assert (tree.parents[0].ref, tree.parents[0].command) == ("gone@v1", "")
 

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llmctl.config.errors import ConfigError, InputError
+from llmctl.pipeline.job import Silent
+from llmctl.pipeline.recipe import read_recipe, run_recipe
+from llmctl.store.store import Store
+
+REPOSITORY = Path(__file__).parents[2]
+
+GOOD = """
+version: 1
+steps:
+  collect:
+    with: {{sources: ['{folder}']}}
+  tidy:
+    uses: clean
+    in: collect
+    with: {{quality: {{enabled: false}}, repetition: {{enabled: false}}}}
+  dedup: {{in: tidy}}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for i in range(4):
+        (folder / f"{i}.txt").write_text(f"Note {i % 3} says that data flows through the house.\n")
+    return folder
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_steps_run_in_order_through_the_cache(tmp_path: Path, folder: Path, store: Store) -> None:
+    recipe = read_recipe(written(tmp_path, GOOD.format(folder=folder)))
+    first = run_recipe(recipe, store, Silent())
+    assert [f.outcome.artifact.ref for f in first] == ["small.collect@v1", "small.tidy@v1", "small.dedup@v1"]
+    assert first[-1].outcome.artifact.manifest.totals["documents"] == 3
+    second = run_recipe(recipe, store, Silent())
+    assert [f.outcome.cached for f in second] == [True, True, True]
+    changed = read_recipe(written(tmp_path, GOOD.format(folder=folder)), ("dedup.threshold=0.9",))
+    assert [f.outcome.cached for f in run_recipe(changed, store, Silent())] == [True, True, False]
+
+
+def test_every_fault_is_reported_at_once(tmp_path: Path) -> None:
+    text = """
+version: 1
+steps:
+  clean:
+    in: later
+    with: {qualty: {}}
+  later:
+    uses: colect
+  dedup:
+    in: {inpt: clean}
+  pack:
+    with: {seq_len: 1}
+"""
+    with pytest.raises(ConfigError) as raised:
+        read_recipe(written(tmp_path, text), ("nostep.x=1",))
+    found = {(problem.where, problem.what.split(",")[0]) for problem in raised.value.problems}
+    assert {where for where, _ in found} == {
+        "nostep",
+        "steps.clean.in.input",
+        "steps.later.uses",
+        "steps.dedup.in.inpt",
+        "steps.pack.with.seq_len",
+    }
+    assert ("steps.clean.in.input", "later comes later") in found
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("steps: {}", "version"),
+        ("version: 1\nsteps: {}", "steps"),
+        ("version: 2\nsteps: {collect: {}}", "version"),
+        ("version: 1\nstep: {collect: {}}", "step"),
+        ("version: 1\nversion: 1\nsteps: {}", "duplicate"),
+        ("version: [1", "YAML"),
+    ],
+)
+def test_malformed_files(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_recipe(written(tmp_path, text))
+
+
+def test_a_failing_step_is_named_and_earlier_ones_stay(tmp_path: Path, store: Store) -> None:
+    (tmp_path / "one.txt").write_text("too short")
+    text = (
+        f"version: 1\nsteps:\n  collect: {{with: {{sources: ['{tmp_path / 'one.txt'}']}}}}\n  clean: {{in: collect}}\n"
+    )
+    with pytest.raises(InputError, match="step clean: "):
+        run_recipe(read_recipe(written(tmp_path, text)), store, Silent())
+    assert store.names() == ["small.collect"]
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_recipes_are_valid(path: Path) -> None:
+    assert read_recipe(path).steps
