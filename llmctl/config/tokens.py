@@ -2,41 +2,64 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from llmctl.config.base import Config, execution
+
+SPECIAL_IDS = 6  # <unk> <s> </s> <pad> <|im_start|> <|im_end|>
+BYTE_IDS = 256
+LONGEST_ROW = 1 << 24
 
 
 class TokenizerConfig(Config):
     """How a SentencePiece tokenizer is trained."""
 
-    vocab_size: int = Field(8192, ge=16, le=1_000_000, description="Ids in the vocabulary, special ones included.")
+    vocab_size: int = Field(8192, ge=16, le=1_000_000, description="Ids in the vocabulary, the special ones included.")
     model: Literal["bpe", "unigram"] = Field(
-        "bpe", description="bpe: merges by frequency (Sennrich 2016); unigram: a language model of pieces (Kudo 2018)."
+        "bpe",
+        description="bpe: pieces by merges (Sennrich et al., 2016); unigram: by their likelihood (Kudo, 2018).",
     )
     byte_fallback: bool = Field(
-        default=True, description="Spell characters outside the vocabulary as bytes; without it they become <unk>."
+        default=True,
+        description="Spell characters outside the vocabulary in bytes, so that every text comes back exactly; "
+        "without it they become <unk>.",
     )
     split_digits: bool = Field(default=True, description="Make every digit a piece of its own.")
     max_piece_chars: int = Field(16, ge=1, le=512, description="Longest piece, in characters.")
     character_coverage: float = Field(
-        0.9995, ge=0.9, le=1.0, description="Share of the text's characters that get a piece; the rest go to bytes."
+        0.9995,
+        ge=0.9,
+        le=1.0,
+        description="Share of the characters in the text whose kinds get a piece of their own.",
     )
     max_training_bytes: int = Field(
-        100_000_000, ge=1_000, description="Train on a sample of about this many bytes of UTF-8 where there is more."
+        100_000_000,
+        ge=1_000,
+        description="Train on a sample of about this many bytes of text, chosen by hash, where there is more.",
     )
+
+    @model_validator(mode="after")
+    def _has_room_for_text(self) -> Self:
+        least = SPECIAL_IDS + (BYTE_IDS if self.byte_fallback else 0) + 2
+        if self.vocab_size < least:
+            raise ValueError(f"vocab_size must be at least {least}: {least - 2} ids are special or bytes")
+        return self
 
 
 class TokenizeConfig(Config):
     """How documents are encoded."""
 
     train: TokenizerConfig = Field(
-        default_factory=TokenizerConfig, description="The tokenizer to train where none is given as an input."
+        default_factory=lambda: TokenizerConfig.model_validate({}),
+        description="The tokenizer to train where none is given as an input.",
     )
     shard_tokens: int = Field(
-        100_000_000, ge=1, le=2**40, description="Close a shard with the document that brings it to this many tokens."
+        100_000_000,
+        ge=1,
+        le=1 << 40,
+        description="Close a shard with the document that brings it to this many tokens.",
     )
     workers: int = execution(2, ge=1, le=512, description="Threads that encode.")
 
@@ -55,6 +78,6 @@ class PackConfig(Config):
     @field_validator("seq_len")
     @classmethod
     def _has_a_target(cls, value: int) -> int:
-        if not 2 <= value <= 2**24:
-            raise ValueError("a row must hold 2 to 16777216 tokens: each token is predicted from the one before it")
+        if not 2 <= value <= LONGEST_ROW:
+            raise ValueError(f"a row must hold 2 to {LONGEST_ROW} tokens: each is predicted from the ones before it")
         return value

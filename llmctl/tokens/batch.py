@@ -18,8 +18,8 @@ class Batch:
     Attributes:
         tokens: int64, padded with the tokenizer's pad id.
         positions: int64, 0-based place within the document's slice; restarts at each document, 0 on padding.
-        documents: int32, number of the document slice within its row, 0-based; −1 on padding.
-        labels: int64, the next token of the same document; −100 where nothing is to be predicted.
+        documents: int32, number of the document slice within its row, 0-based; -1 on padding.
+        labels: int64, the next token of the same document; -100 where nothing is to be predicted.
     """
 
     tokens: NDArray[np.int64]

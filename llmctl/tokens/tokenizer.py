@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,20 @@ import sentencepiece
 from numpy.typing import NDArray
 
 from llmctl.config.errors import InputError
+from llmctl.tokens.segments import META_SPACE, segments
 
 MODEL_FILE = "tokenizer.model"
 TEMPLATE_FILE = "chat_template.jinja"
 UNK, BOS, EOS, PAD, IM_START, IM_END = "<unk>", "<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>"
+NEVER_A_PIECE = "\u2585"  # SentencePiece reserves it while it trains
 SPECIALS = (UNK, BOS, EOS, PAD, IM_START, IM_END)  # their ids are their places here
 
 
 class Tokenizer:
-    """A SentencePiece model with its special tokens and its chat template. Safe to share between threads.
+    """A SentencePiece model with its special tokens and its chat template. Threads may share one.
+
+    With byte fallback, `decode(encode(text)) == text` for every string of Unicode scalar values: U+2581,
+    which SentencePiece cannot tell from a space, is spelled in bytes here.
 
     Attributes:
         special: special strings to ids.
@@ -40,16 +46,17 @@ class Tokenizer:
     @classmethod
     def open(cls, directory: Path) -> Tokenizer:
         """Read `tokenizer.model` and `chat_template.jinja` of a tokenizer or checkpoint directory."""
-        model, template = directory / MODEL_FILE, directory / TEMPLATE_FILE
+        hint = f"the directory must hold {MODEL_FILE} and {TEMPLATE_FILE}, as llmctl tokenizer writes them"
         try:
-            serialized, source = model.read_bytes(), template.read_text(encoding="utf-8")
+            serialized = (directory / MODEL_FILE).read_bytes()
+            template = (directory / TEMPLATE_FILE).read_text(encoding="utf-8")
             processor = sentencepiece.SentencePieceProcessor(model_proto=serialized)
         except (OSError, UnicodeDecodeError, RuntimeError) as error:
-            raise InputError(
-                f"cannot open the tokenizer in {directory}: {error}",
-                hint="it must hold tokenizer.model and chat_template.jinja",
-            ) from None
-        return cls(processor, source)
+            raise InputError(f"cannot open the tokenizer in {directory}: {error}", hint=hint) from None
+        missing = [text for index, text in enumerate(SPECIALS) if processor.piece_to_id(text) != index]
+        if missing:
+            raise InputError(f"{directory / MODEL_FILE} lacks the special tokens {' '.join(missing)}", hint=hint)
+        return cls(processor, template)
 
     @property
     def vocab_size(self) -> int:
@@ -73,17 +80,37 @@ class Tokenizer:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end an assistant's turn."""
+        """Ids that end an assistant's turn: `</s>` and `<|im_end|>`."""
         return (self.special[EOS], self.special[IM_END])
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text` alone: no special id is added, and special strings in it are plain text."""
-        ids: list[int] = self._processor.encode(text)
+        """Ids of `text` alone: no special id is added, and special strings in it are plain text.
+
+        Raises:
+            InputError: `text` holds half of a surrogate pair, which no UTF-8 text can.
+        """
+        ids: list[int] = self.encode_batch([text])[0].tolist()
         return ids
 
     def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[NDArray[np.int32]]:
-        """`encode` of each text, as int32 arrays."""
-        return [np.array(ids, dtype=np.int32) for ids in self._processor.encode(list(texts), num_threads=threads)]
+        """`encode` of each text, as int32 arrays, on `threads` threads."""
+        if not self._meta_space_ids.size:  # no bytes to spell it in: any character that is never a piece does
+            texts = [text.replace(META_SPACE, NEVER_A_PIECE) for text in texts]
+        parts = [list(segments(text)) for text in texts]
+        flat = [part for some in parts for part in some]
+        try:
+            encoded = self._processor.encode(flat, num_threads=threads, return_type="numpy")
+        except UnicodeEncodeError as error:
+            raise InputError(
+                f"text cannot be encoded: {error.reason} at character {error.start}",
+                hint="a lone \\ud800 to \\udfff is half a character; repair the text where it comes from",
+            ) from None
+        encoded = [self._meta_space_ids if part == META_SPACE else ids for part, ids in zip(flat, encoded, strict=True)]
+        joined, start = [], 0
+        for some in parts:
+            joined.append(encoded[start] if len(some) == 1 else _joined(encoded[start : start + len(some)]))
+            start += len(some)
+        return joined
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of `ids`; special ids are skipped, bytes that are not UTF-8 become U+FFFD."""
@@ -101,4 +128,14 @@ class Tokenizer:
         piece: str = processor.id_to_piece(index)
         if processor.is_byte(index):
             return bytes([int(piece[3:5], 16)])  # <0xE2>
-        return piece.replace("\u2581", " ").encode()
+        return piece.replace(META_SPACE, " ").encode()
+
+    @cached_property
+    def _meta_space_ids(self) -> NDArray[np.int32]:
+        """Ids of the three bytes of U+2581 itself; none without byte fallback."""
+        ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in META_SPACE.encode()]
+        return np.array([index for index in ids if self._processor.is_byte(index)], dtype=np.int32)
+
+
+def _joined(arrays: list[NDArray[np.int32]]) -> NDArray[np.int32]:
+    return np.concatenate(arrays) if arrays else np.empty(0, dtype=np.int32)

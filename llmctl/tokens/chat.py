@@ -1,0 +1,176 @@
+"""Chats as token ids: ChatML, the same ids in training, in generation and in other tools.
+
+The template that is stored with a tokenizer is plain Jinja in the dialect of Hugging Face (`{% generation %}`
+marks what the assistant says), so `apply_chat_template` of transformers renders it too. Here a message cannot
+forge a turn: special strings inside its content are text, whereas other tools would read them as tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from llmctl.config.errors import InputError
+from llmctl.tokens.tokenizer import BOS, EOS, SPECIALS, Tokenizer
+
+CHAT_TEMPLATE = """\
+{{- bos_token }}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- if message.role == 'assistant' %}
+        {%- generation %}
+            {{- message.content + '<|im_end|>' }}
+        {%- endgeneration %}
+    {%- else %}
+        {{- message.content + '<|im_end|>' }}
+    {%- endif %}
+    {{- '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+ROLES = ("system", "user", "assistant")
+Message = Mapping[str, Any]
+
+# Marks in rendered text begin with a private-use character; content's own are doubled with a letter, so they are
+# never taken for ours: M"m" is M itself, M"." is nothing (it breaks a special string), M"(" and M")" enclose
+# what the assistant says.
+MARK = "\U0010fffd"
+LITERAL, BREAK, OPEN, CLOSE = (MARK + sign for sign in "m.()")
+SPECIAL = re.compile("|".join(re.escape(special) for special in SPECIALS))
+CUT = re.compile("(" + "|".join(re.escape(text) for text in (*SPECIALS, OPEN, CLOSE)) + ")")
+
+
+class Generation(Extension):
+    """The block `{% generation %}…{% endgeneration %}`: what the assistant says, and nothing else."""
+
+    tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """Wrap the block's body in a call that marks both its ends."""
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
+
+    def _marked(self, caller: Any) -> str:
+        return f"{OPEN}{caller()}{CLOSE}"
+
+
+def render_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+    """Ids of a chat that ends with the opened turn of the assistant.
+
+    Raises:
+        InputError: malformed messages, or a template that fails on them.
+    """
+    return _encoded(tokenizer, _rendered(tokenizer, messages, add_generation_prompt=True))[0]
+
+
+def render_training(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+    """Ids of a whole chat, and for each whether it is to be learned.
+
+    True on what the assistant says and on the `<|im_end|>` after it, False everywhere else. The ids up to an
+    assistant's turn are exactly those of `render_prompt` of the messages before it.
+
+    Raises:
+        InputError: malformed messages, no turn of the assistant, or a template that fails or marks nothing.
+    """
+    ids, learned = _encoded(tokenizer, _rendered(tokenizer, messages, add_generation_prompt=False))
+    if not any(message["role"] == "assistant" for message in messages):
+        raise InputError("messages hold no assistant turn: there is nothing to learn", hint="add the answer")
+    if not any(learned):
+        raise InputError("the chat template marks nothing to learn", hint="put {% generation %} around the answers")
+    return ids, learned
+
+
+def check_messages(messages: Any) -> None:
+    """Raise an `InputError` that names the message and the fault, if there is one."""
+    if not isinstance(messages, Sequence) or isinstance(messages, str):
+        raise InputError(
+            f"messages must be a list, got {type(messages).__name__}", hint='give [{"role", "content"}, …]'
+        )
+    if not messages:
+        raise InputError("messages are empty", hint="give at least one message")
+    for number, message in enumerate(messages):
+        where = f"messages[{number}]"
+        if not isinstance(message, Mapping):
+            raise InputError(f"{where} must be an object, got {type(message).__name__}", hint="give role and content")
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            fault = "has no role" if role is None else f"has the unknown role {role!r}"
+            raise InputError(f"{where} {fault}", hint=f"known: {', '.join(ROLES)}")
+        if not isinstance(content, str):
+            fault = "has no content" if content is None else f"has content of type {type(content).__name__}"
+            raise InputError(f"{where} {fault}", hint="content must be a string")
+
+
+def _rendered(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    """The template's text, with special strings of the content broken and our marks in it."""
+    check_messages(messages)
+    safe = [{"role": message["role"], "content": _neutralised(message["content"])} for message in messages]
+    try:
+        return _compiled(tokenizer.chat_template).render(
+            messages=safe,
+            add_generation_prompt=add_generation_prompt,
+            bos_token=BOS,
+            eos_token=EOS,
+        )
+    except jinja2.TemplateError as error:
+        raise InputError(f"the chat template fails: {error}", hint="check chat_template.jinja") from error
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(source: str) -> jinja2.Template:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[Generation, "jinja2.ext.loopcontrols"],
+    )
+    environment.globals["raise_exception"] = _raise_exception
+    return environment.from_string(source)
+
+
+def _raise_exception(message: str) -> None:
+    """What templates call to refuse messages."""
+    raise jinja2.TemplateError(message)
+
+
+def _neutralised(content: str) -> str:
+    """`content` with its own marks made literal and its special strings broken."""
+    return SPECIAL.sub(lambda match: match[0][0] + BREAK + match[0][1:], content.replace(MARK, LITERAL))
+
+
+def _restored(text: str) -> str:
+    """The inverse of `_neutralised`."""
+    return text.replace(BREAK, "").replace(LITERAL, MARK)
+
+
+def _parts(rendered: str) -> Iterator[tuple[str, bool]]:
+    """Specials and the texts between them in order, each with whether the assistant says it."""
+    learned = False
+    for part in CUT.split(rendered):
+        if part in (OPEN, CLOSE):
+            learned = part == OPEN
+        elif part:
+            yield part, learned
+
+
+def _encoded(tokenizer: Tokenizer, rendered: str) -> tuple[list[int], list[bool]]:
+    """Ids and mask. Text is cut where the assistant begins to speak, as it is in generation."""
+    ids: list[int] = []
+    mask: list[bool] = []
+    for part, learned in _parts(rendered):
+        special = tokenizer.special.get(part)
+        new = [special] if special is not None else tokenizer.encode(_restored(part))
+        ids += new
+        mask += [learned] * len(new)
+    return ids, mask

@@ -1,0 +1,186 @@
+"""The `pack` stage: token shards to rows of fixed length (layout: `llmctl.tokens.rows`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+from numpy.typing import NDArray
+
+from llmctl.config.errors import InputError, IntegrityError
+from llmctl.config.tokens import PackConfig
+from llmctl.data.split import is_heldout
+from llmctl.pipeline.job import FileFacts, Job, Product
+from llmctl.store.artifact import Artifact
+from llmctl.store.files import explained, publish, publish_bytes
+from llmctl.tokens.fit import Ints, Layout, fit
+from llmctl.tokens.rows import SCHEMA, SPLITS, mapped
+
+CHUNK_TOKENS = 4 << 20  # written at a time
+TABLE_ROWS = 1 << 16
+COLUMNS = ["id", "source", "tokens", "bytes"]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Where every document's tokens are. Arrays have one element per document, in the order of the shards.
+
+    Attributes:
+        shards: the token files, mapped.
+        shard: int32, which of them.
+        offset: int64, of the first token within the shard.
+        tokens: int64, length.
+        heldout: bool.
+    """
+
+    shards: list[NDArray[Any]]
+    shard: NDArray[np.int32]
+    offset: Ints
+    tokens: Ints
+    heldout: NDArray[np.bool_]
+
+    def documents(self, split: str) -> Ints:
+        """Indices of the documents of a split."""
+        return np.flatnonzero(self.heldout == (split == "heldout"))
+
+
+def run(job: Job[PackConfig]) -> Product:
+    """Split documents into train and held-out, fit each split into rows, write them."""
+    config, artifact = job.config, job.artifact()
+    corpus = _read(artifact, config.heldout_fraction)
+    if config.heldout_fraction and not corpus.heldout.any():
+        job.progress.note("no document is held out: there is only one, and training needs it")
+    if corpus.heldout.all():
+        raise InputError("every document is held out, none is left to train on", hint="use a smaller --heldout")
+    semantic = artifact.manifest.semantic
+    layouts: dict[str, Layout] = {}
+    files: dict[str, FileFacts] = {}
+    with explained(str(job.out)):
+        for split in SPLITS:
+            documents = corpus.documents(split)
+            layout = layouts[split] = fit(corpus.tokens[documents], config.seq_len)
+            _write_rows(job, corpus, documents, layout, split)
+            _write_index(job, layout, split)
+            _write_documents(job, artifact, corpus, split)
+            tokens = int(layout.length.sum())
+            files[f"{split}.bin"] = FileFacts(rows=layout.rows, tokens=tokens, split=split)
+            files[f"{split}.documents.parquet"] = FileFacts(rows=documents.size, split=split)
+            for name in ("rows", "slices"):
+                files[f"{split}.{name}.bin"] = FileFacts(split=split)
+    kept = {name: semantic[name] for name in ("dtype", "vocab_size", "bos_id", "eos_id", "pad_id", "tokenizer")}
+    by_split = {
+        "rows": {split: layout.rows for split, layout in layouts.items()},
+        "targets": {split: int((layout.length - 1).sum()) for split, layout in layouts.items()},
+    }
+    totals = _totals(corpus, layouts, config.seq_len)
+    job.log(totals)
+    return Product(SCHEMA, {**kept, "seq_len": config.seq_len, **by_split}, totals, files)
+
+
+def _totals(corpus: Corpus, layouts: dict[str, Layout], seq_len: int) -> dict[str, int | float | str]:
+    rows = sum(layout.rows for layout in layouts.values())
+    tokens = int(corpus.tokens.sum())
+    cut = [np.count_nonzero(np.bincount(layout.document) > 1) for layout in layouts.values()]
+    totals: dict[str, int | float | str] = {
+        "documents": corpus.tokens.size,
+        "documents_cut": int(sum(cut)),
+        "tokens": tokens,
+        "rows": rows,
+        "padding": round(1.0 - tokens / (rows * seq_len), 6),
+    }
+    for split, layout in layouts.items():
+        totals[f"{split}.documents"] = int(corpus.documents(split).size)
+        totals[f"{split}.rows"] = layout.rows
+        totals[f"{split}.tokens"] = int(layout.length.sum())
+        totals[f"{split}.padding"] = round(layout.padding(seq_len), 6)
+    return totals
+
+
+def _read(artifact: Artifact, heldout_fraction: float) -> Corpus:
+    """Map the shards, read the places of the documents and decide which are held out."""
+    tables = artifact.files(suffix=".parquet")
+    dtype = np.dtype(artifact.manifest.semantic["dtype"])
+    shards, parts, heldout, smallest = [], [], [], None
+    for number, path in enumerate(tables):
+        table = pq.read_table(path, columns=["id", "offset", "tokens"])
+        names = table.column("id").to_pylist()
+        heldout.append(np.fromiter((is_heldout(name, heldout_fraction) for name in names), np.bool_, len(names)))
+        if heldout_fraction and not any(part.any() for part in heldout):
+            first = sum(part.size for part in heldout) - len(names)
+            hashed = [(xxhash.xxh64_intdigest(name.encode()), first + at) for at, name in enumerate(names)]
+            smallest = min([*hashed, *([smallest] if smallest else [])], default=None)
+        offset, tokens = (table.column(name).to_numpy().astype(np.int64) for name in ("offset", "tokens"))
+        parts.append((np.full(len(names), number, dtype=np.int32), offset, tokens))
+        binary = path.with_name(path.name.replace("documents-", "tokens-").replace(".parquet", ".bin"))
+        shards.append(mapped(binary, dtype, int(tokens.sum()) * dtype.itemsize))
+    if not sum(part[2].size for part in parts):
+        raise InputError(f"{artifact.ref} holds no documents", hint=f"see llmctl show {artifact.ref}")
+    shard, offset, tokens = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    held = np.concatenate(heldout)
+    if smallest and not held.any() and held.size > 1:
+        held[smallest[1]] = True  # a tiny corpus: the next document that a larger fraction would hold out
+    return Corpus(shards, shard, offset, tokens, held)
+
+
+def _write_rows(job: Job[PackConfig], corpus: Corpus, documents: Ints, layout: Layout, split: str) -> None:
+    """Write `<split>.bin`, a chunk of rows at a time."""
+    seq_len, semantic = job.config.seq_len, job.artifact().manifest.semantic
+    step = max(1, CHUNK_TOKENS // seq_len)
+    with publish(job.out / f"{split}.bin") as handle:
+        for start in range(0, layout.rows, step):
+            stop = min(start + step, layout.rows)
+            rows = np.full((stop - start, seq_len), semantic["pad_id"], dtype=semantic["dtype"])
+            _copy_slices(rows.reshape(-1), corpus, documents, layout, range(start, stop), seq_len)
+            handle.write(rows.tobytes())
+            job.progress.update(stop, layout.rows, f"{split} rows")
+
+
+def _copy_slices(out: NDArray[Any], corpus: Corpus, documents: Ints, layout: Layout, rows: range, seq_len: int) -> None:
+    """Copy the tokens of `rows` to `out` (flat, [len(rows) * seq_len]), one gather per shard."""
+    first, last = int(layout.first[rows.start]), int(layout.first[rows.stop])
+    length = layout.length[first:last]
+    row = np.repeat(np.arange(len(rows)), np.diff(layout.first[rows.start : rows.stop + 1]))
+    ends = np.cumsum(length)
+    row_start = (ends - length)[layout.first[rows.start : rows.stop] - first]  # tokens before each row
+    target = row * seq_len + (ends - length - row_start[row])
+    document = documents[layout.document[first:last]]
+    source = corpus.offset[document] + layout.start[first:last]
+    shard = corpus.shard[document]
+    for number in np.unique(shard).tolist():
+        chosen = np.flatnonzero(shard == number)
+        sizes = length[chosen]
+        within = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        out[np.repeat(target[chosen], sizes) + within] = corpus.shards[number][
+            np.repeat(source[chosen], sizes) + within
+        ]
+
+
+def _write_index(job: Job[PackConfig], layout: Layout, split: str) -> None:
+    slices = np.stack((layout.document, layout.start, layout.length), axis=1)
+    publish_bytes(job.out / f"{split}.slices.bin", slices.astype(np.int32).tobytes())
+    publish_bytes(job.out / f"{split}.rows.bin", layout.first.astype(np.int64).tobytes())
+
+
+def _write_documents(job: Job[PackConfig], artifact: Artifact, corpus: Corpus, split: str) -> None:
+    """Write `<split>.documents.parquet`: the split's documents by index."""
+    with publish(job.out / f"{split}.documents.parquet") as handle:
+        writer: pq.ParquetWriter | None = None
+        at = 0
+        for batch in _document_batches(artifact):
+            mask = corpus.heldout[at : at + batch.num_rows] == (split == "heldout")
+            at += batch.num_rows
+            writer = writer or pq.ParquetWriter(handle, batch.schema, compression="zstd")
+            writer.write_batch(batch.filter(pa.array(mask)))
+        if writer is None or at != corpus.heldout.size:
+            raise IntegrityError(f"{artifact.ref} changed while it was read", hint=f"run llmctl verify {artifact.ref}")
+        writer.close()
+
+
+def _document_batches(artifact: Artifact) -> Iterator[pa.RecordBatch]:
+    for path in artifact.files(suffix=".parquet"):
+        yield from pq.ParquetFile(path).iter_batches(batch_size=TABLE_ROWS, columns=COLUMNS)

@@ -1,0 +1,172 @@
+"""The `tokenizer` stage: train a SentencePiece model on documents.
+
+Nothing is normalised and no space is added or dropped, so text comes back byte for byte.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator
+
+import pyarrow.compute as pc
+import sentencepiece
+import xxhash
+
+from llmctl.config.errors import InputError, LlmctlError, UsageError
+from llmctl.config.tokens import TokenizerConfig
+from llmctl.data.tables import read_batches
+from llmctl.pipeline.job import Job, Product
+from llmctl.store.artifact import Input
+from llmctl.store.files import explained, publish_bytes
+from llmctl.tokens.huggingface import companion_files
+from llmctl.tokens.quantize import quantized
+from llmctl.tokens.segments import segments
+from llmctl.tokens.tokenizer import IM_END, IM_START, MODEL_FILE, SPECIALS, Tokenizer
+
+SCHEMA = "llmctl.tokenizer/1"
+
+# The unigram trainer sums its statistics per thread, so their number is part of the result.
+TRAINING_THREADS = 16
+LONGEST_SENTENCE_BYTES = 1 << 20
+QUIET = 3  # no message of SentencePiece's own log: its failures come as exceptions
+
+# Where a training text is cut. Newlines never share a piece with other characters, so the token after
+# "<|im_start|>assistant\n" is the same in training and in generation, and long texts can be cut at lines.
+# SentencePiece reserves the others: a sentence that holds one would be skipped.
+DELIMITER = "\U0010fffe"
+CUT = re.compile(f"(\n+)|[\0\t\u2581\u2585{DELIMITER}]")
+
+# Every printable ASCII character is a piece: then no spelled-out special such as <0x41> can match a unigram id.
+ASCII = "".join(chr(code) for code in range(0x21, 0x7F))
+
+TOO_LARGE = re.compile(r"Vocabulary size too high \(\d+\)\. Please set it to a value <= (\d+)")
+TOO_SMALL = re.compile(r"Vocabulary size is smaller than required_chars\. \d+ vs (\d+)")
+
+
+def run(job: Job[TokenizerConfig]) -> Product:
+    """Train on a sample of the documents in `input`; writes the files of a Hugging Face tokenizer."""
+    config = job.config
+    documents, size = _measured(job.inputs["input"])
+    share = min(1.0, config.max_training_bytes / size)
+    if share < 1.0:
+        job.progress.note(f"training on {share:.1%} of {size:,} bytes, chosen by hash (max_training_bytes)")
+    sample = _Sample(job, share)
+    model = train(sample.sentences(), config)
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    with explained(str(job.out)):
+        publish_bytes(job.out / MODEL_FILE, model)
+        for name, content in companion_files(processor).items():
+            publish_bytes(job.out / name, content)
+    tokenizer = Tokenizer.open(job.out)
+    return Product(
+        schema=SCHEMA,
+        semantic={
+            "model": config.model,
+            "vocab_size": tokenizer.vocab_size,
+            "byte_fallback": config.byte_fallback,
+            "special": tokenizer.special,
+        },
+        totals={
+            "vocab_size": tokenizer.vocab_size,
+            "documents": documents,
+            "training_documents": sample.documents,
+            "training_bytes": sample.bytes,
+        },
+    )
+
+
+def train(sentences: Iterator[str], config: TokenizerConfig) -> bytes:
+    """Train on `sentences` (texts cut by `DELIMITER`); the bytes of `tokenizer.model`.
+
+    The same sentences and configuration give the same bytes on any machine with one SentencePiece version.
+
+    Raises:
+        UsageError: the vocabulary is larger, or smaller, than the text supports.
+        InputError: there is nothing to train on.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=sentences,
+            model_writer=model,
+            model_type=config.model,
+            vocab_size=config.vocab_size,
+            byte_fallback=config.byte_fallback,
+            split_digits=config.split_digits,
+            max_sentencepiece_length=config.max_piece_chars,
+            character_coverage=config.character_coverage,
+            required_chars=ASCII if config.model == "unigram" else "",
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            pretokenization_delimiter=DELIMITER,
+            max_sentence_length=LONGEST_SENTENCE_BYTES,
+            num_threads=TRAINING_THREADS,
+            minloglevel=QUIET,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=3,
+            control_symbols=[IM_START, IM_END],
+        )
+    except RuntimeError as error:
+        raise _explained(str(error), config) from None
+    trained = model.getvalue()
+    return quantized(trained) if config.model == "unigram" else trained
+
+
+def sentences_of(text: str) -> Iterator[str]:
+    """`text` as SentencePiece is to see it: short enough for its counters, with `DELIMITER` at every cut."""
+    for part in segments(text):
+        yield CUT.sub(lambda match: DELIMITER + (match[1] or "") + DELIMITER, part)
+
+
+class _Sample:
+    """The documents trained on: those whose hashed id falls below `share`. Counts what it gives out."""
+
+    def __init__(self, job: Job[TokenizerConfig], share: float) -> None:
+        self.documents = self.bytes = 0
+        self._job = job
+        self._share = share
+
+    def sentences(self) -> Iterator[str]:
+        for batch in read_batches(self._job.inputs["input"], columns=["id", "text"]):
+            for name, text in zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True):
+                if self._share < 1.0 and xxhash.xxh3_64_intdigest(name) / 2**64 >= self._share:
+                    continue
+                self.documents += 1
+                self.bytes += len(text.encode())
+                yield from sentences_of(text)
+            self._job.progress.update(self.bytes, None, "bytes")
+
+
+def _measured(given: Input) -> tuple[int, int]:
+    """Documents and bytes of text in the input; `InputError` where there is no text."""
+    documents = size = 0
+    for batch in read_batches(given, columns=["text"]):
+        documents += batch.num_rows
+        size += pc.sum(pc.binary_length(batch.column(0))).as_py() or 0
+    if not size:
+        raise InputError(f"{given.ref} holds no text to train a tokenizer on", hint="check what was collected or kept")
+    return documents, size
+
+
+def _explained(message: str, config: TokenizerConfig) -> LlmctlError:
+    """SentencePiece's failure as ours: what does not fit, and the value that would."""
+    size = config.vocab_size
+    if match := TOO_LARGE.search(message):
+        return UsageError(
+            f"vocabulary of {size} is larger than the text supports, at most {match[1]}",
+            hint=f"use --vocab-size {match[1]} or less, or give more text",
+        )
+    if match := TOO_SMALL.search(message):
+        return UsageError(
+            f"vocabulary of {size} is smaller than the characters of the text need, at least {match[1]}",
+            hint=f"use --vocab-size {match[1]} or more, or lower character_coverage",
+        )
+    if "sentences_.empty()" in message:
+        return InputError("the documents hold no text to train a tokenizer on", hint="check what was collected or kept")
+    reason = message.rsplit("] ", 1)[-1] or message
+    return InputError(f"SentencePiece could not train on this text: {reason}", hint=f"special ids: {len(SPECIALS)}")
