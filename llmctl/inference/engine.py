@@ -1,0 +1,263 @@
+"""The generation engine: one thread owns the model, any thread may ask."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from llmctl.config.errors import InputError, UsageError
+from llmctl.inference.detokenizer import Detokenizer
+from llmctl.inference.request import Completion, Event, FinishReason, Request, Score, TokenLogprob
+from llmctl.inference.scheduler import Answer, Scheduler
+from llmctl.inference.score import Pair, ScoreJob
+from llmctl.model import huggingface
+from llmctl.model.transformer import Transformer
+from llmctl.tokens.tokenizer import Tokenizer
+
+__all__ = ["Completion", "Engine", "EngineClosedError", "Event", "Handle", "Request", "Score", "TokenLogprob"]
+
+
+class EngineClosedError(RuntimeError):
+    """The engine was closed before it had answered, or before it was asked."""
+
+
+class Handle:
+    """The answer to one request, as it comes. Iterate it once, from any thread.
+
+    Args:
+        request: what was asked.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self._events: queue.SimpleQueue[Event | BaseException] = queue.SimpleQueue()
+        self._answer: Answer | None = None
+        self._ended = False
+
+    def __iter__(self) -> Iterator[Event]:
+        """Yield events until the one with a finish_reason; raise what the engine's thread raised, if it did."""
+        while not self._ended:
+            event = self._events.get()
+            if isinstance(event, BaseException):
+                self._ended = True
+                raise event
+            self._ended = event.finish_reason is not None
+            yield event
+
+    def cancel(self) -> None:
+        """Stop generating; the last event then says `cancelled`. Harmless when all is done."""
+        if self._answer is not None:
+            self._answer.cancelled = True
+
+    def result(self) -> Completion:
+        """Wait for the whole answer."""
+        ids: list[int] = []
+        texts: list[str] = []
+        logprobs: list[TokenLogprob] = []
+        reason: FinishReason = "cancelled"
+        for event in self:
+            ids += event.token_ids
+            texts.append(event.text)
+            logprobs += event.logprobs or ()
+            reason = event.finish_reason or reason
+        wanted = self.request.logprobs is not None
+        return Completion(tuple(ids), "".join(texts), reason, tuple(logprobs) if wanted else None)
+
+
+class Engine:
+    """Generates and scores. Close it, or use it as a context manager.
+
+    Args:
+        model: owned by the engine's thread from now on.
+        tokenizer: the model's; None for requests in ids with stop_ids of their own, whose text stays empty.
+        max_running: most sequences generated at one time; further ones wait. KV memory is max_running x context.
+        max_context: most tokens of a sequence, prompt included; None for the model's context.
+
+    Attributes:
+        model: as given.
+        context: most tokens of a sequence.
+    """
+
+    def __init__(
+        self, model: Transformer, tokenizer: Tokenizer | None, *, max_running: int = 16, max_context: int | None = None
+    ) -> None:
+        if tokenizer is not None and tokenizer.vocab_size > model.vocab_size:
+            raise InputError(
+                f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.vocab_size}",
+                hint="use the tokenizer that the model was trained with",
+            )
+        self.model = model
+        self.context = min(max_context or model.config.context, model.config.context)
+        self._tokenizer = tokenizer
+        self._scheduler = Scheduler(model, max_running, self.context)
+        self._scoring: deque[ScoreJob] = deque()
+        self._arrived: deque[Answer | ScoreJob] = deque()
+        self._wake = threading.Condition()
+        self._ended: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="llmctl-engine", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def open(
+        cls,
+        directory: Path,
+        *,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+        max_running: int = 16,
+        max_context: int | None = None,
+    ) -> Engine:
+        """Open a checkpoint directory, its tokenizer with it. Errors are those of `huggingface.load`."""
+        tokenizer = Tokenizer.open(directory)
+        model = huggingface.load(directory, dtype=dtype, device=device)
+        return cls(model, tokenizer, max_running=max_running, max_context=max_context)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        if self._tokenizer is None:
+            raise ValueError("this engine was made without a tokenizer")
+        return self._tokenizer
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests are taken: not closed, and no step has failed."""
+        return self._ended is None
+
+    @property
+    def running(self) -> int:
+        """Sequences in the batch now."""
+        return len(self._scheduler.running)
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that wait for a place in the batch."""
+        return len(self._scheduler.waiting) + len(self._arrived)
+
+    def submit(self, request: Request) -> Handle:
+        """Queue a request and return at once.
+
+        Raises:
+            UsageError: the prompt leaves no room in the context, or holds an id that there is none of.
+            EngineClosedError: the engine is closed, or a step failed; the cause is attached.
+        """
+        prompt = request.prompt_ids
+        if len(prompt) >= self.context:
+            raise UsageError(
+                f"the prompt has {len(prompt)} tokens and leaves no room in the context of {self.context}",
+                hint="shorten the prompt",
+            )
+        if not (min(prompt) >= 0 and max(prompt) < self.model.vocab_size):
+            raise UsageError(
+                f"the prompt holds a token id outside 0..{self.model.vocab_size - 1}", hint="use the model's tokenizer"
+            )
+        room = self.context - len(prompt)
+        handle = Handle(request)
+        answer = Answer(
+            request,
+            self._stop_ids(request),
+            min(request.max_tokens or room, room),
+            self._detokenizer(request),
+            handle._events.put,  # noqa: SLF001
+        )
+        handle._answer = answer  # noqa: SLF001 (the two are one thing seen from two threads)
+        self._enqueue(answer)
+        return handle
+
+    def generate(self, requests: Sequence[Request]) -> list[Completion]:
+        """Answer all requests, in their order."""
+        handles: list[Handle] = []
+        try:
+            handles += map(self.submit, requests)
+            return [handle.result() for handle in handles]
+        finally:
+            for handle in handles:  # on an interrupt, leave nothing running; otherwise all are done
+                handle.cancel()
+
+    def score(self, pairs: Sequence[Pair], *, batch_tokens: int = 8192) -> list[Score]:
+        """Log-likelihood of each continuation after its context.
+
+        Args:
+            pairs: token ids of context and continuation, at least one each.
+            batch_tokens: most tokens of one forward pass, padding included.
+
+        Raises:
+            UsageError: a pair is empty on a side, longer than the context, or holds an id that there is none of.
+        """
+        job = ScoreJob(pairs, batch_tokens, self.context, self.model.vocab_size)
+        if not job.future.done():
+            self._enqueue(job)
+        return job.future.result()
+
+    def close(self) -> None:
+        """End the thread. Whoever still waits gets an `EngineClosedError`."""
+        with self._wake:
+            self._ended = self._ended or EngineClosedError("the engine is closed")
+            self._wake.notify()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _stop_ids(self, request: Request) -> frozenset[int]:
+        if request.stop_ids is not None:
+            return frozenset(request.stop_ids)
+        return frozenset(self._tokenizer.stop_ids if self._tokenizer else ())
+
+    def _detokenizer(self, request: Request) -> Detokenizer:
+        return Detokenizer(self._tokenizer.piece_bytes if self._tokenizer else lambda _: b"", request.stop)
+
+    def _enqueue(self, work: Answer | ScoreJob) -> None:
+        with self._wake:
+            if self._ended is not None:
+                raise EngineClosedError("the engine takes no more requests") from self._ended
+            self._arrived.append(work)
+            self._wake.notify()
+
+    @torch.inference_mode()
+    def _run(self) -> None:
+        """The engine's thread: a step of generation and a batch of scoring in turn, until closed."""
+        try:
+            while self._take():
+                if self._scheduler.busy:
+                    self._scheduler.step()
+                if self._scoring and self._scoring[0].step(self.model):
+                    self._scoring.popleft()
+        except BaseException as error:  # noqa: BLE001 (it is raised again in every thread that waits)
+            self._ended = error
+        self._tell_everyone()
+
+    def _take(self) -> bool:
+        """Sort in what arrived, waiting for it if there is nothing else to do; False when closed."""
+        with self._wake:
+            while not (self._ended or self._arrived or self._scheduler.busy or self._scoring):
+                self._wake.wait()
+            while self._arrived:
+                work = self._arrived.popleft()
+                if isinstance(work, Answer):
+                    self._scheduler.waiting.append(work)
+                else:
+                    self._scoring.append(work)
+            return self._ended is None
+
+    def _tell_everyone(self) -> None:
+        """Pass the end on to every handle and every score that is not done."""
+        with self._wake:
+            error = self._ended or EngineClosedError("the engine is closed")
+            work = [*self._scheduler.running, *self._scheduler.waiting, *self._scoring, *self._arrived]
+            self._arrived.clear()
+        for item in work:
+            if isinstance(item, Answer):
+                if not item.done:
+                    item.deliver(error)
+            elif not item.future.done():
+                item.future.set_exception(error)

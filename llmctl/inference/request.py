@@ -1,0 +1,122 @@
+"""What is asked of the engine and what it answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from llmctl.config.errors import UsageError
+
+FinishReason = Literal["stop", "length", "cancelled"]
+LARGEST_LOGPROBS = 1024
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sequence to generate.
+
+    Attributes:
+        prompt_ids: token ids, BOS included where the model wants one; at least one.
+        max_tokens: most tokens to generate; None for as many as the context holds.
+        temperature: divides the logits; 0 takes the likeliest token always.
+        top_k: sample among the k likeliest only (and what ties with the last); 0 for all.
+        top_p: sample among the fewest likeliest whose probabilities reach this sum.
+        seed: of this request's own random numbers, so the answer does not depend on other requests; None for a
+            fresh one.
+        stop: strings that end the answer; they are not part of its text.
+        stop_ids: token ids that end the answer; None for the tokenizer's.
+        logprobs: how many likeliest tokens to report beside each chosen one, with natural log-probabilities of the
+            raw distribution (before temperature and truncation); None for no log-probabilities at all.
+
+    Raises:
+        UsageError: a value is out of bounds.
+    """
+
+    prompt_ids: Sequence[int]
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: Sequence[str] = ()
+    stop_ids: Sequence[int] | None = None
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        checks = {
+            "prompt_ids": (len(self.prompt_ids) > 0, "needs at least one token, such as BOS"),
+            "max_tokens": (self.max_tokens is None or self.max_tokens >= 1, "must be at least 1"),
+            "temperature": (math.isfinite(self.temperature) and self.temperature >= 0, "must be at least 0"),
+            "top_k": (self.top_k >= 0, "must be at least 0 (0 for no limit)"),
+            "top_p": (0 < self.top_p <= 1, "must be above 0 and at most 1"),
+            "seed": (self.seed is None or 0 <= self.seed < 2**64, "must be from 0 to 2^64 - 1"),
+            "stop": (not isinstance(self.stop, str) and all(self.stop), "must be a list of strings that are not empty"),
+            "logprobs": (
+                self.logprobs is None or 0 <= self.logprobs <= LARGEST_LOGPROBS,
+                f"must be 0 to {LARGEST_LOGPROBS}",
+            ),
+        }
+        for name, (fine, rule) in checks.items():
+            if not fine:
+                raise UsageError(f"{name}: {rule}, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A chosen token's log-probability in the raw distribution.
+
+    Attributes:
+        token: its id.
+        logprob: natural logarithm of its probability.
+        top: ids and log-probabilities of the likeliest tokens, likeliest first; as many as were asked for.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Event:
+    """What one step added to an answer.
+
+    Attributes:
+        token_ids: the new tokens; the one that ended the answer is among them.
+        text: text that is final now; it lags behind the tokens while a character is incomplete or a stop string may
+            have begun. The texts of all events, joined, are the answer's text.
+        finish_reason: None until the last event; `stop` for a stop id or string, `length` for max_tokens or the
+            context, `cancelled` for `Handle.cancel`.
+        logprobs: one for each token, where asked for.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason | None = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A whole answer; the fields are those of its events, joined."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...] | None
+
+
+@dataclass(frozen=True)
+class Score:
+    """How likely a continuation is.
+
+    Attributes:
+        logprob: sum of the natural log-probabilities of its tokens.
+        is_greedy: whether each of its tokens is the likeliest one in its place.
+        tokens: how many tokens it has.
+    """
+
+    logprob: float
+    is_greedy: bool
+    tokens: int
