@@ -161,4 +161,7 @@ class QuizConfig(Config):
     )
     choices: int = Field(default=4, ge=2, le=10, description="summaries to choose from, one of them right")
     seed: int = Field(default=1, ge=0, description="seed of the wrong choices and of the position of the right one")
+    per_document: int = Field(
+        default=5, ge=1, description="at most this many questions on one document (a class and its methods)"
+    )
     limit: int | None = Field(default=None, ge=1, description="at most this many questions; all where left out")
