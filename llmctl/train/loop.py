@@ -39,13 +39,12 @@ class DivergedError(GateError):
 
 
 class Objective(Protocol):
-    """What is learned: rows, and the loss of some of them.
+    """What is learned: rows, and the loss of some of them."""
 
-    Attributes:
-        rows: where the rows of a step come from.
-    """
-
-    rows: RowSource
+    @property
+    def rows(self) -> RowSource:
+        """Where the rows of a step come from."""
+        ...
 
     def loss(self, model: Transformer, batch: Tensors) -> Tensor:
         """Sum of the loss over the batch's targets: a scalar, to be divided by `Batch.targets` over all ranks."""

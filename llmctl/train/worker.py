@@ -20,7 +20,8 @@ def end_with_parent() -> None:
     """Leave at once when stdin, a pipe from the parent, closes: a rank must not outlive the run that owns it."""
 
     def watch() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 1):  # not sys.stdin: its lock would be held at exit
+            pass
         os._exit(ORPHANED)
 
     threading.Thread(target=watch, daemon=True, name="parent").start()

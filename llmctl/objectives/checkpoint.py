@@ -1,0 +1,43 @@
+"""The end that all objectives share: trained weights become a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from llmctl.config.model import ModelConfig
+from llmctl.model import huggingface
+from llmctl.model.transformer import Transformer
+from llmctl.pipeline.job import Job, Product
+from llmctl.train.loop import Fitted
+
+SCHEMA = "llmctl.checkpoint/1"
+ARCHITECTURE = "LlamaForCausalLM"
+
+
+def publish(
+    job: Job[Any],
+    fitted: Fitted,
+    config: ModelConfig,
+    *,
+    tokenizer_directory: Path,
+    semantic: dict[str, Any],
+    totals: dict[str, int | float | str],
+) -> Product:
+    """Write the Hugging Face directory into `job.out` on rank 0; the other ranks have nothing to write.
+
+    Args:
+        job: the run.
+        fitted: what training gave.
+        config: of the model.
+        tokenizer_directory: whose files the checkpoint carries.
+        semantic: `vocab_size`, `tokenizer` (digest) and `seq_len` of what was trained on.
+        totals: figures beyond those of training.
+    """
+    if fitted.weights is None:
+        return Product(SCHEMA)
+    model = Transformer(config, semantic["vocab_size"])
+    model.load_state_dict(fitted.weights)
+    huggingface.save(model, job.out, tokenizer_directory)
+    facts = {"architecture": ARCHITECTURE, "parameters": model.parameters_count(), **semantic}
+    return Product(SCHEMA, semantic=facts, totals={**fitted.totals, **totals})

@@ -1,0 +1,107 @@
+"""The stage `sft`: a checkpoint fine-tuned on chats, with the loss on the assistant's tokens only."""
+
+from __future__ import annotations
+
+import torch
+
+from llmctl.config.errors import InputError, UsageError
+from llmctl.config.train import SftConfig, steps_of_epochs
+from llmctl.data.split import is_heldout
+from llmctl.model import huggingface
+from llmctl.model.transformer import Transformer
+from llmctl.objectives import checkpoint
+from llmctl.objectives.chats import Chat, PackedChats, read_chats
+from llmctl.objectives.pretrain import NextToken
+from llmctl.pipeline.job import Job, Product
+from llmctl.store.artifact import Artifact
+from llmctl.tokens.tokenizer import Tokenizer
+from llmctl.train import launch
+from llmctl.train.loop import HeldOutRows, fit
+
+
+def run(job: Job[SftConfig]) -> Product:
+    """Train in this process, or with ranks where the configuration or a launcher asks for them."""
+    return launch.start(job, "llmctl.objectives.sft:train")
+
+
+def train(job: Job[SftConfig]) -> Product:
+    """What every rank runs.
+
+    Raises:
+        InputError: a chat cannot be learned from, or checkpoint and tokenizer do not belong together.
+        UsageError: rows longer than the model's context were asked for.
+    """
+    given = job.artifact()
+    tokenizer = Tokenizer.open(given.data)
+    model = open_model(given, tokenizer)
+    length = job.config.max_tokens or int(given.manifest.semantic.get("seq_len", model.config.context))
+    if length > model.config.context:
+        raise UsageError(
+            f"max_tokens ({length}) exceeds the model's context of {model.config.context}",
+            hint=f"give at most {model.config.context}",
+        )
+    chats, overlong = read_chats(job.inputs["chats"], tokenizer, length)
+    if overlong and job.config.overlong == "error":
+        raise InputError(
+            f"{overlong[0]}, more than {length}; {len(overlong)} in all are too long",
+            hint="raise max_tokens up to the model's context, or overlong=drop",
+        )
+    if overlong:
+        job.progress.note(f"dropped {len(overlong)} chats longer than {length} tokens of {len(chats) + len(overlong)}")
+    rows, held = split(chats, job.config.heldout_fraction, length, tokenizer.pad_id)
+    steps = job.config.steps or steps_of_epochs(job.config.epochs, rows.count, job.config.batch_rows)
+    held_out = HeldOutRows(held, tokenizer.byte_lengths) if held.count else None
+    fitted = fit(job, model, NextToken(rows), steps=steps, heldout_rows=held_out)
+    return checkpoint.publish(
+        job,
+        fitted,
+        model.config,
+        tokenizer_directory=given.data,
+        semantic={
+            "vocab_size": tokenizer.vocab_size,
+            "tokenizer": given.manifest.semantic["tokenizer"],
+            "seq_len": length,
+        },
+        totals={
+            "chats": len(rows.chats),
+            "heldout_chats": len(held.chats),
+            "dropped.overlong": len(overlong),
+            "rows": rows.count,
+            "epochs": steps * job.config.batch_rows / rows.count,
+        },
+    )
+
+
+def open_model(given: Artifact, tokenizer: Tokenizer) -> Transformer:
+    """The checkpoint's model in fp32, in memory of its own, after checking that the tokenizer fits it.
+
+    Raises:
+        InputError: the vocabularies differ, or padding would end a turn.
+    """
+    stored = huggingface.load(given.data, dtype=torch.float32)
+    if stored.vocab_size != tokenizer.vocab_size:
+        raise InputError(
+            f"{given.ref}: the model has {stored.vocab_size} ids, its tokenizer {tokenizer.vocab_size}",
+            hint="the files are not of one checkpoint",
+        )
+    if tokenizer.pad_id in tokenizer.stop_ids:
+        raise InputError(
+            f"{given.ref}: the padding id {tokenizer.pad_id} also ends a turn, so the end would never be learned",
+            hint="give the tokenizer a pad token of its own",
+        )
+    model = Transformer(stored.config, stored.vocab_size)
+    model.load_state_dict(stored.state_dict())
+    return model
+
+
+def split(chats: list[Chat], fraction: float, length: int, pad_id: int) -> tuple[PackedChats, PackedChats]:
+    """Rows to train on and rows held out by the hash of the chats' ids.
+
+    Raises:
+        InputError: every chat is held out.
+    """
+    kept = [chat for chat in chats if not is_heldout(chat.id, fraction)]
+    held = [chat for chat in chats if is_heldout(chat.id, fraction)]
+    if not kept:
+        raise InputError(f"all {len(held)} chats are held out", hint="lower heldout_fraction, or give more chats")
+    return PackedChats(kept, length, pad_id), PackedChats(held, length, pad_id)

@@ -1,0 +1,110 @@
+"""A small run on made-up rows, also as a program and as an entry of ranks: real model, real loop, real files."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from llmctl.config.train import PretrainConfig
+from llmctl.model.transformer import Transformer
+from llmctl.objectives.losses import next_token
+from llmctl.pipeline.job import Job, Product, Silent
+from llmctl.tokens.batch import IGNORE, PADDING_DOCUMENT, Batch
+from llmctl.train.loop import HeldOutRows, fit
+
+VOCAB = 64
+SEQ_LEN = 24
+MODEL = {"name": "nano", "width": 16, "layers": 2, "heads": 2, "kv_heads": 1, "ffn_width": 32}
+WIDE = {"name": "nano", "width": 128, "layers": 2, "heads": 2, "kv_heads": 1, "ffn_width": 1024}
+
+
+class MadeUpRows:
+    """Rows of one to three documents that count upwards by a step of their own, with padding at the end."""
+
+    def __init__(self, count, salt=0):
+        self.count = count
+        self.salt = salt
+
+    def batch(self, indices):
+        rows = [self._row(int(index)) for index in indices]
+        return Batch(*(np.stack(column) for column in zip(*rows, strict=True)))
+
+    def _row(self, index):
+        random = np.random.default_rng([self.salt, index])
+        tokens = np.full(SEQ_LEN, 3, dtype=np.int64)
+        positions = np.zeros(SEQ_LEN, dtype=np.int64)
+        documents = np.full(SEQ_LEN, PADDING_DOCUMENT, dtype=np.int32)
+        labels = np.full(SEQ_LEN, IGNORE, dtype=np.int64)
+        at = 0
+        for document in range(int(random.integers(1, 4))):
+            length = int(random.integers(3, 9))
+            values = (random.integers(VOCAB) + random.integers(1, 4) * np.arange(length)) % VOCAB
+            part = slice(at, at + length)
+            tokens[part], positions[part], documents[part] = values, np.arange(length), document
+            labels[at : at + length - 1] = values[1:]
+            at += length
+        return tokens, positions, documents, labels
+
+
+class Counting:
+    def __init__(self, count=40):
+        self.rows = MadeUpRows(count)
+
+    def loss(self, model, batch):
+        return next_token(model, batch)
+
+
+def train(job):
+    """The entry of every rank; rank 0 writes the weights."""
+    from safetensors.torch import save_file
+
+    model = Transformer(job.config.model, VOCAB)
+    model.init_weights(job.config.seed)
+    lengths = np.ones(VOCAB, dtype=np.int32)
+    lengths[:4] = 0
+    held = HeldOutRows(MadeUpRows(7, salt=1), lengths)
+    fitted = fit(job, model, Counting(), steps=job.config.steps, heldout_rows=held)
+    if fitted.weights is not None:
+        save_file(fitted.weights, job.out / "model.safetensors")
+    return Product("llmctl.checkpoint/1", totals=fitted.totals)
+
+
+def make_job(directory, progress=None, **fields):
+    values = {
+        "model": MODEL,
+        "steps": 12,
+        "batch_rows": 8,
+        "precision": "fp32",
+        "threads": 1,
+        "checkpoint_every_steps": 3,
+        "eval_every_steps": 5,
+        "device": "cpu",
+        **fields,
+    }
+    directory = Path(directory)
+    for name in ("data", "work"):
+        (directory / name).mkdir(parents=True, exist_ok=True)
+    return Job(
+        config=PretrainConfig.model_validate(values),
+        inputs={},
+        out=directory / "data",
+        work=directory / "work",
+        metrics_file=directory / "metrics.jsonl",
+        progress=progress or Silent(),
+        nested=None,
+        lineage=None,
+    )
+
+
+CURVE = ("step", "loss", "lr", "grad_norm", "tokens", "heldout_loss", "heldout_bits_per_byte", "heldout_targets")
+
+
+def curve(job):
+    """The metrics rows without their times."""
+    rows = [json.loads(line) for line in job.metrics_file.read_text().splitlines()]
+    return [{key: row[key] for key in CURVE if key in row} for row in rows]
+
+
+if __name__ == "__main__":
+    train(make_job(sys.argv[1], **json.loads(sys.argv[2])))

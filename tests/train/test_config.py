@@ -1,0 +1,73 @@
+import pytest
+
+from llmctl.config.base import semantic_values
+from llmctl.config.errors import ConfigError
+from llmctl.config.load import build, parse_overrides
+from llmctl.config.train import CosineConfig, PretrainConfig, SftConfig, WsdConfig, resolve
+
+
+def test_names_stand_for_blocks():
+    config = build(PretrainConfig, [parse_overrides(["schedule=wsd", "optimizer=adamw", "model=nano"])])
+    assert isinstance(config.schedule, WsdConfig)
+    assert config.model.width == 64
+
+
+def test_a_block_without_a_name_is_the_default_kind():
+    config = build(PretrainConfig, [parse_overrides(["schedule.final_fraction=0.5", "optimizer.lr=1e-4"])])
+    assert config.schedule == CosineConfig(final_fraction=0.5)
+    assert (config.optimizer.lr, config.optimizer.weight_decay) == (1e-4, 0.1)
+
+
+def test_what_an_override_leaves_out_comes_from_the_stage():
+    config = build(SftConfig, [parse_overrides(["optimizer.lr=1e-4"])])
+    assert (config.optimizer.lr, config.optimizer.weight_decay) == (1e-4, 0.0)
+
+
+def test_how_a_step_is_computed_is_not_semantic():
+    plain = PretrainConfig()
+    other = PretrainConfig(nproc=2, zero=3, micro_batch_rows=2, threads=3, device="cpu", checkpoint_every_steps=7)
+    assert semantic_values(plain) == semantic_values(other)
+    assert semantic_values(plain) != semantic_values(PretrainConfig(precision="fp32"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["batch_rows=3", "nproc=2"], "must be a multiple of nproc"),
+        (["compile=true", "zero=1"], "single process only"),
+        (["optimizer.betas=[0.9, 1.0]"], "each beta must lie in"),
+        (["steps=0"], "steps"),
+        (["schedule=linear"], "schedule"),
+        (["optimizer.momentum=0.9"], "momentum"),
+        (["precision=fp16"], "precision"),
+        (["zero=4"], "zero"),
+    ],
+)
+def test_faults_are_named(words, message):
+    with pytest.raises(ConfigError, match=message):
+        build(PretrainConfig, [parse_overrides(words)])
+
+
+def test_resolve_pretrain():
+    config = PretrainConfig(steps=200, batch_rows=16, nproc=2, micro_batch_rows=3)
+    values = resolve(config, seq_len=256, rows=800)
+    assert values == {
+        "strategy": "deepspeed",
+        "ranks": 2,
+        "rows_per_rank": 8,
+        "micro_batch_rows": 3,
+        "micro_batches_per_step": 3,
+        "steps": 200,
+        "warmup_steps": 10,
+        "decay_steps": 190,
+        "rows_in_all": 3200,
+        "epochs": 4.0,
+        "tokens_per_step": 4096,
+        "tokens_in_all": 819200,
+    }
+
+
+def test_resolve_sft_needs_the_rows_for_its_steps():
+    config = SftConfig(epochs=2.5, batch_rows=8)
+    assert "steps" not in resolve(config)
+    assert resolve(config, rows=100)["steps"] == 32  # 250 rows in steps of 8

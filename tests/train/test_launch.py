@@ -1,0 +1,74 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from synthetic_run import make_job
+
+from llmctl.config.errors import GateError, InputError
+from llmctl.pipeline.job import FileFacts, Product
+from llmctl.train import launch, spec
+from llmctl.train.launch import Ranks, environment
+from llmctl.train.loop import DivergedError
+
+
+def test_environment_of_the_two_launchers():
+    given = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
+    assert environment({**given, "LOCAL_SIZE": "2"}) == Ranks(3, 4, 1, 2)  # deepspeed
+    assert environment({**given, "LOCAL_WORLD_SIZE": "2"}) == Ranks(3, 4, 1, 2)  # torchrun
+    assert environment({}) == Ranks(0, 1, 0, 1)
+
+
+def test_asking_who_one_is_imports_no_torch():
+    code = "import sys, llmctl.train.launch as l; l.environment(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_a_job_survives_json(tmp_path):
+    job = make_job(tmp_path, steps=5)
+    rebuilt, entry = spec.rebuild(json.loads(json.dumps(spec.describe(job, "module:function"))), leads=False)
+    assert entry == "module:function"
+    assert (rebuilt.config, rebuilt.out, rebuilt.work) == (job.config, job.out, job.work)
+    assert rebuilt.metrics_file == job.metrics_file
+    with pytest.raises(InputError, match="sha256:00"):
+        rebuilt.lineage("sha256:00")
+
+
+def test_a_product_survives_json():
+    product = Product("s/1", {"a": 1}, {"loss": 0.5}, {"f": FileFacts(rows=3)}, ("MIT",))
+    assert spec.product_of(json.loads(json.dumps(spec.describe_product(product)))) == product
+
+
+def test_an_error_survives_json_as_its_nearest_public_class(tmp_path):
+    failure = spec.describe_failure(DivergedError("loss is nan", hint="lower it"))
+    assert failure == {"class": "GateError", "what": "loss is nan", "hint": "lower it"}
+    (tmp_path / "failure-00001.json").write_text(json.dumps(failure))
+    with pytest.raises(GateError, match="loss is nan"):
+        launch._raise_failure(tmp_path, 6)
+
+
+class Recorder:
+    def __init__(self):
+        self.seen = []
+
+    def update(self, done, total, unit, **facts):
+        self.seen.append((done, total, unit, facts))
+
+    def note(self, text):
+        self.seen.append(text)
+
+
+def test_progress_is_relayed_line_by_line(tmp_path):
+    path = tmp_path / "progress.jsonl"
+    writer, reader = spec.FileProgress(path), Recorder()
+    writer.update(1, 2, "steps", loss=0.5)
+    writer.note("half")
+    with open(path, "a") as handle:
+        handle.write('{"note": "torn')
+    at = launch._relay(path, 0, reader)
+    assert reader.seen == [(1, 2, "steps", {"loss": 0.5}), "half"]
+    with open(path, "a") as handle:
+        handle.write(' no more"}\n')
+    launch._relay(path, at, reader)
+    assert reader.seen[2:] == ["torn no more"]
