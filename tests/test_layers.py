@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "llmctl"
-LAYERS = tuple("cli serve evals objectives inference train model tokens data pipeline store config".split())
+TOP_DOWN = "cli serve evals objectives inference train model tokens data pipeline store config"
+LAYERS = tuple(TOP_DOWN.split())
 PEERS = {"transformers", "trl", "datatrove", "lm_eval", "peft", "litgpt", "vllm", "openai"}
 HEAVY = {
     "torch",
