@@ -1,0 +1,5 @@
+"""Measuring checkpoints."""
+
+from llmctl.evals.stage import run
+
+__all__ = ["run"]

@@ -1,0 +1,35 @@
+"""What `eval` measures and how."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from llmctl.config.base import Config, execution
+
+
+class EvalConfig(Config):
+    """`llmctl eval`: held-out loss, and multiple choice by log-likelihood where questions are given."""
+
+    limit: int | None = Field(
+        None, ge=1, description="score only the first N questions; the held-out rows are always all scored"
+    )
+    chat: bool | Literal["auto"] = Field(
+        "auto",
+        description="ask the questions through the chat template; auto: where the checkpoint was trained on chats",
+    )
+    delimiter: str = Field(
+        " ", max_length=16, description="text between a prompt and a choice where the chat template is not used"
+    )
+    baseline: bool = Field(
+        False, description="measure an untrained model of the same shape as well, as the floor of every figure"
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of the untrained model's weights")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="number format of weights and activations")
+    batch_tokens: int = execution(
+        8192, ge=1, le=1 << 24, description="tokens of one forward pass; a memory bound, padding included"
+    )
+    device: Literal["auto", "cpu", "cuda"] = execution(
+        "auto", description="where the model runs; auto takes an accelerator where there is one"
+    )

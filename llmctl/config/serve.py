@@ -1,0 +1,58 @@
+"""How a checkpoint is served: where it listens, who may ask, and how much one request may cost."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from llmctl.config.base import Config
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["fp32", "bf16"]
+
+
+class ServeConfig(Config):
+    """`llmctl serve`. Nothing here changes the model; bounds exist so that no client can starve the others."""
+
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on; loopback unless you say otherwise")
+    port: int = Field(8000, ge=0, le=65535, description="TCP port; 0 takes a free one and says which")
+    model_name: str = Field(
+        "", max_length=200, description="name that clients ask for; the checkpoint's name where left empty"
+    )
+    api_key_env: str = Field(
+        "",
+        pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$",
+        description="environment variable that holds the key every route but /health asks for; empty: no key",
+    )
+    device: Device = Field("auto", description="where the model runs; auto takes an accelerator where there is one")
+    precision: Precision = Field("fp32", description="number format of the weights and the KV cache")
+    max_running: int = Field(16, ge=1, le=4096, description="sequences generated at the same time")
+    max_waiting: int = Field(64, ge=0, le=65536, description="sequences that may queue; beyond them clients get 429")
+    max_n: int = Field(16, ge=1, le=128, description="most choices (n) that one request may ask for")
+    max_tokens: int | None = Field(
+        None, ge=1, description="most tokens generated for one choice; the model's context where left out"
+    )
+    max_logprobs: int = Field(20, ge=0, le=100, description="most alternatives returned for one token")
+    max_body_bytes: int = Field(4 << 20, ge=1024, le=1 << 30, description="largest request body in bytes; else 413")
+    body_timeout_s: float = Field(30.0, gt=0, le=3600, description="seconds a client may take to send its body")
+    retry_after_s: int = Field(1, ge=1, le=3600, description="seconds that a 429 tells its client to wait")
+    shutdown_s: float = Field(
+        20.0, ge=0, le=3600, description="seconds that running requests get to finish after SIGTERM or SIGINT"
+    )
+
+    @field_validator("host")
+    @classmethod
+    def _address_or_name(cls, host: str) -> str:
+        if any(character.isspace() or character in "/@" for character in host):
+            raise ValueError("must be an address or a host name, such as 127.0.0.1 or localhost")
+        return host
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only programs of this machine can connect."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"

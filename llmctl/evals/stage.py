@@ -1,0 +1,165 @@
+"""The stage `eval`: held-out loss and multiple choice of a checkpoint, beside chance and an untrained model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from llmctl.config.errors import InputError
+from llmctl.config.evals import EvalConfig
+from llmctl.evals import results
+from llmctl.evals.lineage import heldout_source, knows_chat
+from llmctl.evals.questions import Pair, Question, chat_pairs, plain_pairs, read_questions
+from llmctl.evals.results import Answered, Figures
+from llmctl.inference.engine import Engine
+from llmctl.model import huggingface
+from llmctl.model.transformer import Transformer
+from llmctl.pipeline.job import Job, Product
+from llmctl.tokens.batch import Batch
+from llmctl.tokens.rows import Rows
+from llmctl.tokens.tokenizer import Tokenizer
+from llmctl.train.heldout import HeldOut, measure
+from llmctl.train.strategy import choose_device
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is measured, the same for every model.
+
+    Attributes:
+        heldout: the split to measure loss on; None where no rows are known.
+        questions: with the tokens of each choice; empty where none were given.
+        given: how many questions there were before the limit.
+        chat: whether the questions are asked through the chat template.
+    """
+
+    heldout: Rows | None
+    questions: list[tuple[Question, list[Pair]]]
+    given: int
+    chat: bool
+
+
+def run(job: Job[EvalConfig]) -> Product:
+    """Measure the checkpoint, and an untrained model of its shape where asked; write the figures and every sample.
+
+    Raises:
+        InputError: there is nothing to measure on, or a question cannot be scored; it says which and why.
+    """
+    config, checkpoint = job.config, job.artifact()
+    tokenizer = Tokenizer.open(checkpoint.data)
+    device = choose_device(config.device)
+    model = huggingface.load(checkpoint.data, dtype=DTYPES[config.precision], device=device)
+    material = gather(job, tokenizer, model.config.context)
+
+    figures: dict[str, Figures] = {}
+    answers: dict[str, list[Answered]] = {}
+    figures[results.CHECKPOINT], answers[results.CHECKPOINT] = measured(job, model, tokenizer, material)
+    if config.baseline:
+        untrained = Transformer(model.config, model.vocab_size).to(device, DTYPES[config.precision])
+        untrained.init_weights(config.seed)
+        figures[results.UNTRAINED], answers[results.UNTRAINED] = measured(job, untrained, tokenizer, material)
+
+    for name, named in figures.items():
+        job.log({"model": name} | {metric: estimate.value for metric, estimate in named.items()})
+    settings = {
+        "chat": material.chat,
+        "delimiter": config.delimiter,
+        "precision": config.precision,
+        "seed": config.seed,
+    }
+    files = results.write(job.out, figures, answers, settings)
+    totals = results.flat(figures)
+    if material.given:
+        scored = len(material.questions)
+        totals |= {"choices.scored": scored, "choices.skipped.limit": material.given - scored}
+    tasks = sorted({name.partition(".")[0] for name in figures[results.CHECKPOINT]})
+    return Product(results.SCHEMA, semantic={"tasks": tasks}, totals=totals, files=files)
+
+
+def gather(job: Job[EvalConfig], tokenizer: Tokenizer, context: int) -> Material:
+    """Find the held-out rows and read the questions; every fault of the inputs shows here, before any scoring."""
+    checkpoint = job.artifact()
+    given = job.inputs.get("choices")
+    source = heldout_source(job, checkpoint)
+    if source is None and given is None:
+        raise InputError(
+            f"{checkpoint.ref} was not trained on rows of this store, and no questions are given",
+            hint="give --rows, --choices or both",
+        )
+    heldout = None if source is None else Rows.open(source, "heldout")
+    if source is None:
+        job.progress.note("no held-out loss: the rows behind this checkpoint are not known; give --rows")
+    elif heldout is not None and not heldout.count:
+        raise InputError(f"{source.ref} has no held-out row", hint="pack with a larger --heldout")
+    if given is None:
+        return Material(heldout, [], 0, chat=False)
+    chat = knows_chat(job, checkpoint) if job.config.chat == "auto" else job.config.chat
+    questions = read_questions(given)
+    pairs = [
+        chat_pairs(question, tokenizer, context)
+        if chat
+        else plain_pairs(question, tokenizer, job.config.delimiter, context)
+        for question in questions[: job.config.limit]
+    ]
+    return Material(heldout, list(zip(questions, pairs, strict=False)), len(questions), chat)
+
+
+def measured(
+    job: Job[EvalConfig], model: Transformer, tokenizer: Tokenizer, material: Material
+) -> tuple[Figures, list[Answered]]:
+    """All figures of one model, and its answers."""
+    figures: Figures = {}
+    model.eval()
+    if material.heldout is not None:
+        figures |= results.heldout_figures(_loss(job, model, tokenizer, material.heldout))
+    answers = _answers(job, model, tokenizer, material.questions)
+    if answers:
+        figures |= results.choice_figures(answers)
+    for name, estimate in figures.items():
+        if not math.isfinite(estimate.value):
+            raise InputError(f"{name} is {estimate.value}", hint="the weights have diverged, or hold NaN: train again")
+    return figures, answers
+
+
+def _loss(job: Job[EvalConfig], model: Transformer, tokenizer: Tokenizer, rows: Rows) -> HeldOut:
+    """Score every held-out row once."""
+    size = max(1, job.config.batch_tokens // rows.seq_len)
+
+    def batches() -> Iterator[Batch]:
+        for start in range(0, rows.count, size):
+            yield rows.batch(np.arange(start, min(start + size, rows.count), dtype=np.int64))
+
+    def report(count: int) -> None:
+        job.progress.update(min(count * size, rows.count), rows.count, "held-out rows")
+
+    return measure(model, batches(), tokenizer.byte_lengths, device=model.device, done=report)
+
+
+def _answers(
+    job: Job[EvalConfig],
+    model: Transformer,
+    tokenizer: Tokenizer,
+    questions: list[tuple[Question, list[Pair]]],
+) -> list[Answered]:
+    """The log-likelihood of every choice of every question."""
+    if not questions:
+        return []
+    pairs = [pair for _, choices in questions for pair in choices]
+    with Engine(model, tokenizer, max_running=1) as engine:
+        scores = iter(engine.score(pairs, batch_tokens=job.config.batch_tokens))
+    answers = []
+    for question, choices in questions:
+        values = tuple(next(scores).logprob for _ in choices)
+        if any(math.isnan(value) for value in values):
+            raise InputError(
+                f"question {question.id}: a log-likelihood is NaN", hint="the checkpoint's weights are damaged"
+            )
+        answers.append(Answered(question, values))
+    job.progress.update(len(questions), len(questions), "questions")
+    return answers

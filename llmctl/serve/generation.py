@@ -1,0 +1,178 @@
+"""Between the engine, which blocks, and HTTP, which must not: admission, events, cancellation, accounting."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from llmctl.config.serve import ServeConfig
+from llmctl.inference.engine import Engine, Event, Handle, Request
+from llmctl.serve.errors import SERVER_ERROR, ApiError
+from llmctl.serve.metrics import Metrics
+
+
+def shutting_down() -> ApiError:
+    """What is said to requests that come, or still run, when the server ends."""
+    return ApiError(503, "the server is shutting down", kind=SERVER_ERROR, code="shutting_down")
+
+
+class Service:
+    """The engine as the routes see it. All methods belong to the event loop's thread.
+
+    Attributes:
+        engine: generates.
+        config: bounds.
+        metrics: what was served.
+        model_name: as clients name it.
+        stopping: set when the server is to end; new requests are refused from then on.
+    """
+
+    def __init__(self, engine: Engine, config: ServeConfig, metrics: Metrics, model_name: str) -> None:
+        self.engine = engine
+        self.config = config
+        self.metrics = metrics
+        self.model_name = model_name
+        self.stopping = False
+        self.live: set[Generation] = set()
+        self._in_flight = 0
+        # One thread per admitted sequence: each sleeps in its handle until the engine has a token for it.
+        self.pool = ThreadPoolExecutor(max_workers=self.capacity, thread_name_prefix="llmctl-serve")
+
+    @property
+    def capacity(self) -> int:
+        """Sequences that may run or wait at one time."""
+        return self.config.max_running + self.config.max_waiting
+
+    def start(self, requests: Sequence[Request]) -> Generation:
+        """Queue the sequences of one HTTP request.
+
+        Raises:
+            ApiError: 400 where they could never fit, 429 where they do not fit now, 503 while shutting down.
+        """
+        if self.stopping:
+            raise shutting_down()
+        if len(requests) > self.capacity:
+            raise ApiError(
+                400, f"prompts x n is {len(requests)}, this server takes at most {self.capacity} at one time", param="n"
+            )
+        if self._in_flight + len(requests) > self.capacity:
+            seconds = self.config.retry_after_s
+            raise ApiError(
+                429,
+                f"{self._in_flight} sequences run or wait and at most {self.capacity} may; try again in {seconds} s",
+                kind="rate_limit_error",
+                code="rate_limit_exceeded",
+                headers={"Retry-After": str(seconds)},
+            )
+        handles: list[Handle] = []
+        try:
+            handles += map(self.engine.submit, requests)
+        except Exception:
+            for handle in handles:
+                handle.cancel()
+            raise
+        self._in_flight += len(handles)
+        return Generation(self, handles)
+
+    def released(self) -> None:
+        """The engine has let go of one sequence."""
+        self._in_flight -= 1
+
+    def interrupt(self) -> None:
+        """End every running request with an error that says why."""
+        for generation in list(self.live):
+            generation.fail(shutting_down())
+
+    def close(self) -> None:
+        """Stop everything that still runs."""
+        self.interrupt()
+        for generation in list(self.live):
+            generation.close()
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Generation:
+    """The sequences of one HTTP request as one stream of `(index, event)`. Close it when its client is gone."""
+
+    def __init__(self, service: Service, handles: Sequence[Handle]) -> None:
+        self._service = service
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[tuple[int, Event | BaseException]] = asyncio.Queue()
+        self._started = time.monotonic()
+        self._last: dict[int, float] = {}  # when each sequence that runs had its last token
+        self._open = set(range(len(handles)))
+        self._handles = handles
+        if handles:
+            service.live.add(self)
+        service.metrics.prompt_tokens.inc(sum(len(handle.request.prompt_ids) for handle in handles))
+        for index, handle in enumerate(handles):
+            service.pool.submit(self._pump, index, handle)
+
+    def _pump(self, index: int, handle: Handle) -> None:
+        """Pass a handle's events to the loop; runs in a thread of its own."""
+        try:
+            for event in handle:
+                self._post(self._events.put_nowait, (index, event))
+        except BaseException as error:  # noqa: BLE001 - it is raised again where the client is answered
+            self._post(self._events.put_nowait, (index, error))
+        finally:
+            self._post(self._service.released)
+
+    def _post(self, call: object, *arguments: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            self._loop.call_soon_threadsafe(call, *arguments)  # type: ignore[arg-type]
+
+    def __aiter__(self) -> AsyncIterator[tuple[int, Event]]:
+        return self._iterate()
+
+    async def _iterate(self) -> AsyncIterator[tuple[int, Event]]:
+        while self._open:
+            index, event = await self._events.get()
+            if isinstance(event, BaseException):
+                raise event
+            self._count(index, event)
+            yield index, self._visible(event)
+
+    def _visible(self, event: Event) -> Event:
+        """`event` without the log-probability of an end token: as it is no part of the text, no client sees it."""
+        if event.finish_reason != "stop" or not event.logprobs:
+            return event
+        ended_by_string = bool(self._service.engine.tokenizer.piece_bytes(event.token_ids[-1]))
+        return event if ended_by_string else dataclasses.replace(event, logprobs=event.logprobs[:-1])
+
+    def _count(self, index: int, event: Event) -> None:
+        """Put one event into the metrics."""
+        metrics, now = self._service.metrics, time.monotonic()
+        count = len(event.token_ids)
+        if count:
+            metrics.generation_tokens.inc(count)
+            last = self._last.get(index)
+            if last is None:
+                metrics.first_token.observe(now - self._started)
+            else:
+                for _ in range(count):
+                    metrics.between_tokens.observe((now - last) / count)
+            self._last[index] = now
+        if event.finish_reason is not None:
+            metrics.whole_request.observe(now - self._started)
+            self._finish(index, event.finish_reason)
+
+    def _finish(self, index: int, reason: str) -> None:
+        self._open.discard(index)
+        self._service.metrics.finished(reason)
+        if not self._open:
+            self._service.live.discard(self)
+
+    def fail(self, error: ApiError) -> None:
+        """Make the reader of this stream meet `error`."""
+        self._events.put_nowait((0, error))
+
+    def close(self, reason: str = "abort") -> None:
+        """Cancel what still runs and count it as ended by `reason`; harmless when all is done."""
+        for index in sorted(self._open):
+            self._handles[index].cancel()
+            self._finish(index, reason)

@@ -1,0 +1,154 @@
+"""From a valid body to what the engine is asked: prompts in tokens, budgets within the context, sampling."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from llmctl.inference.engine import Request
+from llmctl.serve.errors import ApiError, bad_request
+from llmctl.serve.generation import Service
+from llmctl.serve.requests import ChatRequest, CompletionRequest, GenerationRequest
+from llmctl.tokens.chat import render_prompt
+
+DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, for completions that name no max_tokens
+TOO_LONG = "context_length_exceeded"
+UINT64 = 2**64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one HTTP request asks of the engine.
+
+    Attributes:
+        prompts: token ids, one list per prompt.
+        requests: prompt-major, `choices` for each prompt; empty where no token is to be generated.
+        choices: how many per prompt.
+    """
+
+    prompts: list[list[int]]
+    requests: list[Request]
+    choices: int
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts, once each."""
+        return sum(map(len, self.prompts))
+
+
+def plan_completion(service: Service, body: CompletionRequest) -> Plan:
+    """The plan of `POST /v1/completions`; `ApiError` where a bound is passed."""
+    _check(service, body)
+    if body.logprobs is not None:
+        _check_alternatives(service, body.logprobs, "logprobs")
+        if body.echo:
+            raise bad_request(
+                "echo: log-probabilities of an echoed prompt are not supported; ask without logprobs", "echo"
+            )
+    prompts = [_prompt_ids(service, prompt) for prompt in body.prompt]
+    requests = []
+    for prompt in prompts:
+        budget = _budget(service, len(prompt), body.max_tokens, "max_tokens", "prompt", DEFAULT_COMPLETION_TOKENS)
+        requests += _requests(service, body, prompt, budget, body.logprobs) if budget else []
+    return Plan(prompts, requests, body.choices_per_prompt)
+
+
+def plan_chat(service: Service, body: ChatRequest) -> Plan:
+    """The plan of `POST /v1/chat/completions`; `ApiError` where a bound is passed."""
+    _check(service, body)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise bad_request("top_logprobs needs logprobs to be true", "top_logprobs", "invalid_value")
+    _check_alternatives(service, body.top_logprobs or 0, "top_logprobs")
+    name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    _check_bytes(service, sum(len(message.content.encode()) for message in body.messages), "messages")
+    prompt = render_prompt(service.engine.tokenizer, [message.as_turn() for message in body.messages])
+    budget = _budget(service, len(prompt), asked, name, "messages", None)
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    return Plan([prompt], _requests(service, body, prompt, budget, logprobs), body.choices_per_prompt)
+
+
+def _check(service: Service, body: GenerationRequest) -> None:
+    if body.model != service.model_name:
+        raise ApiError(
+            404,
+            f"the model {body.model[:80]!r} does not exist; this server has {service.model_name!r}",
+            param="model",
+            code="model_not_found",
+        )
+    if body.choices_per_prompt > service.config.max_n:
+        raise bad_request(
+            f"n: {body.choices_per_prompt} is more than the {service.config.max_n} this server allows", "n"
+        )
+    if body.stream_options is not None and not body.wants_stream:
+        raise bad_request("stream_options needs stream to be true", "stream_options", "invalid_value")
+
+
+def _check_alternatives(service: Service, count: int, param: str) -> None:
+    if count > service.config.max_logprobs:
+        raise bad_request(f"{param}: {count} is more than the {service.config.max_logprobs} this server allows", param)
+
+
+def _check_bytes(service: Service, count: int, param: str) -> None:
+    """Refuse, before it is encoded, a text that no tokenization can fit into the context."""
+    longest = int(service.engine.tokenizer.byte_lengths.max())
+    if count > service.engine.context * longest:
+        raise bad_request(
+            f"{param}: {count} bytes cannot fit the model's context of {service.engine.context} tokens", param, TOO_LONG
+        )
+
+
+def _prompt_ids(service: Service, prompt: str | Sequence[int]) -> list[int]:
+    tokenizer = service.engine.tokenizer
+    if isinstance(prompt, str):
+        _check_bytes(service, len(prompt.encode()), "prompt")
+        return [tokenizer.bos_id, *tokenizer.encode(prompt)]
+    for token in prompt:
+        if not 0 <= token < tokenizer.vocab_size:
+            raise bad_request(
+                f"prompt: token id {token} is outside 0..{tokenizer.vocab_size - 1}", "prompt", "invalid_value"
+            )
+    return list(prompt)
+
+
+def _budget(
+    service: Service, prompt: int, asked: int | None, param: str, prompt_param: str, default: int | None
+) -> int:
+    """How many tokens to generate; what was asked for must fit, a default shrinks to what does."""
+    context, most = service.engine.context, service.config.max_tokens
+    if asked is not None and most is not None and asked > most:
+        raise bad_request(f"{param}: {asked} is more than the {most} this server allows", param)
+    if prompt + (0 if asked == 0 else 1) > context:
+        raise bad_request(
+            f"{prompt_param}: {prompt} tokens leave no room in the model's context of {context}", prompt_param, TOO_LONG
+        )
+    if asked is not None and prompt + asked > context:
+        raise bad_request(
+            f"{param}: {asked} after a prompt of {prompt} makes {prompt + asked} tokens, the context is {context}",
+            param,
+            TOO_LONG,
+        )
+    room = context - prompt
+    return asked if asked is not None else min(limit for limit in (room, most, default) if limit is not None)
+
+
+def _requests(
+    service: Service, body: GenerationRequest, prompt: list[int], budget: int, logprobs: int | None
+) -> list[Request]:
+    """One engine request per choice. Choice i is sampled with seed + i, so the first is what n = 1 gives."""
+    seed = secrets.randbits(63) if body.seed is None else body.seed
+    return [
+        Request(
+            prompt_ids=prompt,
+            max_tokens=budget,
+            temperature=1.0 if body.temperature is None else body.temperature,
+            top_k=max(body.top_k or 0, 0),
+            top_p=1.0 if body.top_p is None else body.top_p,
+            seed=(seed + choice) % UINT64,
+            stop=list(body.stop or ()),
+            stop_ids=() if body.ignore_eos else service.engine.tokenizer.stop_ids,
+            logprobs=logprobs,
+        )
+        for choice in range(body.choices_per_prompt)
+    ]

@@ -1,0 +1,205 @@
+"""Request bodies of the OpenAI API, as far as this server honours them.
+
+Types are strict (`"0.5"` is no number), NaN and infinity are refused, and no field is dropped in silence: one that
+this server cannot honour is accepted only at the value where it changes nothing, an unknown one is a 400. Fields
+that are about bookkeeping at OpenAI and cannot change an answer (`user`, `metadata`, `store`, …) are ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+
+MOST_STOPS = 4
+LONGEST_STOP = 256
+INT64 = 2**63
+
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "audio": (None,),
+    "annotations": (None, []),
+    "best_of": (None, 1),
+    "frequency_penalty": (None, 0),
+    "function_call": (None, "none"),
+    "functions": (None,),
+    "logit_bias": (None, {}),
+    "modalities": (None, ["text"]),
+    "moderation": (None,),
+    "parallel_tool_calls": (None, True, False),
+    "prediction": (None,),
+    "presence_penalty": (None, 0),
+    "reasoning_effort": (None,),
+    "refusal": (None,),
+    "response_format": (None, {"type": "text"}),
+    "suffix": (None, ""),
+    "tool_calls": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "tools": (None, []),
+    "verbosity": (None,),
+    "web_search_options": (None,),
+}
+
+
+def _only_neutral(value: Any, info: ValidationInfo) -> Any:
+    if value not in NEUTRAL[str(info.field_name)]:
+        raise ValueError("is not supported by this server; leave it out")
+    return value
+
+
+def _unicode(value: str) -> str:
+    r"""JSON can spell half of a character (`"\ud800"`), which no tokenizer can encode."""
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError("holds a lone surrogate, which is not a character")
+    return value
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _content(value: Any) -> Any:
+    """A message's text: a string, or OpenAI's list of `{"type": "text", "text": …}` parts."""
+    if not isinstance(value, list):
+        return value
+    for part in value:
+        if not (isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)):
+            raise ValueError(
+                'must be a string or a list of {"type": "text", "text": …} parts; this model reads text only'
+            )
+    return "".join(part["text"] for part in value)
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _prompts(value: Any) -> Any:
+    """Any of the four forms of `prompt` as a list of strings or a list of lists of token ids."""
+    if isinstance(value, str):
+        return [_unicode(value)]
+    if isinstance(value, list) and value:
+        if all(isinstance(item, str) for item in value):
+            return [_unicode(item) for item in value]
+        if all(_is_id(item) for item in value):
+            return [value]
+        if all(isinstance(item, list) and item and all(_is_id(token) for token in item) for item in value):
+            return value
+    raise ValueError(
+        "must be a string, a list of strings, a list of token ids, or a list of lists of token ids; none empty"
+    )
+
+
+Text = Annotated[str, AfterValidator(_unicode)]
+Unsupported = Annotated[Any, AfterValidator(_only_neutral)]
+Stop = Annotated[Text, Field(min_length=1, max_length=LONGEST_STOP)]
+Stops = Annotated[list[Stop], Field(max_length=MOST_STOPS), BeforeValidator(_as_list)]
+Prompts = Annotated[list[str] | list[list[int]], BeforeValidator(_prompts)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(_Body):
+    """What a stream carries beside its text."""
+
+    include_usage: bool | None = Field(None, description="send token counts in a last chunk without choices")
+    include_obfuscation: bool | None = Field(None, description="ignored: no padding is ever sent")
+
+
+class GenerationRequest(_Body):
+    """What completions and chat completions have in common."""
+
+    model: Text = Field(description="name of the served model, as /v1/models lists it")
+    stream: bool | None = Field(None, description="send server-sent events as tokens come")
+    stream_options: StreamOptions | None = None
+    n: int | None = Field(None, ge=1, le=128, description="choices per prompt; 1 where left out")
+    stop: Stops | None = Field(None, description="up to four strings that end the text; they are not returned")
+    seed: int | None = Field(None, ge=-INT64, lt=INT64, description="same seed and request: same answer")
+    temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy; 1 where left out")
+    top_p: float | None = Field(None, gt=0, le=1, description="nucleus sampling; 1 (all) where left out")
+    top_k: int | None = Field(None, ge=-1, lt=2**31, description="an extension: most likely ids kept; 0 or -1: all")
+    ignore_eos: bool | None = Field(None, description="an extension: go on past the end token, for benchmarks")
+
+    frequency_penalty: Unsupported = None
+    presence_penalty: Unsupported = None
+    logit_bias: Unsupported = None
+
+    user: Any = Field(None, description="ignored")
+    metadata: Any = Field(None, description="ignored")
+    store: Any = Field(None, description="ignored")
+    service_tier: Any = Field(None, description="ignored")
+    safety_identifier: Any = Field(None, description="ignored")
+    prompt_cache_key: Any = Field(None, description="ignored")
+    prompt_cache_retention: Any = Field(None, description="ignored")
+
+    @property
+    def choices_per_prompt(self) -> int:
+        """`n` with its default."""
+        return 1 if self.n is None else self.n
+
+    @property
+    def wants_stream(self) -> bool:
+        """`stream` with its default."""
+        return bool(self.stream)
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with token counts."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+
+class CompletionRequest(GenerationRequest):
+    """`POST /v1/completions`."""
+
+    prompt: Prompts = Field(description="text or token ids to continue; text gets the begin token in front, ids do not")
+    max_tokens: int | None = Field(None, ge=0, lt=2**31, description="tokens to generate; 16 where left out")
+    logprobs: int | None = Field(None, ge=0, le=100, description="alternatives to return for each token")
+    echo: bool | None = Field(None, description="return the prompt in front of its continuation")
+    best_of: Unsupported = None
+    suffix: Unsupported = None
+
+
+class Message(_Body):
+    """One turn of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[Text, BeforeValidator(_content)]
+    name: str | None = Field(None, description="ignored")
+    refusal: Unsupported = None
+    tool_calls: Unsupported = None
+    function_call: Unsupported = None
+    audio: Unsupported = None
+    annotations: Unsupported = None
+
+    def as_turn(self) -> dict[str, str]:
+        """The message as chat templates take it; `developer` is the newer name of `system`."""
+        return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
+
+
+class ChatRequest(GenerationRequest):
+    """`POST /v1/chat/completions`."""
+
+    messages: list[Message] = Field(min_length=1, description="the chat so far")
+    max_tokens: int | None = Field(None, ge=1, lt=2**31, description="older name of max_completion_tokens")
+    max_completion_tokens: int | None = Field(
+        None, ge=1, lt=2**31, description="tokens to generate; up to the context's end where left out"
+    )
+    logprobs: bool | None = Field(None, description="return the log-probability of each token")
+    top_logprobs: int | None = Field(None, ge=0, le=100, description="alternatives to return for each token")
+    response_format: Unsupported = None
+    tools: Unsupported = None
+    tool_choice: Unsupported = None
+    parallel_tool_calls: Unsupported = None
+    functions: Unsupported = None
+    function_call: Unsupported = None
+    modalities: Unsupported = None
+    audio: Unsupported = None
+    prediction: Unsupported = None
+    reasoning_effort: Unsupported = None
+    verbosity: Unsupported = None
+    web_search_options: Unsupported = None
+    moderation: Unsupported = None
+
+
+FIELDS = sorted({*CompletionRequest.model_fields, *ChatRequest.model_fields, *Message.model_fields})

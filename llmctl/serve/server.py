@@ -1,0 +1,143 @@
+"""From a checkpoint to a listening server, and from SIGTERM to a clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import math
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import torch
+import uvicorn
+from fastapi import FastAPI
+
+from llmctl.config.errors import UsageError
+from llmctl.config.serve import ServeConfig
+from llmctl.inference.engine import Engine
+from llmctl.serve.app import create_app
+from llmctl.serve.generation import Service
+from llmctl.store.artifact import Artifact
+from llmctl.train.strategy import choose_device
+
+# After the grace period streams are told of the shutdown; this is the time that those words get to leave.
+LAST_WORDS_S = 2
+IDLE_CONNECTION_S = 30
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+log = logging.getLogger("llmctl.serve")
+
+
+def serve(checkpoint: Artifact | Path, config: ServeConfig, ready: Callable[[str], None] | None = None) -> None:
+    """Serve a checkpoint until SIGTERM or SIGINT; then finish what runs and return. Writes nothing to stdout.
+
+    Args:
+        checkpoint: an artifact, or a Hugging Face directory with the tokenizer in it.
+        config: where and under which bounds.
+        ready: called once with the base URL, `http://127.0.0.1:8000`, as soon as requests are answered.
+
+    Raises:
+        InputError: the checkpoint cannot be opened.
+        UsageError: the address cannot be listened on, or the key's environment variable is not set.
+    """
+    directory = checkpoint.data if isinstance(checkpoint, Artifact) else checkpoint
+    listener = listen(config)
+    try:
+        engine = open_engine(directory, config)
+        try:
+            app = create_app(engine, config, config.model_name or default_name(checkpoint))
+            run_app(app, config, listener, ready)
+        finally:
+            engine.close()
+    finally:
+        listener.close()
+
+
+def open_engine(directory: Path, config: ServeConfig) -> Engine:
+    """The engine over a checkpoint directory, with the configured device, precision and batch."""
+    device = choose_device(config.device)
+    return Engine.open(directory, dtype=DTYPES[config.precision], device=device, max_running=config.max_running)
+
+
+def default_name(checkpoint: Artifact | Path) -> str:
+    """What the model is called: the artifact's name (`web.sft`), or the directory's."""
+    return checkpoint.path.parent.name if isinstance(checkpoint, Artifact) else checkpoint.resolve().name
+
+
+def listen(config: ServeConfig) -> socket.socket:
+    """Take the address before the model is loaded, so that a port in use is known at once."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        where = f"{config.host}:{config.port}"
+        if error.errno == errno.EADDRINUSE:
+            raise UsageError(f"{where} is in use", hint="choose another --port, or port 0 for a free one") from None
+        raise UsageError(
+            f"cannot listen on {where}: {error.strerror or error}", hint="choose another --host or --port"
+        ) from None
+
+
+def url_of(listener: socket.socket) -> str:
+    """The base URL of a listening socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def run_app(
+    app: FastAPI, config: ServeConfig, listener: socket.socket, ready: Callable[[str], None] | None = None
+) -> None:
+    """Run `app` on `listener` until a signal, or until `app.state.stop()` from any thread."""
+    if not config.is_loopback and not config.api_key_env:
+        log.warning("%s is open to other machines and no key is asked for; set api_key_env", config.host)
+    server = _Server(app, config, url_of(listener), ready)
+    app.state.stop = server.stop
+    asyncio.run(server.serve(sockets=[listener]))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but it says when it is ready, tells streams that it stops, and exits 0 on SIGTERM."""
+
+    def __init__(self, app: FastAPI, config: ServeConfig, url: str, ready: Callable[[str], None] | None) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,  # uvicorn's own would write to stdout
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=IDLE_CONNECTION_S,
+                timeout_graceful_shutdown=math.ceil(config.shutdown_s) + LAST_WORDS_S,
+            )
+        )
+        self._service: Service = app.state.service
+        self._grace_s = config.shutdown_s
+        self._url = url
+        self._ready = ready
+
+    def stop(self) -> None:
+        """Stop as if signalled."""
+        self._service.stopping = True
+        self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal lets requests finish, the second does not. None is raised again: the end is a success."""
+        del sig, frame
+        self.force_exit = self.should_exit
+        self.stop()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        log.info("listening on %s", self._url)
+        if self._ready is not None:
+            self._ready(self._url)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        timer = asyncio.get_running_loop().call_later(self._grace_s, self._service.interrupt)
+        try:
+            await super().shutdown(sockets)
+        finally:
+            timer.cancel()

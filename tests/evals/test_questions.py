@@ -1,0 +1,102 @@
+"""Questions: what is read, what is refused, and the tokens that are scored."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmctl.config.errors import InputError
+from llmctl.evals.questions import Question, chat_pairs, plain_pairs, read_questions
+from llmctl.store.artifact import FileInput
+from llmctl.tokens.chat import render_prompt
+from llmctl.tokens.tokenizer import Tokenizer
+from tests.evals.tiny import write_tokenizer
+
+GOOD = {"prompt": "the list is", "choices": ["sorted", "a file"], "answer": 1}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.open(write_tokenizer(tmp_path_factory.mktemp("tokenizer")))
+
+
+def lines(directory: Path, *rows: Any) -> FileInput:
+    path = directory / "questions.jsonl"
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return FileInput(path, "sha256:0", "prompts")
+
+
+def test_a_file_is_read_in_order(tmp_path: Path) -> None:
+    first, second = read_questions(lines(tmp_path, {**GOOD, "id": "x"}, GOOD))
+    assert first == Question("x", "the list is", ("sorted", "a file"), 1, "the list is")
+    assert second.id == "questions.jsonl:2"
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"prompt": "p", "choices": ["a", "b"]}, "line 2: no 'answer'"),
+        ({"choices": ["a", "b"], "answer": 0}, "line 2: no 'prompt'"),
+        ({**GOOD, "answer": 2}, "questions.jsonl:2 has answer 2, but 2 choices"),
+        ({**GOOD, "answer": -1}, "questions.jsonl:2 has answer -1"),
+        ({**GOOD, "answer": "b"}, "line 2: 'answer' must be the index"),
+        ({**GOOD, "choices": ["a"]}, "questions.jsonl:2 has 1 choices"),
+        ({**GOOD, "choices": ["a", ""]}, "questions.jsonl:2 has an empty choice"),
+        ({**GOOD, "choices": "ab"}, "line 2: 'choices' must be a list of strings"),
+        ("{not json", "line 2: invalid JSON"),
+    ],
+)
+def test_a_fault_is_named_with_its_line(tmp_path: Path, row: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said.replace("(", r"\(")):
+        read_questions(lines(tmp_path, GOOD, row))
+
+
+def test_an_empty_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no question"):
+        read_questions(lines(tmp_path))
+
+
+def question(prompt: str, *choices: str) -> Question:
+    return Question("q1", prompt, choices, 0, prompt)
+
+
+def test_plain_pairs_begin_with_the_begin_token_and_join_by_the_delimiter(tokenizer: Tokenizer) -> None:
+    pairs = plain_pairs(question("the list is", "sorted", "a file"), tokenizer, " ", 64)
+    whole = tokenizer.encode("the list is sorted")
+    assert pairs[0][0] == [tokenizer.bos_id, *tokenizer.encode("the list is")]
+    assert pairs[0][0][1:] + pairs[0][1] == whole
+    assert tokenizer.decode(pairs[1][1]) == " a file"
+
+
+def test_an_empty_prompt_leaves_the_begin_token(tokenizer: Tokenizer) -> None:
+    assert plain_pairs(question("", "sorted", "b"), tokenizer, "", 64)[0] == (
+        [tokenizer.bos_id],
+        tokenizer.encode("sorted"),
+    )
+
+
+def test_chat_pairs_are_what_training_would_learn(tokenizer: Tokenizer) -> None:
+    (before, after), _ = chat_pairs(question("what is sorted?", "a list", "b"), tokenizer, 64)
+    assert before == render_prompt(tokenizer, [{"role": "user", "content": "what is sorted?"}])
+    assert tokenizer.decode(after) == "a list"
+    assert not set(after) & set(tokenizer.stop_ids)
+
+
+def test_chat_asks_the_question_where_the_data_has_one(tokenizer: Tokenizer) -> None:
+    asked = Question("q1", "Q: why?\nA:", ("a", "b"), 0, "why?")
+    assert tokenizer.decode(chat_pairs(asked, tokenizer, 64)[0][0]).endswith("user\nwhy?\nassistant\n")
+
+
+def test_what_does_not_fit_is_an_error_not_a_score(tokenizer: Tokenizer) -> None:
+    long = question("the list is " * 30, "sorted", "b")
+    with pytest.raises(InputError, match=r"question q1: choice 0 needs \d+ tokens, the model reads 64"):
+        plain_pairs(long, tokenizer, " ", 64)
+
+
+def test_the_last_token_needs_no_room(tokenizer: Tokenizer) -> None:
+    asked = question("the list is", "sorted", "sorted")
+    tokens = sum(map(len, plain_pairs(asked, tokenizer, " ", 64)[0]))
+    plain_pairs(asked, tokenizer, " ", tokens - 1)
+    with pytest.raises(InputError, match="needs"):
+        plain_pairs(asked, tokenizer, " ", tokens - 2)

@@ -1,0 +1,84 @@
+"""A real server on a loopback port over a random checkpoint, and the stock OpenAI client in front of it."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import torch
+
+from llmctl.config.serve import ServeConfig
+from llmctl.inference.engine import Engine
+from llmctl.serve.app import create_app
+from llmctl.serve.generation import Service
+from llmctl.serve.server import listen, open_engine, run_app
+from tests.evals.tiny import write_checkpoint
+
+MODEL = "tiny-random"
+CONTEXT = 256
+
+
+@dataclass
+class Running:
+    """A server that answers at `url`."""
+
+    url: str
+    engine: Engine
+    service: Service
+
+    def client(self, key: str = "unused", **options: Any) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60, **options)
+
+    def post(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.post(self.url + path, timeout=60, **options)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return write_checkpoint(tmp_path_factory.mktemp("model"), context=CONTEXT)
+
+
+Start = Callable[..., AbstractContextManager[Running]]
+
+
+@pytest.fixture(scope="session")
+def start(checkpoint: Path) -> Start:
+    """Run a server with the given configuration for the length of a `with` block."""
+
+    @contextmanager
+    def running(**config: Any) -> Iterator[Running]:
+        settings = ServeConfig.model_validate({"port": 0, "device": "cpu", **config})
+        engine = open_engine(checkpoint, settings)
+        app = create_app(engine, settings, MODEL)
+        answered: list[str] = []
+        ready = threading.Event()
+
+        def announce(url: str) -> None:
+            answered.append(url)
+            ready.set()
+
+        thread = threading.Thread(target=run_app, args=(app, settings, listen(settings), announce), daemon=True)
+        thread.start()
+        assert ready.wait(30)
+        try:
+            yield Running(answered[0], engine, app.state.service)
+        finally:
+            app.state.stop()
+            thread.join(30)
+            engine.close()
+        assert not thread.is_alive()
+
+    return running
+
+
+@pytest.fixture(scope="session")
+def server(start: Start) -> Iterator[Running]:
+    """One server for all tests that do not need a configuration of their own."""
+    with start() as running:
+        yield running
