@@ -87,7 +87,7 @@ class Engine:
     def __init__(
         self, model: Transformer, tokenizer: Tokenizer | None, *, max_running: int = 16, max_context: int | None = None
     ) -> None:
-        if tokenizer is not None and tokenizer.vocab_size > model.vocab_size:
+        if tokenizer is not None and tokenizer.vocab_size != model.vocab_size:
             raise InputError(
                 f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.vocab_size}",
                 hint="use the tokenizer that the model was trained with",

@@ -1,0 +1,81 @@
+"""Log-likelihoods against plain log-softmax sums, in any batch."""
+
+import pytest
+import torch
+
+from llmctl.config.errors import UsageError
+from llmctl.inference.engine import Engine, Request
+from llmctl.inference.score import batches
+from llmctl.model.attention import packed
+from tests.inference.conftest import VOCAB
+
+PAIRS = [
+    ([1], [5]),
+    ([1, 7, 8], [9, 10, 11]),
+    (list(range(20, 60)), list(range(100, 130))),
+    ([1, 2], list(range(200, 240))),
+    ([1] * 90, [4]),
+]
+
+
+def plain(engine: Engine, context: list[int], continuation: list[int]) -> float:
+    ids = torch.tensor([context + continuation])
+    with torch.inference_mode():
+        table = engine.model.logits(
+            engine.model(ids, torch.arange(ids.shape[1])[None], packed(torch.zeros_like(ids)))
+        ).log_softmax(-1)
+    start = len(context)
+    return sum(table[0, start + step - 1, token].item() for step, token in enumerate(continuation))
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100, 10_000])
+def test_scores_are_the_sums(engine: Engine, batch_tokens: int) -> None:
+    for (context, continuation), score in zip(PAIRS, engine.score(PAIRS, batch_tokens=batch_tokens), strict=True):
+        assert score.logprob == pytest.approx(plain(engine, context, continuation), rel=1e-4)
+        assert score.tokens == len(continuation)
+
+
+def test_is_greedy_is_what_greedy_generation_says(engine: Engine) -> None:
+    answer = engine.generate([Request([1, 40], max_tokens=6, temperature=0.0, stop_ids=(), logprobs=0)])[0]
+    ids = list(answer.token_ids)
+    changed = [*ids[:3], (ids[3] + 1) % VOCAB, *ids[4:]]
+    right, wrong = engine.score([([1, 40], ids), ([1, 40], changed)])
+    assert right.is_greedy
+    assert not wrong.is_greedy
+    assert answer.logprobs is not None
+    assert right.logprob == pytest.approx(sum(entry.logprob for entry in answer.logprobs), rel=1e-4)
+
+
+def test_scoring_and_generating_at_once(engine: Engine) -> None:
+    request = Request([1], max_tokens=60, seed=0, stop_ids=())
+    alone = engine.generate([request])[0]
+    handle = engine.submit(request)
+    scores = engine.score(PAIRS * 4, batch_tokens=64)
+    assert handle.result() == alone
+    assert [score.tokens for score in scores] == [len(continuation) for _, continuation in PAIRS * 4]
+
+
+def test_nothing_to_score(engine: Engine) -> None:
+    assert engine.score([]) == []
+
+
+@pytest.mark.parametrize(
+    ("pair", "says"),
+    [
+        (([], [1]), "pair 1 has an empty context"),
+        (([1], []), "pair 1 has an empty continuation"),
+        (([1] * 90, [2] * 8), "pair 1 has 98 tokens, the model's context is 96"),
+        (([1], [VOCAB]), "pair 1 holds a token id outside"),
+    ],
+)
+def test_wrong_pairs_are_refused(engine: Engine, pair: tuple[list[int], list[int]], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        engine.score([([1], [2]), pair])
+
+
+def test_batches_are_bounded_and_complete() -> None:
+    lengths = [3, 50, 7, 7, 1, 20, 19, 200]
+    groups = batches(lengths, 64)
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    assert all(len(group) == 1 or max(lengths[i] for i in group) * len(group) <= 64 for group in groups)
+    assert groups[0] == [7]
