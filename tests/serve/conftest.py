@@ -30,6 +30,7 @@ class Running:
     url: str
     engine: Engine
     service: Service
+    stop: Callable[[], None]
 
     def client(self, key: str = "unused", **options: Any) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60, **options)
@@ -67,7 +68,7 @@ def start(checkpoint: Path) -> Start:
         thread.start()
         assert ready.wait(30)
         try:
-            yield Running(answered[0], engine, app.state.service)
+            yield Running(answered[0], engine, app.state.service, app.state.stop)
         finally:
             app.state.stop()
             thread.join(30)

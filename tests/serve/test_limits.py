@@ -61,7 +61,6 @@ def test_a_bad_value_is_a_400_that_names_its_field(
     ("change", "param"),
     [
         ({"prompt": []}, "prompt"),
-        ({"prompt": ["a", "\ud800"]}, "prompt"),
         ({"prompt": [[]]}, "prompt"),
         ({"prompt": [1, "a"]}, "prompt"),
         ({"prompt": [True]}, "prompt"),
@@ -115,6 +114,7 @@ def test_chats_name_the_field(server: Running, change: dict[str, Any], param: st
         b'{"model": "tiny-random", "prompt": "a", "temperature": NaN}',
         b'{"model": "tiny-random", "prompt": "a", "temperature": Infinity}',
         b'{"model": "tiny-random", "prompt": "\\ud800"}',
+        b'{"model": "tiny-random", "prompt": ["a", "\\ud800"]}',
         b'{"model": "\\ud800", "prompt": "a"}',
         b'{"model": "tiny-random", "prompt": "a", "\\ud800": 1}',
         b"[" * 100_000,

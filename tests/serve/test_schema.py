@@ -1,0 +1,135 @@
+"""Every body that leaves the server, against the schemas that OpenAI publishes, and the framing of streams."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import jsonschema
+import pytest
+
+from tests.serve.conftest import MODEL, Running
+
+OPENAPI = Path("/work/shared/data/openai_openapi/openapi.json")
+CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "the list"}], "max_tokens": 6}
+TEXT: dict[str, Any] = {"model": MODEL, "prompt": "the list", "max_tokens": 6}
+
+Check = Callable[[str, Any], None]
+
+
+def honour_nullable(schema: Any) -> Any:
+    """The file is OpenAPI 3.1 with 3.0's `nullable` marks, which JSON Schema does not know."""
+    if isinstance(schema, list):
+        return [honour_nullable(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    plain = {key: honour_nullable(value) for key, value in schema.items() if key != "nullable"}
+    return {"anyOf": [plain, {"type": "null"}]} if schema.get("nullable") is True else plain
+
+
+@pytest.fixture(scope="module")
+def conforms() -> Check:
+    """Validate a body against one of OpenAI's component schemas."""
+    if not OPENAPI.is_file():
+        pytest.skip("OpenAI's openapi.json is not on this machine")
+    document = json.loads(OPENAPI.read_text())
+    components = {"components": {"schemas": honour_nullable(document["components"]["schemas"])}}
+    checked: dict[str, Any] = {}
+
+    def check(name: str, body: Any) -> None:
+        if name not in checked:
+            schema = {"$ref": f"#/components/schemas/{name}", **components}
+            checked[name] = jsonschema.Draft202012Validator(schema)
+        checked[name].validate(body)
+
+    return check
+
+
+def events(response: httpx.Response) -> list[Any]:
+    """The JSON bodies of a stream, after checking its framing to the byte."""
+    assert response.headers["content-type"].split(";")[0] == "text/event-stream"
+    assert response.content.endswith(b"\n\n")
+    frames = response.content.decode().split("\n\n")[:-1]
+    assert all(frame.startswith("data: ") and "\n" not in frame for frame in frames)
+    assert frames.pop() == "data: [DONE]"
+    return [json.loads(frame.removeprefix("data: ")) for frame in frames]
+
+
+def test_the_checker_knows_a_wrong_body(conforms: Check) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        conforms("ErrorResponse", {"error": {"message": "no type"}})
+
+
+def test_models(server: Running, conforms: Check) -> None:
+    conforms("ListModelsResponse", httpx.get(server.url + "/v1/models").json())
+
+
+@pytest.mark.parametrize("more", [{}, {"logprobs": True, "top_logprobs": 2}, {"logprobs": True}, {"n": 2}])
+def test_chats(server: Running, conforms: Check, more: dict[str, Any]) -> None:
+    body = server.post("/v1/chat/completions", json={**CHAT, **more}).json()
+    conforms("CreateChatCompletionResponse", body)
+    # No optional object is sent as null.
+    assert set(body) == {"id", "object", "created", "model", "choices", "usage"}
+    assert all(set(choice["message"]) == {"role", "content", "refusal"} for choice in body["choices"])
+
+
+@pytest.mark.parametrize("more", [{}, {"logprobs": 2}, {"logprobs": 0}, {"n": 2, "echo": True}])
+def test_completions(server: Running, conforms: Check, more: dict[str, Any]) -> None:
+    conforms("CreateCompletionResponse", server.post("/v1/completions", json={**TEXT, **more}).json())
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"logprobs": True, "top_logprobs": 2},
+        {"n": 2, "stream_options": {"include_usage": True}},
+    ],
+)
+def test_chat_streams(server: Running, conforms: Check, more: dict[str, Any]) -> None:
+    chunks = events(server.post("/v1/chat/completions", json={**CHAT, **more, "stream": True}))
+    for chunk in chunks:
+        conforms("CreateChatCompletionStreamResponse", chunk)
+    assert len({chunk["id"] for chunk in chunks}) == 1
+    n = more.get("n", 1)
+    heads = [chunk["choices"][0] for chunk in chunks[:n]]
+    assert [head["index"] for head in heads] == list(range(n))
+    assert all(head["delta"] == {"role": "assistant", "content": ""} for head in heads)
+    if "stream_options" in more:
+        last = chunks.pop()
+        assert last["choices"] == []
+        assert last["usage"]["total_tokens"] == last["usage"]["prompt_tokens"] + last["usage"]["completion_tokens"]
+        assert all(chunk["usage"] is None for chunk in chunks)
+    else:
+        assert all("usage" not in chunk for chunk in chunks)
+    ends = [chunk["choices"][0]["index"] for chunk in chunks if chunk["choices"][0]["finish_reason"]]
+    assert sorted(ends) == list(range(n))
+
+
+def test_completion_streams(server: Running, conforms: Check) -> None:
+    asked = {**TEXT, "stream": True, "logprobs": 1, "stream_options": {"include_usage": True}}
+    chunks = events(server.post("/v1/completions", json=asked))
+    assert chunks[-1]["usage"]["completion_tokens"] <= 6
+    for chunk in chunks:
+        # The schema has no null here, but the API sends it until the last chunk of a choice; clients rely on that.
+        assert all(choice["finish_reason"] in (None, "stop", "length") for choice in chunk["choices"])
+        filled = copy.deepcopy(chunk)
+        for choice in filled["choices"]:
+            choice["finish_reason"] = choice["finish_reason"] or "stop"
+        conforms("CreateCompletionResponse", filled)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "a"}),
+        ("/v1/completions", {**TEXT, "temperature": -1}),
+        ("/v1/chat/completions", {**CHAT, "model": "other"}),
+        ("/v1/chat/completions", {**CHAT, "stream": True, "max_tokens": 10**6}),
+        ("/v1/nothing", {}),
+    ],
+)
+def test_errors(server: Running, conforms: Check, path: str, body: dict[str, Any]) -> None:
+    conforms("ErrorResponse", server.post(path, json=body).json())
