@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ MODEL_FILE = "tokenizer.model"
 TEMPLATE_FILE = "chat_template.jinja"
 UNK, BOS, EOS, PAD, IM_START, IM_END = "<unk>", "<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>"
 NEVER_A_PIECE = "\u2585"  # SentencePiece reserves it while it trains
+SURROGATE = re.compile("[\ud800-\udfff]")
 SPECIALS = (UNK, BOS, EOS, PAD, IM_START, IM_END)  # their ids are their places here
 
 
@@ -99,12 +101,13 @@ class Tokenizer:
         parts = [list(segments(text)) for text in texts]
         flat = [part for some in parts for part in some]
         try:
-            encoded = self._processor.encode(flat, num_threads=threads, return_type="numpy")
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"text cannot be encoded: {error.reason} at character {error.start}",
-                hint="a lone \\ud800 to \\udfff is half a character; repair the text where it comes from",
-            ) from None
+            if threads == 1:  # the batch call starts threads of its own, which costs more than a short text
+                encoded = [self._processor.encode(part, return_type="numpy") for part in flat]
+            else:
+                encoded = self._processor.encode(flat, num_threads=threads, return_type="numpy")
+        except RuntimeError:
+            _refuse_surrogates(texts)
+            raise
         encoded = [self._meta_space_ids if part == META_SPACE else ids for part, ids in zip(flat, encoded, strict=True)]
         joined, start = [], 0
         for some in parts:
@@ -139,3 +142,12 @@ class Tokenizer:
 
 def _joined(arrays: list[NDArray[np.int32]]) -> NDArray[np.int32]:
     return np.concatenate(arrays) if arrays else np.empty(0, dtype=np.int32)
+
+
+def _refuse_surrogates(texts: Sequence[str]) -> None:
+    for text in texts:
+        if match := SURROGATE.search(text):
+            raise InputError(
+                f"text cannot be encoded: character {match.start()} is U+{ord(match[0]):04X}, half of a surrogate pair",
+                hint="no UTF-8 text can hold it; repair the text where it comes from",
+            ) from None

@@ -134,7 +134,7 @@ class _Sample:
     def sentences(self) -> Iterator[str]:
         for batch in read_batches(self._job.inputs["input"], columns=["id", "text"]):
             for name, text in zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True):
-                if self._share < 1.0 and xxhash.xxh3_64_intdigest(name) / 2**64 >= self._share:
+                if self._share < 1.0 and xxhash.xxh3_64_intdigest(name.encode()) / 2**64 >= self._share:
                     continue
                 self.documents += 1
                 self.bytes += len(text.encode())
