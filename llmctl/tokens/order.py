@@ -1,11 +1,13 @@
 """In which order training sees the rows: a pure function of the seed and the step, without any state.
 
-Each epoch is a pseudo-random permutation of the rows, computed index by index: a balanced Feistel network
-(Luby & Rackoff, 1988) over the next even power of two, walked until the value falls inside the range
-(cycle walking: Black & Rogaway, 2002). Nothing is stored, so the position of a run is its step alone.
+Each epoch is a pseudo-random permutation of the rows, computed index by index: a Feistel network (Luby & Rackoff,
+1988) on the two digits of the index in a mixed radix, walked until the value falls inside the range (the generalised
+Feistel cipher and cycle walking of Black & Rogaway, 2002). Nothing is stored, so the position of a run is its step.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,15 +35,16 @@ def permuted(seed: int, positions: NDArray[np.int64], count: int) -> NDArray[np.
     """Rows at `positions` of the endless concatenation of epochs over `count` rows; int64, same shape."""
     epochs, places = np.divmod(positions, count)
     keys = round_keys(seed, epochs)
-    half = U64(max(1, -(-(count - 1).bit_length() // 2)))  # bits of either half; 4^half ≥ count
-    mask = (U64(1) << half) - U64(1)
+    high = math.isqrt(count - 1) + 1  # digits: value = left * low + right, left < high, right < low
+    low = -(-count // high)
     values = places.astype(np.uint64)
     walking = np.arange(values.size)
     while walking.size:
-        left, right = values[walking] >> half, values[walking] & mask
-        for key in keys[:, walking]:
-            left, right = right, left ^ (mix64(right + key) & mask)
-        values[walking] = (left << half) | right
+        left, right = np.divmod(values[walking], U64(low))
+        for turn in range(0, ROUNDS, 2):
+            left = (left + mix64(right + keys[turn, walking]) % U64(high)) % U64(high)
+            right = (right + mix64(left + keys[turn + 1, walking]) % U64(low)) % U64(low)
+        values[walking] = left * U64(low) + right
         walking = walking[values[walking] >= U64(count)]
     return values.astype(np.int64)
 
