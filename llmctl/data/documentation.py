@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 HEADING = re.compile(r"(?:(class|module) )?([A-Za-z_][\w.]*)(\(.*)?")
 # Docstrings of C code often open with a call: `D.get(k[,d]) -> D[k] if k in D, else d.`
-CALL = re.compile(r"[A-Za-z_][\w.]*\(.*?\)(?:\s*->\s*[\w\[\], |()]+?)?\s*(?:[:.]|--|\n|$)\s*", re.DOTALL)
+CALL = re.compile(r"[A-Za-z_][\w.]*\([^\n]{0,200}?\)(?:[ ]*->[ ]*[\w\[\], |()]{1,80}?)?[ ]*(?:[:.]|--|\n|$)\s*")
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]?\s+(?=[A-Z`'\"(])")
 ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|etc|vs|cf|resp|approx|no|fig|al)|\b[A-Z])\.$", re.IGNORECASE)
 NOT_PROSE = re.compile(r">>>|::|^\s*[-*+|=~^]{2,}|\\n|https?:|\bdeprecated\b", re.IGNORECASE)

@@ -65,7 +65,7 @@ CALLS = (
 QUIZ = pa.schema([*PROMPTS, pa.field("question", pa.string(), nullable=False)])
 PROMPT = "Question: {question}\nAnswer:"
 FEWEST_QUIZ_WORDS = 4  # of a summary that can be told from others
-NEAREST = 12  # wrong choices are drawn from this many candidates for each that is wanted, nearest in length
+NEAREST = 6  # wrong choices are drawn from this many shorter and longer candidates for each that is wanted
 MOST_SHARED_WORDS = 0.5  # Jaccard similarity of two choices' words
 
 
@@ -208,17 +208,24 @@ def _suitable(heldout: list[Entry], known: set[str], config: QuizConfig) -> tupl
 
 
 def _wrong_choices(entry: Entry, others: list[Entry], config: QuizConfig) -> list[str]:
-    """Summaries of other entries of the same kind, of nearly the same length, and unlike each other."""
+    """Summaries of other entries of the same kind, of nearly the same length, and unlike each other.
+
+    How many are shorter and how many longer is drawn too: were it left to chance, the right answer would
+    mostly be of middling length, and length would tell it.
+    """
     wanted = config.choices - 1
-    length = len(entry.summary)
-    candidates = [other for other in others if other.kind == entry.kind and other.document != entry.document]
-    candidates.sort(key=lambda other: (abs(len(other.summary) - length), other.id))
-    near = candidates[: NEAREST * wanted]
+    ranked = [other for other in others if other.kind == entry.kind and other.document != entry.document]
+    ranked = sorted([*ranked, entry], key=lambda other: (len(other.summary), other.id))
+    place = ranked.index(entry)
+    below = ranked[max(0, place - NEAREST * wanted) : place]
+    above = ranked[place + 1 : place + 1 + NEAREST * wanted]
+    shorter = key(config.seed, entry.id, "shorter") % config.choices
     chosen = [entry.summary]
-    for other in pick(near, len(near), config.seed, entry.id, "wrong"):
-        if len(chosen) <= wanted and all(_shared(other.summary, kept) < MOST_SHARED_WORDS for kept in chosen):
-            chosen.append(other.summary)
-    return chosen[1:]
+    for candidates, count in ((below, 1 + shorter), (above, 1 + wanted), (below, 1 + wanted)):
+        for other in pick(candidates, len(candidates), config.seed, entry.id, "wrong"):
+            if len(chosen) < count and all(_shared(other.summary, kept) < MOST_SHARED_WORDS for kept in chosen):
+                chosen.append(other.summary)
+    return pick(chosen[1:], wanted, config.seed, entry.id, "order")
 
 
 def _shared(one: str, other: str) -> float:

@@ -10,6 +10,8 @@ from llmctl.data.clean.kernel import Rule, Verdict
 
 STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})
 ELLIPSIS = re.compile(r"\.\.\.|…")
+LETTER = re.compile(r"[^\W\d_]")
+LETTER_OR_DIGIT = re.compile(r"[^\W_]")
 BULLETS = ("•", "-")
 ELLIPSES = ("...", "…")
 AROUND_A_WORD = ".,;:!?\"'()[]{}<>*_`\u201c\u201d\u2018\u2019"
@@ -37,7 +39,7 @@ class GopherQuality(Rule):
         """(reason, value, least allowed, most allowed) of each rule; later ones are computed when asked for."""
         limits = self.config
         words = text.split()
-        spelled = [word for word in words if any(map(str.isalnum, word))]
+        spelled = [word for word in words if LETTER_OR_DIGIT.search(word)]
         yield "too_few_words", len(spelled), limits.min_words, None
         yield "too_many_words", len(spelled), None, limits.max_words
         mean_length = sum(map(len, spelled)) / max(1, len(spelled))
@@ -50,7 +52,7 @@ class GopherQuality(Rule):
         yield "too_many_bullet_lines", bullets / max(1, len(lines)), None, limits.max_bullet_lines
         ellipses = sum(line.endswith(ELLIPSES) for line in lines)
         yield "too_many_ellipsis_lines", ellipses / max(1, len(lines)), None, limits.max_ellipsis_lines
-        alphabetic = sum(any(map(str.isalpha, word)) for word in words) / max(1, len(words))
+        alphabetic = sum(1 for word in words if LETTER.search(word)) / max(1, len(words))
         yield "too_few_alphabetic_words", alphabetic, limits.min_alphabetic_words, None
         stop_words = len(STOP_WORDS.intersection(word.strip(AROUND_A_WORD) for word in words))
         yield "too_few_stop_words", stop_words, limits.min_stop_words, None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from llmctl.config.data import RepetitionConfig
 from llmctl.data.clean.kernel import Rule, Verdict
@@ -12,7 +14,7 @@ from llmctl.data.clean.kernel import Rule, Verdict
 PARAGRAPH_END = re.compile(r"\n{2,}")
 LINE_END = re.compile(r"\n+")
 
-Gram = tuple[str, ...]
+Integers = npt.NDArray[np.int64]
 
 
 class GopherRepetition(Rule):
@@ -50,14 +52,11 @@ class GopherRepetition(Rule):
                 yield f"duplicate_{unit}s", repeated / len(parts), most_parts
             if most_characters is not None:
                 yield f"duplicate_{unit}_characters", characters / length, most_characters
-        words = text.split()
+        grams = Ngrams(text.split())
         for n, most in sorted((limits.max_top_ngram_characters or {}).items()):
-            yield f"top_{n}gram", top_ngram_characters(words, n) / length, most
+            yield f"top_{n}gram", grams.top_characters(n) / length, most
         for n, most in sorted((limits.max_duplicate_ngram_characters or {}).items()):
-            characters = repeated_ngram_characters(words, n)
-            if not characters:  # a longer n-gram repeats only where each shorter one within it does
-                return
-            yield f"duplicate_{n}gram", characters / length, most
+            yield f"duplicate_{n}gram", grams.repeated_characters(n) / length, most
 
 
 def repeated_parts(parts: Sequence[str]) -> tuple[int, int]:
@@ -72,36 +71,59 @@ def repeated_parts(parts: Sequence[str]) -> tuple[int, int]:
     return repeated, characters
 
 
-def ngrams(words: Sequence[str], n: int) -> list[Gram]:
-    """All runs of `n` words, in order."""
-    return list(zip(*(words[start:] for start in range(n)), strict=False))
+class Ngrams:
+    """The runs of words that occur more than once, counted on numbers instead of strings.
 
-
-def top_ngram_characters(words: Sequence[str], n: int) -> int:
-    """Characters (spaces between words included) of all occurrences of the most frequent n-gram; 0 if all differ.
-
-    Of several equally frequent ones, the first to occur counts.
+    An n-gram can only repeat where its first n-1 words do, so each length looks at the places that the
+    length below has left; in most texts these are few.
     """
-    counts = Counter(ngrams(words, n))
-    if not counts:
-        return 0
-    gram, count = counts.most_common(1)[0]
-    return len(" ".join(gram)) * count if count > 1 else 0
 
+    def __init__(self, words: Sequence[str]) -> None:
+        numbers: dict[str, int] = {}
+        self._words = np.array([numbers.setdefault(word, len(numbers)) for word in words], dtype=np.int64)
+        self._ends = np.concatenate(([0], np.cumsum([len(word) for word in words], dtype=np.int64)))
+        self._vocabulary = len(numbers)
+        self._places = {1: self._repeating(np.arange(len(words)), self._words)}
 
-def repeated_ngram_characters(words: Sequence[str], n: int) -> int:
-    """Characters (without spaces) in n-grams that occurred before, counted from left to right without overlap."""
-    grams = ngrams(words, n)
-    if len(set(grams)) == len(grams):
-        return 0
-    seen: set[Gram] = set()
-    characters = position = 0
-    while position < len(grams):
-        gram = grams[position]
-        if gram in seen:
-            characters += sum(map(len, gram))
-            position += n
-        else:
-            seen.add(gram)
-            position += 1
-    return characters
+    def _repeating(self, starts: Integers, codes: Integers) -> tuple[Integers, Integers]:
+        """The starts whose codes occur at least twice, and their codes renumbered from 0."""
+        if not len(codes):
+            return starts, codes
+        _, numbers, counts = np.unique(codes, return_inverse=True, return_counts=True)
+        chosen = counts[numbers] > 1
+        return starts[chosen], numbers[chosen]
+
+    def places(self, n: int) -> tuple[Integers, Integers]:
+        """Where n-grams that occur at least twice start (ascending), and a number for each such n-gram."""
+        if n not in self._places:
+            starts, codes = self.places(n - 1)
+            fits = starts + n <= len(self._words)
+            starts, codes = starts[fits], codes[fits]
+            self._places[n] = self._repeating(starts, codes * self._vocabulary + self._words[starts + n - 1])
+        return self._places[n]
+
+    def top_characters(self, n: int) -> int:
+        """Characters (spaces between words included) of all occurrences of the most frequent n-gram; 0 if all differ.
+
+        Of several equally frequent ones, the first to occur counts.
+        """
+        starts, codes = self.places(n)
+        if not len(starts):
+            return 0
+        counts = np.bincount(codes)
+        start = starts[np.argmax(counts[codes] == counts.max())]
+        return int(counts.max() * (self._ends[start + n] - self._ends[start] + n - 1))
+
+    def repeated_characters(self, n: int) -> int:
+        """Characters (without spaces) in n-grams that occurred before, counted from left to right without overlap."""
+        starts, codes = self.places(n)
+        seen: set[int] = set()
+        characters = free = 0
+        for start, code in zip(starts.tolist(), codes.tolist(), strict=True):
+            if start < free:
+                continue
+            if code in seen:
+                characters += int(self._ends[start + n] - self._ends[start])
+                free = start + n
+            seen.add(code)
+        return characters

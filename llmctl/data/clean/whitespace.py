@@ -9,7 +9,6 @@ from llmctl.data.clean.kernel import Rewrite
 TERMINAL_ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 LINE_END = re.compile(r"\r\n|[\r\v\f\x85\u2028\u2029]")
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff]")
-TRAILING_BLANKS = re.compile(r"[^\S\n]+$", re.MULTILINE)
 BLANK_LINES = re.compile(r"\n{4,}")
 
 
@@ -24,5 +23,5 @@ class NormalizeWhitespace(Rewrite):
         """The normalised text, without a line end after the last line."""
         text = TERMINAL_ESCAPE.sub("", text)
         text = CONTROL.sub("", LINE_END.sub("\n", text))
-        text = TRAILING_BLANKS.sub("", text)
+        text = "\n".join(map(str.rstrip, text.split("\n")))
         return BLANK_LINES.sub("\n\n\n", text).strip("\n")

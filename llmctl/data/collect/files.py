@@ -112,7 +112,7 @@ class FileSource:
 def _string(value: Any, column: str, where: str) -> str:
     if not isinstance(value, str):
         raise InputError(
-            f"{where}: {column} is a {type(value).__name__}, not a string", hint="mend the row or leave it out"
+            f"{where}: {column} must be a string, got {type(value).__name__}", hint="mend the row or leave it out"
         )
     try:
         value.encode()

@@ -15,6 +15,15 @@ MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: a biject
 WORDS_REMEMBERED = 1 << 20
 
 
+class WordHashes(dict[str, int]):
+    """xxh64 by word, computed when first asked for."""
+
+    def __missing__(self, word: str) -> int:
+        """Compute and remember."""
+        value = self[word] = xxhash.xxh64_intdigest(word.encode())
+        return value
+
+
 class Shingler:
     """Turns a text into its set of shingles.
 
@@ -25,7 +34,7 @@ class Shingler:
 
     def __init__(self, ngram_words: int) -> None:
         self.ngram_words = ngram_words
-        self._known: dict[str, int] = {}
+        self._hashes = WordHashes()
 
     def __call__(self, text: str) -> Hashes:
         """Sorted unique uint64 shingle hashes of `text`."""
@@ -42,16 +51,9 @@ class Shingler:
     def word_hashes(self, text: str) -> Hashes:
         """uint64 [words], one xxh64 per word in order."""
         words = WORD.findall(text.casefold())
-        known = self._known
-        if len(known) > WORDS_REMEMBERED:
-            known.clear()
-        hashes = np.empty(len(words), dtype=np.uint64)
-        for index, word in enumerate(words):
-            value = known.get(word)
-            if value is None:
-                value = known[word] = xxhash.xxh64_intdigest(word.encode())
-            hashes[index] = value
-        return hashes
+        if len(self._hashes) > WORDS_REMEMBERED:
+            self._hashes.clear()
+        return np.fromiter(map(self._hashes.__getitem__, words), dtype=np.uint64, count=len(words))
 
 
 def mix(values: Hashes) -> Hashes:

@@ -1,0 +1,26 @@
+from llmctl.data.split import is_heldout
+
+
+def test_known_ids_never_move() -> None:
+    # xxh64 of these ids over 2^64; a change here would leak held-out documents into training.
+    assert [is_heldout(f"python-docs/{n}", 0.5) for n in ("len", "os.path.join", "json.loads", "re.compile")] == [
+        True,
+        False,
+        True,
+        True,
+    ]
+
+
+def test_share_is_the_fraction() -> None:
+    ids = [f"document-{n}" for n in range(20_000)]
+    assert abs(sum(is_heldout(i, 0.05) for i in ids) / 20_000 - 0.05) < 0.005
+
+
+def test_heldout_sets_are_nested() -> None:
+    ids = [f"d{n}" for n in range(2_000)]
+    assert all(is_heldout(i, 0.1) for i in ids if is_heldout(i, 0.05))
+
+
+def test_the_ends() -> None:
+    assert not is_heldout("x", 0.0)
+    assert is_heldout("x", 1.0)
