@@ -27,13 +27,13 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] to [..., D] of the same dtype."""
-        exact = x.float()
-        scale = torch.rsqrt(exact.square().mean(-1, keepdim=True) + self.eps)
-        return (exact * scale).to(x.dtype) * self.weight
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)  # one kernel for sqrt(sum(x^2))
+        scale = torch.rsqrt(norm.square() / x.shape[-1] + self.eps)
+        return (x * scale).to(x.dtype) * self.weight
 
 
 def rotary_angles(positions: Tensor, head_width: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of position x frequency, frequency i = base^(-2i / E) (Su et al. 2021, arXiv:2104.09864).
+    """Cosine and signed sine of position x frequency, frequency i = base^(-2i / E) (Su et al. 2021, arXiv:2104.09864).
 
     Computed at each call, in float32: a stored table would be rounded when the model is cast to bfloat16.
 
@@ -43,11 +43,12 @@ def rotary_angles(positions: Tensor, head_width: int, base: float) -> tuple[Tens
         base: theta.
 
     Returns:
-        Two float32 tensors [B,T,1,E/2].
+        Two float32 tensors [B,T,1,E]: (cos, cos) and (-sin, sin), as `rotate` needs them.
     """
     exponents = torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float32) / head_width
-    angles = positions[..., None, None].float() * (1.0 / base**exponents)
-    return angles.cos(), angles.sin()
+    angles = positions[..., None, None].float() * (1.0 / base**exponents)  # [B,T,1,E/2]
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
@@ -57,9 +58,9 @@ def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
         x: [B,T,H,E].
         angles: from `rotary_angles`.
     """
-    cos, sin = angles
-    left, right = x.chunk(2, dim=-1)
-    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1).to(x.dtype)
+    cos, signed_sin = angles
+    swapped = x.roll(x.shape[-1] // 2, dims=-1)  # (right half, left half)
+    return torch.addcmul(x * cos, swapped, signed_sin).to(x.dtype)
 
 
 class Attention(nn.Module):
