@@ -20,7 +20,9 @@ class EvalConfig(Config):
         description="ask the questions through the chat template; auto: where the checkpoint was trained on chats",
     )
     delimiter: str = Field(
-        " ", max_length=16, description="text between a prompt and a choice where the chat template is not used"
+        " ",
+        max_length=16,
+        description="text between a prompt and a choice without the chat template, unless white space is there already",
     )
     baseline: bool = Field(
         False, description="measure an untrained model of the same shape as well, as the floor of every figure"

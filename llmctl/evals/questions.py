@@ -57,7 +57,7 @@ def _checked(row: dict[str, Any], where: str) -> Question:
     choices, answer, name = tuple(row["choices"]), row["answer"], f"{where}: question {row['id']}"
     if len(choices) < 2:
         raise InputError(f"{name} has {len(choices)} choices", hint="give at least two")
-    if not all(choices):
+    if not all(choice.strip() for choice in choices):
         raise InputError(f"{name} has an empty choice", hint="give every choice a text")
     if not 0 <= answer < len(choices):
         raise InputError(
@@ -73,12 +73,13 @@ def plain_pairs(question: Question, tokenizer: Tokenizer, delimiter: str, contex
     Args:
         question: what to score.
         tokenizer: the checkpoint's.
-        delimiter: text between the prompt and a choice.
+        delimiter: text between the prompt and a choice, unless white space stands there already.
         context: the model's longest row in tokens.
     """
     pairs = []
     for choice in question.choices:
-        before, after = split_pair(question.prompt, delimiter + choice, tokenizer.encode)
+        is_apart = question.prompt[-1:].isspace() or choice[:1].isspace()
+        before, after = split_pair(question.prompt, choice if is_apart else delimiter + choice, tokenizer.encode)
         pairs.append(([tokenizer.bos_id, *before], after))
     return _fitting(pairs, question, context)
 
@@ -86,14 +87,15 @@ def plain_pairs(question: Question, tokenizer: Tokenizer, delimiter: str, contex
 def chat_pairs(question: Question, tokenizer: Tokenizer, context: int) -> list[Pair]:
     """(context ids, continuation ids) of each choice as an assistant's answer, without the end-of-turn id.
 
-    The ids of an answer are those that training on it would have learned (`render_training`).
+    The ids of an answer are those that training on it would have learned (`render_training`). White space around a
+    choice separates it from a plain prompt and is no part of an answer.
     """
     asked = [{"role": "user", "content": question.question}]
     before = render_prompt(tokenizer, asked)
     ends = set(tokenizer.stop_ids)
     pairs = []
     for choice in question.choices:
-        ids, learned = render_training(tokenizer, [*asked, {"role": "assistant", "content": choice}])
+        ids, learned = render_training(tokenizer, [*asked, {"role": "assistant", "content": choice.strip()}])
         answer = [token for token, is_learned in zip(ids, learned, strict=True) if is_learned]
         pairs.append((before, [token for token in answer if token not in ends]))
     return _fitting(pairs, question, context)

@@ -19,6 +19,7 @@ from llmctl.inference.engine import Engine
 from llmctl.model import huggingface
 from llmctl.model.transformer import Transformer
 from llmctl.pipeline.job import Job, Product
+from llmctl.store.artifact import Artifact
 from llmctl.tokens.batch import Batch
 from llmctl.tokens.rows import Rows
 from llmctl.tokens.tokenizer import Tokenizer
@@ -92,11 +93,7 @@ def gather(job: Job[EvalConfig], tokenizer: Tokenizer, context: int) -> Material
             f"{checkpoint.ref} was not trained on rows of this store, and no questions are given",
             hint="give --rows, --choices or both",
         )
-    heldout = None if source is None else Rows.open(source, "heldout")
-    if source is None:
-        job.progress.note("no held-out loss: the rows behind this checkpoint are not known; give --rows")
-    elif heldout is not None and not heldout.count:
-        raise InputError(f"{source.ref} has no held-out row", hint="pack with a larger --heldout")
+    heldout = _heldout(job, source)
     if given is None:
         return Material(heldout, [], 0, chat=False)
     chat = knows_chat(job, checkpoint) if job.config.chat == "auto" else job.config.chat
@@ -108,6 +105,20 @@ def gather(job: Job[EvalConfig], tokenizer: Tokenizer, context: int) -> Material
         for question in questions[: job.config.limit]
     ]
     return Material(heldout, list(zip(questions, pairs, strict=False)), len(questions), chat)
+
+
+def _heldout(job: Job[EvalConfig], source: Artifact | None) -> Rows | None:
+    """The held-out split of `source`; None, with a note, where questions can be scored without it."""
+    if source is None:
+        job.progress.note("no held-out loss: the rows behind this checkpoint are not known; give --rows")
+        return None
+    rows = Rows.open(source, "heldout")
+    if rows.count:
+        return rows
+    if "rows" in job.inputs or "choices" not in job.inputs:
+        raise InputError(f"{source.ref} has no held-out row", hint="pack with a larger --heldout, or more documents")
+    job.progress.note(f"no held-out loss: {source.ref} has no held-out row")
+    return None
 
 
 def measured(

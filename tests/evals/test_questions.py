@@ -69,6 +69,15 @@ def test_plain_pairs_begin_with_the_begin_token_and_join_by_the_delimiter(tokeni
     assert tokenizer.decode(pairs[1][1]) == " a file"
 
 
+def test_white_space_that_is_there_already_is_the_delimiter(tokenizer: Tokenizer) -> None:
+    expected = plain_pairs(question("the list is", "sorted", "b"), tokenizer, " ", 64)[0]
+    assert plain_pairs(question("the list is", " sorted", "b"), tokenizer, " ", 64)[0] == expected
+    assert plain_pairs(question("the list is ", "sorted", "b"), tokenizer, " ", 64)[0] == expected
+    assert chat_pairs(question("q", " sorted", "b"), tokenizer, 64) == chat_pairs(
+        question("q", "sorted", "b"), tokenizer, 64
+    )
+
+
 def test_an_empty_prompt_leaves_the_begin_token(tokenizer: Tokenizer) -> None:
     assert plain_pairs(question("", "sorted", "b"), tokenizer, "", 64)[0] == (
         [tokenizer.bos_id],
