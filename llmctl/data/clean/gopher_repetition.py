@@ -54,8 +54,12 @@ class GopherRepetition(Rule):
                 yield f"duplicate_{unit}_characters", characters / length, most_characters
         grams = Ngrams(text.split())
         for n, most in sorted((limits.max_top_ngram_characters or {}).items()):
+            if not grams.repeat(n):
+                break
             yield f"top_{n}gram", grams.top_characters(n) / length, most
         for n, most in sorted((limits.max_duplicate_ngram_characters or {}).items()):
+            if not grams.repeat(n):
+                break
             yield f"duplicate_{n}gram", grams.repeated_characters(n) / length, most
 
 
@@ -97,10 +101,16 @@ class Ngrams:
         """Where n-grams that occur at least twice start (ascending), and a number for each such n-gram."""
         if n not in self._places:
             starts, codes = self.places(n - 1)
+            if not len(starts):
+                return starts, codes
             fits = starts + n <= len(self._words)
             starts, codes = starts[fits], codes[fits]
             self._places[n] = self._repeating(starts, codes * self._vocabulary + self._words[starts + n - 1])
         return self._places[n]
+
+    def repeat(self, n: int) -> bool:
+        """Whether any n-gram occurs twice; if not, no longer one does."""
+        return len(self.places(n)[0]) > 0
 
     def top_characters(self, n: int) -> int:
         """Characters (spaces between words included) of all occurrences of the most frequent n-gram; 0 if all differ.

@@ -26,8 +26,11 @@ class RepairEncoding(Rewrite):
     """Undoes UTF-8 that was read as Latin-1 or a Windows code page, with ftfy (`schÃ¶n` becomes `schön`)."""
 
     def rewrite(self, text: str) -> str:
-        """The repaired text; ASCII has nothing to repair."""
-        return text if text.isascii() else ftfy.fix_text(text, MOJIBAKE_ONLY)
+        """The text with each line repaired by itself, as ftfy does; ASCII has nothing to repair."""
+        if text.isascii():
+            return text
+        lines = text.split("\n")
+        return "\n".join(line if line.isascii() else ftfy.fix_text(line, MOJIBAKE_ONLY) for line in lines)
 
 
 class ComposeUnicode(Rewrite):
