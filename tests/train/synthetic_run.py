@@ -1,5 +1,6 @@
 """A small run on made-up rows, also as a program and as an entry of ranks: real model, real loop, real files."""
 
+import ast
 import json
 import sys
 from pathlib import Path
@@ -106,5 +107,37 @@ def curve(job):
     return [{key: row[key] for key in CURVE if key in row} for row in rows]
 
 
+def train_to_divergence(job):
+    """Fails on every rank, as a real divergence does."""
+
+    class Exploding(Counting):
+        def loss(self, model, batch):
+            return super().loss(model, batch) * float("inf")
+
+    model = Transformer(job.config.model, VOCAB)
+    model.init_weights(0)
+    fit(job, model, Exploding(), steps=1, heldout_rows=None)
+
+
+def die_on_rank_1(job):
+    from llmctl.train.launch import environment
+
+    if environment().rank == 1:
+        raise RuntimeError("rank 1 gives up")
+    return train(job)
+
+
+def main(words):
+    """`[--local_rank=N] DIRECTORY FIELDS`: alone, or as one of a launcher's ranks."""
+    from llmctl.train import launch
+
+    directory, fields = [word for word in words if not word.startswith("--local_rank")]
+    if launch.environment().rank:
+        launch.follow()
+        return
+    launch.start(make_job(directory, **ast.literal_eval(fields)), "synthetic_run:train")
+    launch.dismiss()
+
+
 if __name__ == "__main__":
-    train(make_job(sys.argv[1], **json.loads(sys.argv[2])))
+    main(sys.argv[1:])

@@ -72,7 +72,7 @@ def kill_after_states(directory, fields, states):
 def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(tmp_path):
     whole = make_job(tmp_path / "whole", steps=60)
     train(whole)
-    kill_after_states(tmp_path / "killed", '{"steps": 60}', 2)
+    kill_after_states(tmp_path / "killed", "{'steps': 60}", 2)
     killed = make_job(tmp_path / "killed", steps=60)
     left = max((killed.work).glob("step-*")).name
     assert not (killed.out / "model.safetensors").exists()

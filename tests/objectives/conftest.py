@@ -1,0 +1,94 @@
+"""Real rows, a real checkpoint and chats, made once by the stages themselves from generated text."""
+
+import json
+import random
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from llmctl.config.tokens import PackConfig, TokenizeConfig
+from llmctl.config.train import PretrainConfig
+from llmctl.pipeline.execute import Call, execute
+from llmctl.pipeline.job import Silent
+from llmctl.pipeline.stages import stage_named
+from llmctl.store.artifact import FileInput
+from llmctl.store.files import sha256_file
+from llmctl.store.store import Store
+
+NANO = {"name": "nano", "width": 32, "layers": 2, "heads": 2, "kv_heads": 1, "ffn_width": 64, "context": 64}
+QUICK = {"batch_rows": 8, "precision": "fp32", "threads": 1, "device": "cpu", "eval_every_steps": 10}
+
+
+torch.set_num_threads(1)  # the models are tiny, and the machine is shared
+
+
+def file_input(path, kind):
+    return FileInput(path, f"sha256:{sha256_file(path)}", kind)
+
+
+def sums(count):
+    """Little sums in words: text that a nano model can begin to learn."""
+    rng = random.Random(5)
+    numbers = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    texts = []
+    for _ in range(count):
+        lines = []
+        for _ in range(rng.randint(2, 12)):
+            a, b = rng.randrange(5), rng.randrange(5)
+            lines.append(f"{numbers[a]} and {numbers[b]} make {numbers[a + b]}.")
+        texts.append("\n".join(lines))
+    return texts
+
+
+@pytest.fixture(scope="session")
+def stages(tmp_path_factory):
+    """Runs a stage in a store of its own: `stages(command, config, **inputs) -> Artifact`."""
+    store = Store.open(tmp_path_factory.mktemp("store"), create=True)
+
+    def run(command, config, **inputs):
+        return execute(Call(stage_named(command), config, inputs), store, Silent()).artifact
+
+    run.store = store
+    return run
+
+
+@pytest.fixture(scope="session")
+def rows(stages, tmp_path_factory):
+    texts = sums(150)
+    path = tmp_path_factory.mktemp("documents") / "sums.parquet"
+    columns = {"id": [f"sums/{n}" for n in range(len(texts))], "text": texts, "source": ["sums"] * len(texts)}
+    pq.write_table(pa.table({key: pa.array(values, pa.string()) for key, values in columns.items()}), path)
+    config = TokenizeConfig.model_validate({"train": {"vocab_size": 300}})
+    tokens = stages("tokenize", config, input=file_input(path, "documents"))
+    return stages("pack", PackConfig(seq_len=32, heldout_fraction=0.1), input=tokens)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(stages, rows):
+    return stages("pretrain", PretrainConfig.model_validate({**QUICK, "model": NANO, "steps": 30}), input=rows)
+
+
+@pytest.fixture(scope="session")
+def write_chats(tmp_path_factory):
+    """Chats as a JSON Lines file: `write_chats([{"messages": [...]}, ...]) -> FileInput`."""
+
+    def write(chats):
+        path = tmp_path_factory.mktemp("chats") / "chats.jsonl"
+        path.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+        return file_input(path, "chats")
+
+    return write
+
+
+def chat(number, question, answer):
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {"id": f"chat/{number}", "messages": messages}
+
+
+@pytest.fixture(scope="session")
+def chats(write_chats):
+    numbers = ["zero", "one", "two", "three", "four"]
+    pairs = [(a, b) for a in numbers for b in numbers]
+    return write_chats([chat(n, f"{a} {b}", f"{b} {a}.") for n, (a, b) in enumerate(pairs)])

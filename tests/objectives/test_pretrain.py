@@ -1,0 +1,60 @@
+import math
+
+import pytest
+import torch
+
+from llmctl.config.errors import UsageError
+from llmctl.config.train import PretrainConfig
+from llmctl.model import huggingface
+from llmctl.tokens.rows import Rows
+from llmctl.tokens.tokenizer import Tokenizer
+from llmctl.train.heldout import measure
+
+from .conftest import NANO, QUICK
+
+
+def test_a_checkpoint_that_opens_and_learned(checkpoint, rows):
+    facts, totals = checkpoint.manifest.semantic, checkpoint.manifest.totals
+    tokenizer = Tokenizer.open(checkpoint.data)
+    model = huggingface.load(checkpoint.data)
+    assert facts["vocab_size"] == tokenizer.vocab_size == model.vocab_size == 300
+    assert facts["parameters"] == model.parameters_count()
+    assert (facts["architecture"], facts["seq_len"]) == ("LlamaForCausalLM", 32)
+    assert facts["tokenizer"] == rows.manifest.semantic["tokenizer"]
+    assert totals["steps"] == 30
+    assert totals["loss"] < math.log(300) - 0.5
+
+
+def test_the_held_out_figure_is_that_of_the_published_weights(checkpoint, rows):
+    held = Rows.open(rows, "heldout")
+    import numpy as np
+
+    batch = held.batch(np.arange(held.count))
+    found = measure(huggingface.load(checkpoint.data), [batch], Tokenizer.open(checkpoint.data).byte_lengths)
+    assert found.loss == pytest.approx(checkpoint.manifest.totals["heldout_loss"], rel=1e-5)
+    assert found.bits_per_byte == pytest.approx(checkpoint.manifest.totals["heldout_bits_per_byte"], rel=1e-5)
+
+
+def test_the_same_run_gives_the_same_digest(stages, rows, checkpoint):
+    config = PretrainConfig.model_validate({**QUICK, "model": NANO, "steps": 30, "checkpoint_every_steps": 7})
+    assert stages("pretrain", config, input=rows).digest == checkpoint.digest
+
+
+def test_another_seed_gives_other_weights(stages, rows, checkpoint):
+    config = PretrainConfig.model_validate({**QUICK, "model": NANO, "steps": 30, "seed": 1})
+    assert stages("pretrain", config, input=rows).digest != checkpoint.digest
+
+
+def test_rows_longer_than_the_context_are_refused(stages, rows):
+    config = PretrainConfig.model_validate({**QUICK, "model": {**NANO, "context": 16}, "steps": 1})
+    with pytest.raises(UsageError, match="rows of 32 tokens are longer than the model's context of 16"):
+        stages("pretrain", config, input=rows)
+
+
+@pytest.mark.slow  # compiles with g++
+def test_compiled_training_follows_the_eager_one(stages, rows, checkpoint):
+    config = PretrainConfig.model_validate({**QUICK, "model": NANO, "steps": 4, "compile": True, "seed": 2})
+    eager = PretrainConfig.model_validate({**QUICK, "model": NANO, "steps": 4, "seed": 2})
+    torch._dynamo.reset()
+    compiled_loss = stages("pretrain", config, input=rows).manifest.totals["loss"]
+    assert compiled_loss == pytest.approx(stages("pretrain", eager, input=rows).manifest.totals["loss"], rel=1e-4)

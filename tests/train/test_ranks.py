@@ -1,0 +1,149 @@
+"""Several ranks under DeepSpeed's own launcher, against the single process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from synthetic_run import WIDE, curve, make_job, train
+
+from llmctl.config.errors import GateError, InterruptedRunError, LlmctlError
+from llmctl.train.launch import run_ranks
+
+HERE = Path(__file__).parent
+pytestmark = pytest.mark.slow  # each start of two ranks imports torch and deepspeed three times: 15 s and more
+
+# A matrix of more than 100,000 elements is sharded under ZeRO 3; smaller ones stay whole on every rank.
+FIELDS = {"model": WIDE, "steps": 6, "micro_batch_rows": 3, "eval_every_steps": 4}
+
+START = """
+import ast, sys
+from synthetic_run import make_job
+from llmctl.train.launch import run_ranks
+run_ranks(make_job(sys.argv[1], **ast.literal_eval(sys.argv[2])), "synthetic_run:train")
+"""
+
+
+@pytest.fixture(autouse=True)
+def _ranks_find_the_entry(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    job = make_job(tmp_path_factory.mktemp("single"), **FIELDS)
+    train(job)
+    return job
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_two_ranks_follow_the_single_process(tmp_path, single, zero):
+    job = make_job(tmp_path, **FIELDS, nproc=2, zero=zero)
+    product = run_ranks(job, "synthetic_run:train")
+    for mine, theirs in zip(curve(job), curve(single), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
+    assert product.totals["steps"] == 6
+    weights, expected = (load_file(given.out / "model.safetensors") for given in (job, single))
+    assert weights.keys() == expected.keys()
+    for name, value in weights.items():
+        assert (value - expected[name]).abs().max() < 1e-5, name
+
+
+def test_bf16_ranks_follow_the_single_process_in_bf16(tmp_path):
+    fields = {**FIELDS, "precision": "bf16"}
+    alone, ranks = make_job(tmp_path / "alone", **fields), make_job(tmp_path / "ranks", **fields, nproc=2, zero=3)
+    train(alone)
+    run_ranks(ranks, "synthetic_run:train")
+    for mine, theirs in zip(curve(ranks), curve(alone), strict=True):
+        assert mine.get("loss", 0) == pytest.approx(theirs.get("loss", 0), rel=1e-3)
+
+
+@pytest.mark.parametrize("zero", [1, 3])
+def test_killed_ranks_resume_on_the_same_curve(tmp_path, zero):
+    fields = {**FIELDS, "steps": 40, "checkpoint_every_steps": 2, "nproc": 2, "zero": zero}
+    launched = [sys.executable, "-c", START, str(tmp_path / "killed"), repr(fields)]
+    parent = subprocess.Popen(launched, env={**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}"})
+    work = tmp_path / "killed" / "work"
+    deadline = time.monotonic() + 120
+    while len(list(work.glob("step-*"))) < 2 and time.monotonic() < deadline and parent.poll() is None:
+        time.sleep(0.01)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    assert parent.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 30
+    while ranks_of(work) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not ranks_of(work), "ranks outlived their parent"
+    whole, killed = make_job(tmp_path / "whole", **fields), make_job(tmp_path / "killed", **fields)
+    run_ranks(whole, "synthetic_run:train")
+    run_ranks(killed, "synthetic_run:train")
+    assert curve(killed) == curve(whole)  # bitwise
+    assert (killed.out / "model.safetensors").read_bytes() == (whole.out / "model.safetensors").read_bytes()
+
+
+def ranks_of(work):
+    """Processes that were started for this work directory."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(work).encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+class StopAfter:
+    def __init__(self, step):
+        self.step = step
+        self.notes = []
+
+    def update(self, done, total, unit, **facts):
+        if done >= self.step:
+            self.step = float("inf")
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def test_an_interrupt_stops_the_ranks_with_their_state_saved(tmp_path):
+    job = make_job(tmp_path, StopAfter(2), **{**FIELDS, "steps": 500}, nproc=2, zero=2)
+    with pytest.raises(InterruptedRunError, match="with its state saved"):
+        run_ranks(job, "synthetic_run:train")
+    assert list(job.work.glob("step-*"))
+
+
+def test_an_error_of_a_rank_is_the_errors_of_the_run(tmp_path):
+    job = make_job(tmp_path, **FIELDS, nproc=2, optimizer={"lr": 9.0, "eps": 1e-30}, clip_norm=1e30)
+    with pytest.raises(GateError, match=r"in step \d"):
+        run_ranks(job, "synthetic_run:train_to_divergence")
+
+
+def test_a_dead_rank_ends_the_run_with_its_last_lines(tmp_path):
+    job = make_job(tmp_path, **FIELDS, nproc=2)
+    with pytest.raises(LlmctlError, match="rank 1 gives up") as caught:
+        run_ranks(job, "synthetic_run:die_on_rank_1")
+    assert "resumes" in caught.value.hint
+
+
+def test_a_launcher_started_from_outside_leads_and_follows(tmp_path, single):
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--master_port", "0"]
+    from llmctl.train.launch import _free_port
+
+    launcher[-1] = str(_free_port())
+    done = subprocess.run(
+        [*launcher, "--module", "synthetic_run", str(tmp_path), repr(FIELDS)],
+        env={**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}", "DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for mine, theirs in zip(curve(make_job(tmp_path)), curve(single), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
