@@ -112,8 +112,8 @@ def text_bytes(batch: pa.RecordBatch) -> int:
 class TableWriter:
     """Writes batches to `part-00000.parquet`, `part-00001.parquet`, … each whole or not at all.
 
-    Equal batches give equal bytes. Parts left by a killed run are removed first. Used as a context manager,
-    an exception discards the part that is open.
+    Equal batches give equal bytes. Parts left by a killed run are removed first. As a context manager,
+    an exception discards the part that is open, and a writer that was never used writes nothing.
 
     Args:
         directory: where the parts go.
@@ -197,7 +197,8 @@ class TableWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None:
-            self.close()
+            if self._group or self._part is not None:
+                self.close()
         elif self._part is not None:
             part, self._part, self._writer = self._part, None, None
             part.__exit__(kind, error, trace)

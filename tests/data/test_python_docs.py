@@ -28,10 +28,14 @@ def harvest(**environment: str) -> bytes:
     return done.stdout
 
 
-def test_two_processes_give_the_same_bytes_whatever_their_environment() -> None:
-    first = harvest(
+@pytest.fixture(scope="module")
+def first() -> bytes:
+    return harvest(
         PYTHONHASHSEED="1", HOME="/nowhere", AN_ENVIRONMENT_VARIABLE="hunter2", TZ="Asia/Tokyo", COLUMNS="40"
     )
+
+
+def test_two_processes_give_the_same_bytes_whatever_their_environment(first: bytes) -> None:
     second = harvest(PYTHONHASHSEED="2", HOME="/elsewhere")
     assert first == second
     assert b"hunter2" not in first
@@ -100,8 +104,8 @@ def test_distributions_carry_their_own_licence(found: dict[str, Document]) -> No
 
 
 @pytest.mark.usefixtures("found")
-def test_skipped_modules_are_counted(tally: Tally) -> None:
-    last = json.loads(harvest().decode().rstrip("\n").rpartition("\n")[2])
+def test_skipped_modules_are_counted(tally: Tally, first: bytes) -> None:
+    last = json.loads(first.decode().rstrip("\n").rpartition("\n")[2])
     assert tally.skipped["modules"] == len(last["skipped"])
     assert last["skipped"]["antigravity"] == "never imported"
     assert tally.notes

@@ -213,7 +213,7 @@ def records() -> Iterator[dict[str, Any]]:
             doc = own_doc(entry.value)
             text = f"{entry.name}{signature(entry.value)}\n\n{doc}" if doc else ""
         if text:
-            # The module comes first where a function has its name (`pprint.pprint` does not, `glob.glob` does not).
+            # Where a package shows a function under the name of its own submodule, the submodule's record stays.
             texts.setdefault(entry.name, text)
     topics = importlib.import_module("pydoc_data.topics").topics
     texts |= {f"topic/{name}": clean(text) for name, text in topics.items()}
