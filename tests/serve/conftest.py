@@ -31,12 +31,13 @@ class Running:
     engine: Engine
     service: Service
     stop: Callable[[], None]
+    http: httpx.Client
 
     def client(self, key: str = "unused", **options: Any) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60, **options)
 
     def post(self, path: str, **options: Any) -> httpx.Response:
-        return httpx.post(self.url + path, timeout=60, **options)
+        return self.http.post(self.url + path, **options)
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +69,8 @@ def start(checkpoint: Path) -> Start:
         thread.start()
         assert ready.wait(30)
         try:
-            yield Running(answered[0], engine, app.state.service, app.state.stop)
+            with httpx.Client(timeout=60) as http:
+                yield Running(answered[0], engine, app.state.service, app.state.stop, http)
         finally:
             app.state.stop()
             thread.join(30)
