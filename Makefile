@@ -53,7 +53,7 @@ format: setup-dev  ## bring the code into its form
 	$(BIN)/ruff check --fix .
 
 bench: setup-dev  ## measure speed; see docs/benchmarks.md
-	$(BIN)/python bench/line.py
+	$(BIN)/python bench/pretrain.py
 
 clean:  ## remove the virtual environment and the demo's store
 	rm -rf $(VENV) $(STORE)

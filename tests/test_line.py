@@ -212,7 +212,7 @@ def test_bad_input_is_one_clear_line(llmctl: Any, notes: Path, tmp_path: Path) -
         done = llmctl(*arguments)
         assert (done.returncode, named in done.stderr) == (code, True), f"{arguments}: {done.returncode} {done.stderr}"
         assert "Traceback" not in done.stderr
-        assert len([line for line in done.stderr.splitlines() if line.startswith("llmctl ")]) == 1, done.stderr
+        assert len([line for line in done.stderr.splitlines() if named in line]) == 1, done.stderr
     checked = llmctl("verify", "--all")
     assert (checked.returncode, checked.stdout) == (0, "4 checked, 0 faults\n")
 

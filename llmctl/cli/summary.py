@@ -32,10 +32,11 @@ def summary(artifact: Artifact, following: str) -> Iterator[RenderableType]:
 
 
 def totals_table(artifact: Artifact) -> Table:
-    """Every total of the manifest, one a line."""
+    """Every total of the manifest, one a line; digests are for machines."""
     table = Table(show_header=False, box=None, pad_edge=False)
     for key, value in artifact.manifest.totals.items():
-        table.add_row(key, figure(value))
+        if not key.endswith("_digest"):
+            table.add_row(key, figure(value))
     return table
 
 

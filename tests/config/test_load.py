@@ -87,7 +87,11 @@ def test_environment_and_user_file(tmp_path: Path) -> None:
 
 
 def test_execution_fields_are_not_semantic() -> None:
-    assert semantic_values(Outer(workers=1)) == semantic_values(Outer(workers=9)) == {
-        "steps": 10,
-        "inner": {"name": "adamw", "lr": 1e-3},
-    }
+    assert (
+        semantic_values(Outer(workers=1))
+        == semantic_values(Outer(workers=9))
+        == {
+            "steps": 10,
+            "inner": {"name": "adamw", "lr": 1e-3},
+        }
+    )
