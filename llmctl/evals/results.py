@@ -136,8 +136,7 @@ def write(
     Returns:
         Facts by file name.
     """
-    models = {model: _by_task(named) for model, named in figures.items()}
-    content = {"schema": SCHEMA, "settings": dict(settings), "models": models}
+    content = {"schema": SCHEMA, "settings": dict(settings), "tasks": _by_task(figures)}
     text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
     with explained(str(directory)):
         publish_bytes(directory / RESULTS_FILE, text.encode())
@@ -149,9 +148,17 @@ def write(
     return table.close()
 
 
-def _by_task(figures: Figures) -> dict[str, dict[str, Any]]:
+def _by_task(figures: Mapping[str, Figures]) -> dict[str, dict[str, Any]]:
+    """The checkpoint's estimates by task and metric, each beside chance and the untrained model's."""
     tasks: dict[str, dict[str, Any]] = {}
-    for name, estimate in figures.items():
+    mine, untrained = figures[CHECKPOINT], figures.get(UNTRAINED, {})
+    for name, estimate in mine.items():
         task, _, metric = name.partition(".")
-        tasks.setdefault(task, {})[metric] = estimate.as_json()
+        if metric == "chance":
+            continue
+        entry = tasks.setdefault(task, {}).setdefault(metric, estimate.as_json())
+        if (guessing := mine.get(f"{task}.chance")) is not None:
+            entry["chance"] = guessing.value
+        if (floor := untrained.get(name)) is not None:
+            entry |= {"untrained": floor.value, "untrained_stderr": floor.stderr}
     return tasks
