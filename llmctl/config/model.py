@@ -39,7 +39,7 @@ def _shape(
 PRESETS: Final[dict[str, dict[str, Any]]] = {
     # Parameter counts are with the vocabulary size in brackets.
     "nano": _shape(64, 2, 4, 2, 176, context=512, tied=True),  # 0.35 M (4 096); for tests
-    "tiny": _shape(128, 6, 4, 2, 352, context=1024, tied=True),  # 1.6 M (4 096); minutes on two CPU cores
+    "tiny": _shape(192, 3, 6, 2, 512, context=1024, tied=True),  # 2.0 M (4 096); minutes on two CPU cores
     "small": _shape(320, 6, 5, 5, 896, context=1024, tied=True),  # 10.2 M (8 192); an hour on a CPU
     "base": _shape(768, 12, 12, 12, 2048, context=1024, tied=True),  # 124 M (50 304); depth and width of GPT-2 small
     "350m": _shape(960, 32, 15, 5, 2560, context=2048, tied=True),  # 362 M (49 152); SmolLM-360M

@@ -10,7 +10,7 @@ from llmctl.model.transformer import Transformer
 
 COUNTS = [
     ("nano", 4096, 354_624),
-    ("tiny", 4096, 1_631_872),
+    ("tiny", 4096, 1_967_424),
     ("small", 8192, 10_244_160),
     ("base", 50304, 123_587_328),
     ("350m", 49152, 361_821_120),  # as HuggingFaceTB/SmolLM-360M
