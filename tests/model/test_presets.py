@@ -43,9 +43,9 @@ def test_a_preset_fills_only_what_is_not_given() -> None:
     [
         ({"name": "tinny"}, "did you mean tiny"),
         ({"name": "qqqqqq"}, "known: nano, tiny"),
-        ({"heads": 3}, "not divisible by heads 3; heads=2 would fit"),
-        ({"heads": 4, "kv_heads": 3}, "not divisible by kv_heads 3"),
-        ({"width": 12, "heads": 4, "kv_heads": 4}, "is odd"),
+        ({"heads": 5}, "not divisible by heads 5; heads=4 would fit"),
+        ({"heads": 4, "kv_heads": 3}, "not divisible by kv_heads 3; kv_heads=4 always fits"),
+        ({"width": 12, "heads": 4, "kv_heads": 4}, "= 3 is odd"),
         ({"name": "custom", "width": 64}, "give layers, heads"),
         ({"widht": 64}, "Extra inputs"),
         ({"norm_eps": 0}, "greater than 0"),
