@@ -28,7 +28,7 @@ from llmctl.train.loader import Loader, Plan, RowSource
 from llmctl.train.local import Local
 from llmctl.train.schedules import rate_factor
 from llmctl.train.stop import Stop
-from llmctl.train.strategy import Strategy, choose_device, set_threads
+from llmctl.train.strategy import Strategy, choose_device, precision_warning, set_threads
 
 SHOWN_ROWS = 16
 DIVERGED_HINT = "lower optimizer.lr or clip_norm, or look at these rows"
@@ -94,6 +94,8 @@ def fit(
     strategy = choose_strategy(job.config)
     run = Run(job, strategy, objective, steps, heldout_rows)
     strategy.prepare(model, job.config, run.plan.micro_batches)
+    if run.leads and (warning := precision_warning(job.config.precision, strategy.device)):
+        job.progress.note(warning)
     run.resume()
     with Stop(job.work, signals=strategy.world_size == 1) as stop, Loader(objective.rows, run.plan) as loader:
         while run.step < steps:

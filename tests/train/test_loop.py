@@ -18,6 +18,7 @@ from llmctl.tokens.batch import IGNORE, Batch
 from llmctl.train.loader import Loader, Plan
 from llmctl.train.loop import DivergedError, fit
 from llmctl.train.stop import Stop
+from llmctl.train.strategy import precision_warning
 
 
 def test_two_runs_are_bitwise_equal(tmp_path):
@@ -53,6 +54,15 @@ def test_bf16_follows_fp32(tmp_path):
     train(rough)
     for a, b in zip(curve(exact), curve(rough), strict=True):
         assert a.get("loss", 0) == pytest.approx(b.get("loss", 0), rel=2e-2)
+
+
+def test_a_slow_precision_is_announced(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    cpu = torch.device("cpu")
+    assert "precision=fp32 is faster" in precision_warning("bf16", cpu)
+    assert precision_warning("fp32", cpu) is None
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    assert precision_warning("bf16", cpu) is None
 
 
 def kill_after_states(directory, fields, states):
