@@ -79,7 +79,7 @@ class TrainConfig(Config):
         None,
         ge=1,
         le=2**20,
-        description="Rows in one forward pass of one rank; at most 8 where left out. Changes memory, not the result.",
+        description="Rows in one forward pass of one rank; at most 4 where left out. Changes memory, not the result.",
     )
     optimizer: AdamWConfig = Field(default=AdamWConfig(), description="Optimizer and its constants.")
     schedule: ScheduleConfig = Field(default=CosineConfig(), description="Learning rate over the steps.")
@@ -180,7 +180,7 @@ def decay_steps(schedule: CosineConfig | WsdConfig, steps: int) -> int:
 def micro_rows(config: TrainConfig, ranks: int) -> int:
     """Rows in one forward pass of one rank."""
     per_rank = config.batch_rows // ranks
-    return min(per_rank, config.micro_batch_rows or 8)
+    return min(per_rank, config.micro_batch_rows or 4)
 
 
 def steps_of_epochs(epochs: float, rows: int, batch_rows: int) -> int:
