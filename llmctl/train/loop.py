@@ -28,7 +28,7 @@ from llmctl.train.loader import Loader, Plan, RowSource
 from llmctl.train.local import Local
 from llmctl.train.schedules import rate_factor
 from llmctl.train.stop import Stop
-from llmctl.train.strategy import Strategy, choose_device, precision_warning, set_threads
+from llmctl.train.strategy import Strategy, choose_device, keep_freed_memory, precision_warning, set_threads
 
 SHOWN_ROWS = 16
 DIVERGED_HINT = "lower optimizer.lr or clip_norm, or look at these rows"
@@ -107,6 +107,7 @@ def choose_strategy(config: TrainConfig) -> Strategy:
     """Plain torch, or DeepSpeed where the configuration or a launcher's environment asks for ranks."""
     ranks = environment()
     set_threads(config.threads, ranks.local_size)
+    keep_freed_memory()
     device = choose_device(config.device, ranks.local_rank)
     if not config.uses_deepspeed and ranks.world_size == 1:
         return Local(device)

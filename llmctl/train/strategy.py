@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -16,6 +18,8 @@ from llmctl.config.train import TrainConfig
 from llmctl.model.transformer import Transformer
 
 Call = Callable[[Transformer], Tensor]
+
+KEPT_BYTES = 2_000_000_000  # free memory that is not given back to the system; an int in the C interface
 
 PATIENCE = timedelta(days=1)  # how long ranks wait for rank 0 to have its input; a dead peer is noticed at once
 
@@ -79,7 +83,7 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise UsageError("device cuda was asked for, but torch finds none", hint="use --set device=auto or cpu")
+        raise UsageError("device cuda was asked for, but torch finds none", hint="set device=auto or device=cpu")
     return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
@@ -91,6 +95,21 @@ def cores() -> int:
 def set_threads(threads: int, ranks_here: int) -> None:
     """Use `threads` CPU threads, or this machine's cores divided by the ranks on it where 0."""
     torch.set_num_threads(threads or max(1, cores() // ranks_here))
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what it frees: each step frees and wants the same large buffers again.
+
+    By default glibc maps every large buffer anew and unmaps it when freed, so each step pays for the page faults:
+    a quarter of the time of a small model on a virtual machine (docs/benchmarks.md). Elsewhere than glibc this
+    does nothing. The values are those of <malloc.h>.
+    """
+    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, KEPT_BYTES)
+        mallopt(top_pad, 64 << 20)
 
 
 def autocast_dtype(precision: str) -> torch.dtype | None:
