@@ -118,7 +118,12 @@ def chats_of(entry: Entry, config: ChatsConfig, *, reversible: bool) -> Iterator
 
 def _chat(entry: Entry, part: str, question: str, answer: str) -> dict[str, Any]:
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return {"id": f"{entry.id}?{part}", "messages": messages, "source": entry.source}
+    return {
+        "id": f"{entry.id}?{part}",
+        "messages": messages,
+        "source": entry.source,
+        "document": entry.document,
+    }
 
 
 def run_chats(job: Job[ChatsConfig]) -> Product:

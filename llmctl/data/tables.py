@@ -26,11 +26,13 @@ MESSAGE = pa.struct([pa.field("role", STRING, nullable=False), pa.field("content
 # lang: the programming language of a code file (`python`), otherwise "".
 DOCUMENT_COLUMNS = ("id", "text", "source", "url", "license", "lang")
 DOCUMENTS = pa.schema([pa.field(name, STRING, nullable=False) for name in DOCUMENT_COLUMNS])
+# document: the id on which the held-out rule acted; "" where the chat was made from no document.
 CHATS = pa.schema(
     [
         pa.field("id", STRING, nullable=False),
         pa.field("messages", pa.list_(pa.field("element", MESSAGE, nullable=False)), nullable=False),
         pa.field("source", STRING, nullable=False),
+        pa.field("document", STRING, nullable=False),
     ],
 )
 PROMPTS = pa.schema(
@@ -45,8 +47,8 @@ PROMPTS = pa.schema(
 
 SCHEMAS = {"documents": DOCUMENTS, "chats": CHATS, "prompts": PROMPTS}
 SCHEMA_NAMES = {kind: f"llmctl.{kind}/1" for kind in SCHEMAS}
-MAY_BE_LEFT_OUT = {"id", "source", "url", "license", "lang"}  # in plain files
-FILLED_WITH_BLANK = {"source", "url", "license", "lang"}  # in batches
+FILLED_WITH_BLANK = {"source", "url", "license", "lang", "document"}  # in batches
+MAY_BE_LEFT_OUT = FILLED_WITH_BLANK | {"id"}  # in plain files
 
 BATCH_ROWS = 1024
 GROUP_ROWS = 8192
@@ -94,7 +96,7 @@ def rows_digest(batches: Iterator[pa.RecordBatch] | Sequence[pa.RecordBatch]) ->
 
 
 def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """`batch` with exactly the columns of `schema`; source, url, license and lang may be absent and are then ""."""
+    """`batch` with exactly the columns of `schema`; those of `FILLED_WITH_BLANK` may be absent and are then ""."""
     columns = []
     for field in schema:
         if field.name not in batch.schema.names and field.name in FILLED_WITH_BLANK:

@@ -115,7 +115,8 @@ def test_no_chat_is_about_a_held_out_entry(corpus: Artifact, stage: Callable) ->
     chats = rows_of(artifact)
     assert len(chats) == product.totals["chats"] > 5_000
     assert len({chat["id"] for chat in chats}) == len(chats)
-    documents = {chat["id"].partition("?")[0].partition("#")[0] for chat in chats}
+    documents = {chat["document"] for chat in chats}
+    assert documents == {chat["id"].partition("?")[0].partition("#")[0] for chat in chats}
     assert not [name for name in documents if is_heldout(name, 0.1)]
     held_out = {e.name for e in read_entries(corpus) if is_heldout(e.document, 0.1)}
     questions = [chat["messages"][0]["content"] for chat in chats if "?which" not in chat["id"]]

@@ -1,4 +1,7 @@
-from llmctl.data.split import is_heldout
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmctl.data.split import is_heldout, position
 
 
 def test_known_ids_never_move() -> None:
@@ -9,6 +12,17 @@ def test_known_ids_never_move() -> None:
         True,
         True,
     ]
+
+
+def test_a_known_position() -> None:
+    # The published test value of XXH64 for the empty input: ef46db3751d8e999.
+    assert position("") == 0xEF46DB3751D8E999 / 2**64
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.floats(0, 1))
+def test_heldout_is_below_the_fraction(document_id: str, fraction: float) -> None:
+    assert 0 <= position(document_id) < 1
+    assert is_heldout(document_id, fraction) == (position(document_id) < fraction)
 
 
 def test_share_is_the_fraction() -> None:

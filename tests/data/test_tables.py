@@ -107,6 +107,7 @@ def test_plain_chats_and_prompts_get_ids(tmp_path: Path) -> None:
             "id": "chats.jsonl:1",
             "messages": [{"role": "user", "content": "hé"}, {"role": "assistant", "content": "ho"}],
             "source": "chats.jsonl",
+            "document": "",
         }
     ]
     assert read(prompts, "prompts")[0] == {
