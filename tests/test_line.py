@@ -47,7 +47,8 @@ def notes(tmp_path: Path) -> Path:
 
 
 def digests(root: Path) -> dict[str, str]:
-    return {artifact.ref: artifact.digest for _, artifact in Store.open(root).artifacts()}
+    store = Store.open(root)
+    return {ref: store.resolve(ref).digest for name in store.names() for ref in store.versions(name)}
 
 
 def losses(root: Path, name: str) -> list[float]:

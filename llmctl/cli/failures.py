@@ -60,4 +60,4 @@ def _report(sink: Sink, code: int, what: str, hint: str, one_line: str) -> None:
     from llmctl.pipeline.receipts import end_failed
 
     with contextlib.suppress(BrokenPipeError):  # the reader is gone already
-        sink.fail(code, what, hint, end_failed(code, one_line))
+        sink.fail(what, hint, end_failed(code, one_line))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llmctl.cli.command import DEFAULT_STORE, JsonOption, QuietOption, StoreOption
 from llmctl.cli.failures import guarded
 from llmctl.cli.output import Mode, Sink
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from llmctl.store.artifact import Artifact
 
 
 def command(
@@ -29,42 +34,35 @@ def command(
 
 
 def _run(name: str | None, location: str, sink: Sink) -> None:
-    from rich.table import Table
-
-    from llmctl.cli.summary import byte_size, figure
     from llmctl.config.errors import InputError
     from llmctl.store.store import Store
 
     store = Store.open(location)
-    rows = {
-        artifact.ref: artifact for _, artifact in store.artifacts() if name in (None, artifact.ref.partition("@")[0])
-    }
-    if name is not None and not rows:
+    if name is not None and name not in store.names():
         raise InputError(f"no artifact is called {name!r} in {store.root}", hint="see llmctl ls")
-    if name is None:  # versions ascend, so the last one of a name wins
-        rows = {artifact.ref: artifact for artifact in {a.ref.partition("@")[0]: a for a in rows.values()}.values()}
+    refs = store.names() if name is None else store.versions(name)
+    artifacts = [store.resolve(ref) for ref in refs]
+    if sink.mode is Mode.HUMAN:
+        sink.render(_table(artifacts))
+    for artifact in artifacts:
+        if sink.mode is Mode.QUIET:
+            sink.write(artifact.ref)
+        elif sink.mode is Mode.RECEIPTS:
+            manifest = artifact.manifest
+            row = {"ref": artifact.ref, "kind": artifact.kind, "bytes": artifact.bytes, "digest": artifact.digest}
+            sink.write_json({**row, "made": manifest.run.finished})
+
+
+def _table(artifacts: list[Artifact]) -> Table:
+    from rich.table import Table
+
+    from llmctl.cli.summary import byte_size, figure, leading
+
     table = Table(box=None, pad_edge=False)
     for column in ("ref", "kind", "size", "holds", "made", "digest"):
         table.add_column(column, justify="right" if column == "size" else "left", overflow="fold")
-    for ref, artifact in rows.items():
-        manifest = artifact.manifest
-        size = sum(entry.bytes for entry in manifest.files)
-        if sink.mode is Mode.QUIET:
-            sink.write(ref)
-        elif sink.mode is Mode.RECEIPTS:
-            sink.write_json(
-                {
-                    "ref": ref,
-                    "kind": artifact.kind,
-                    "bytes": size,
-                    "digest": artifact.digest,
-                    "made": manifest.run.finished,
-                }
-            )
-        else:
-            holds = ", ".join(
-                f"{figure(v)} {k}" for k, v in list(manifest.totals.items())[:2] if not isinstance(v, str)
-            )
-            table.add_row(ref, artifact.kind, byte_size(size), holds, manifest.run.finished, artifact.digest[7:19])
-    if sink.mode is Mode.HUMAN:
-        sink.render(table)
+    for artifact in artifacts:
+        holds = ", ".join(f"{figure(value)} {key}" for key, value in leading(artifact, most=2))
+        made, digest = artifact.manifest.run.finished, artifact.digest[7:19]
+        table.add_row(artifact.ref, artifact.kind, byte_size(artifact.bytes), holds, made, digest)
+    return table

@@ -51,9 +51,17 @@ class Sink:
         else:
             self.mode = Mode.HUMAN
         self._live = self.mode is Mode.HUMAN and sys.stderr.isatty()
-        self._started = self._last = time.monotonic()
+        self._begin_at = self._last = time.monotonic()
+        self._begin_done: float | None = None
         self._bar: Bar | None = None
         self._begun = False
+
+    def start(self, command: str) -> None:
+        """Another stage begins: its own name, and a clock of its own."""
+        self.stop_progress()
+        self.command = command
+        self._last = time.monotonic()
+        self._begin_done = None
 
     # What goes to stdout.
 
@@ -83,14 +91,13 @@ class Sink:
         if self.mode is Mode.RECEIPTS:
             self.write_json(receipt)
 
-    def finish(self, artifact: Artifact, receipt: Mapping[str, Any], following: str) -> None:
+    def finish(self, artifact: Artifact, receipt: Mapping[str, Any], following: str, seconds: float = 0.0) -> None:
         """The result of a stage: its receipt, its summary, or its name."""
         from llmctl.cli.summary import headline, summary
 
         if self.mode is Mode.QUIET:
             self.write(artifact.ref)
             return
-        seconds = time.monotonic() - self._started
         line = headline(artifact, cached=bool(receipt["cached"]), seconds=seconds)
         if self.mode is Mode.RECEIPTS:
             self.write_json(receipt)
@@ -98,7 +105,7 @@ class Sink:
         else:
             self.render(line, *summary(artifact, following))
 
-    def fail(self, code: int, message: str, hint: str, receipt: Mapping[str, Any]) -> None:
+    def fail(self, message: str, hint: str, receipt: Mapping[str, Any]) -> None:
         """A handled failure: one clear message on stderr, and the receipt where a reader waits for one."""
         self.stop_progress()
         sys.stderr.write(f"llmctl {self.command}: {message}\n")
@@ -106,7 +113,7 @@ class Sink:
             sys.stderr.write(f"  {hint}\n")
         sys.stderr.flush()
         if self._begun and self.mode is Mode.RECEIPTS:
-            self.write_json({**receipt, "code": code})
+            self.write_json(receipt)
 
     # What goes to stderr: the `Progress` of llmctl.pipeline.job.
 
@@ -128,10 +135,13 @@ class Sink:
             self._draw(done, total, unit, facts)
             return
         now = time.monotonic()
+        if self._begin_done is None:  # the rate counts from here: a resumed stage has done some before
+            self._begin_at, self._begin_done = now, done
         if now - self._last < INTERVAL_S:
             return
         self._last = now
-        left = (total - done) * (now - self._started) / done if total and done else None
+        fresh = done - self._begin_done
+        left = (total - done) * (now - self._begin_at) / fresh if total and fresh > 0 else None
         if self.mode is Mode.RECEIPTS and self._begun:
             self.write_json({"t": "tick", unit: done, **({} if left is None else {"eta_s": round(left)})})
         of = f" of {total:,.0f}" if total else ""

@@ -52,7 +52,7 @@ def _run(path: Path, overrides: tuple[str, ...], location: str, force: bool, dry
     argv = tuple(sys.argv[1:])
 
     def on_start(step: Step) -> None:
-        sink.command = f"run {step.id}"
+        sink.start(f"run {step.id}")
 
     run_recipe(
         recipe, opened, sink, force=force, argv=argv, on_start=on_start, on_finish=lambda done: _show(done, sink)
@@ -69,14 +69,20 @@ def _show(done: Finished, sink: Sink) -> None:
         sink.write(artifact.ref)
     elif sink.mode is Mode.RECEIPTS:
         sink.write_json(
-            {"step": done.step.id, "seconds": round(done.seconds, 3), **end_ok(artifact, cached=done.outcome.cached)}
+            {
+                "step": done.step.id,
+                "seconds": round(done.outcome.seconds, 3),
+                **end_ok(artifact, cached=done.outcome.cached),
+            }
         )
     else:
-        sink.write(headline(artifact, cached=done.outcome.cached, seconds=done.seconds))
+        sink.write(headline(artifact, cached=done.outcome.cached, seconds=done.outcome.seconds))
         sink.render(totals_table(artifact), "")
 
 
 def _show_plan(recipe: Recipe, sink: Sink) -> None:
+    """Every step as it would run, with all defaults filled in; the cache is not asked."""
     for step in recipe.steps:
-        config = step.call_config.model_dump(mode="json")
-        sink.write_json({"step": step.id, "uses": step.stage.command, "in": dict(step.refs), "with": config})
+        config, derived = step.config.model_dump(mode="json"), step.config.resolved()
+        row = {"step": step.id, "uses": step.stage.command, "in": dict(step.refs), "with": config, "derived": derived}
+        sink.write_json(row)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -42,9 +44,23 @@ def stage_command(stage: Stage) -> Callable[..., None]:
 
     def body(given: Given) -> None:
         sink = Sink(stage.command, as_json=given.options["as_json"], quiet=given.options["quiet"])
-        guarded(sink, lambda: _run(stage, given, sink))
+        guarded(sink, lambda: _run_as_rank(stage, given, sink))
 
     return build_command(stage, COMMON, body)
+
+
+def _run_as_rank(stage: Stage, given: Given, sink: Sink) -> None:
+    """Under a launcher every rank gets here: rank 0 runs the command, the others do what it says."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        _run(stage, given, sink)
+        return
+    from llmctl.train.launch import dismiss, environment, follow
+
+    if environment().rank > 0:
+        follow()
+        return
+    _run(stage, given, sink)
+    dismiss()  # after a failure the launcher ends the others
 
 
 def _run(stage: Stage, given: Given, sink: Sink) -> None:
@@ -55,7 +71,7 @@ def _run(stage: Stage, given: Given, sink: Sink) -> None:
     options = given.options
     config, refs = given.resolve()
     if options["print_config"]:
-        sink.write(config.model_dump_json(indent=2))
+        sink.write(json.dumps({**config.model_dump(mode="json"), "derived": config.resolved()}, indent=2))
         return
     store = Store.open(options["store"], create=not options["dry_run"])
     call = Call(stage, config, {}, options["name"], options["force"], tuple(sys.argv[1:]))
@@ -67,7 +83,7 @@ def _run(stage: Stage, given: Given, sink: Sink) -> None:
         sink.write_json(plan(call, store))
         return
     outcome = execute(call, store, sink)
-    sink.finish(outcome.artifact, receipts.end_ok(outcome.artifact, cached=outcome.cached), stage.then)
+    sink.finish(outcome.artifact, receipts.end_ok(outcome.artifact, cached=outcome.cached), stage.then, outcome.seconds)
 
 
 def take_pipe(verb: Verb, refs: Mapping[str, str]) -> tuple[dict[str, str], dict[str, Artifact]]:

@@ -16,7 +16,7 @@ BYTE_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 def headline(artifact: Artifact, *, cached: bool, seconds: float) -> str:
     """One line: `web.clean@v1: 4,120 documents, 3.1 MB (cached)`."""
-    shown = [f"{figure(value)} {key}" for key, value in _leading(artifact)]
+    shown = [f"{figure(value)} {key}" for key, value in leading(artifact)]
     how = "cached" if cached else f"{seconds:.1f} s"
     return f"{artifact.ref}: {', '.join(shown)} ({how})"
 
@@ -28,7 +28,7 @@ def summary(artifact: Artifact, following: str) -> Iterator[RenderableType]:
         yield from results_tables(artifact)
     yield f"path  {artifact.path}"
     if following:
-        yield f"next  llmctl {following} {artifact.ref.partition('@')[0]}"
+        yield f"next  llmctl {following} {artifact.name}"
 
 
 def totals_table(artifact: Artifact) -> Table:
@@ -71,7 +71,7 @@ def byte_size(count: float) -> str:
     return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
 
 
-def _leading(artifact: Artifact) -> list[tuple[str, int | float]]:
-    """The first few totals, without nested counts and digests."""
-    plain = [(k, v) for k, v in artifact.manifest.totals.items() if "." not in k and not isinstance(v, str)]
-    return plain[:HEADLINE_FIGURES]
+def leading(artifact: Artifact, most: int = HEADLINE_FIGURES) -> list[tuple[str, int | float]]:
+    """The first few figures; counts of parts (`dropped.too_short`) only where there is nothing else."""
+    figures = [(key, value) for key, value in artifact.manifest.totals.items() if not isinstance(value, str)]
+    return ([(key, value) for key, value in figures if "." not in key] or figures)[:most]

@@ -19,9 +19,13 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
+    def resolved(self) -> dict[str, Any]:
+        """What follows from the fields alone and is worth seeing before a run (warm-up steps, micro-batches)."""
+        return {}
+
 
 def execution(default: Any, **kwargs: Any) -> Any:
-    """A field that changes how a stage runs but never what it produces (workers, devices).
+    """A field that changes how a stage runs, not what it computes (workers, devices), up to rounding.
 
     Such fields stay out of the action key, so changing them still hits the cache.
     """

@@ -28,6 +28,9 @@ class LlmctlError(Exception):
         self.what = what
         self.hint = hint
 
+    def __str__(self) -> str:
+        return self.what
+
     @property
     def one_line(self) -> str:
         """The message and its remedy on a single line, as receipts carry it."""

@@ -8,25 +8,25 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from filelock import FileLock
 from ulid import ULID
 
 import llmctl
 from llmctl.config.base import Config, semantic_values
-from llmctl.config.errors import InputError, IntegrityError, LlmctlError, LockedError, UsageError
+from llmctl.config.errors import InputError, LlmctlError, UsageError
 from llmctl.pipeline.events import EventLog, now
 from llmctl.pipeline.job import Job, Product, Progress
+from llmctl.pipeline.partial import Partial
 from llmctl.pipeline.stage import Stage, Verb, load
 from llmctl.pipeline.stages import stage_named
 from llmctl.store.artifact import Artifact, FileInput, Input
-from llmctl.store.files import explain, explained, publish_bytes, sha256_file
-from llmctl.store.layout import RunDirectory, index_file
+from llmctl.store.files import explain, explained, sha256_file
+from llmctl.store.layout import RunDirectory
 from llmctl.store.manifest import (
-    MANIFEST_FILE,
     FileEntry,
     InputEntry,
     Manifest,
@@ -35,7 +35,6 @@ from llmctl.store.manifest import (
     content_digest,
     sha256_of,
 )
-from llmctl.store.refs import Pointer, read_pointer
 from llmctl.store.store import Store, describe_files
 
 
@@ -68,10 +67,11 @@ class Call:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a call."""
+    """What came of a call, and the seconds that it took."""
 
     artifact: Artifact
     cached: bool
+    seconds: float
 
 
 def resolve_inputs(
@@ -98,7 +98,7 @@ def resolve_inputs(
                 faults.append(UsageError(f"{verb.command} needs {wanted.help}", hint=f"give {option}"))
             continue
         try:
-            found[role] = _resolve(refs[role], role, verb, store)
+            found[role] = resolve_input(refs[role], role, verb, store)
         except LlmctlError as error:
             faults.append(error)
     if faults:
@@ -108,7 +108,8 @@ def resolve_inputs(
     return found
 
 
-def _resolve(ref: str, role: str, verb: Verb, store: Store) -> Input:
+def resolve_input(ref: str, role: str, verb: Verb, store: Store) -> Input:
+    """The artifact that `ref` names, or the plain file where the role takes one, checked by kind."""
     wanted = verb.inputs[role]
     path = Path(ref).expanduser()
     if wanted.files and path.is_file():
@@ -135,18 +136,22 @@ def execute(call: Call, store: Store, progress: Progress) -> Outcome:
     Raises:
         LlmctlError: nothing was published; what a resumable stage saved is kept for the same call again.
     """
+    begun = time.monotonic()
     name, digests = _identify(call)
-    key = _action_key(call, digests)
-    _finish_commit(store, key)
-    if not call.force and (pointer := store.cached(key)) is not None:
-        return Outcome(store.publish_version(name, pointer, reuse=True), cached=True)
+    partial = Partial(store, _action_key(call, digests))
+    partial.finish_commit()
+    if not call.force and (pointer := store.cached(partial.key)) is not None:
+        artifact = store.publish_version(name, pointer, reuse=True)
+        return Outcome(artifact, cached=True, seconds=time.monotonic() - begun)
     with explained(f"the store {store.root}"):
-        run, lock = _open_run(call, store, name, key)
-        events = EventLog(store.root / "runs" / f"{run.run_id}.jsonl")
-        events.add("START", command=call.stage.command, action=key, argv=list(call.argv), name=name)
+        taken = partial.take_over(resumable=call.stage.resumable and not call.force)
+        run, held = taken or store.begin(name, call.run_id)
+        partial.mark(run)
+    events = EventLog(store.root / "runs" / f"{run.run_id}.jsonl")
     try:
-        with lock, explained(f"the store {store.root}"):
-            artifact = _Attempt(call, store, run, key, digests, progress).carry_out()
+        with held, explained(f"the store {store.root}"):
+            events.add("START", command=call.stage.command, action=partial.key, argv=list(call.argv), name=name)
+            artifact = _Attempt(call, name, run, partial, digests, progress).carry_out()
             events.add("COMPLETE", ref=artifact.ref, digest=artifact.digest)
     except BaseException as error:
         with contextlib.suppress(OSError):  # the disk may be full: the first error is the one to tell
@@ -154,7 +159,7 @@ def execute(call: Call, store: Store, progress: Progress) -> Outcome:
         if not call.stage.resumable and not run.manifest.exists():
             shutil.rmtree(run.path, ignore_errors=True)
         raise
-    return Outcome(artifact, cached=False)
+    return Outcome(artifact, cached=False, seconds=time.monotonic() - begun)
 
 
 def plan(call: Call, store: Store) -> dict[str, object]:
@@ -165,6 +170,7 @@ def plan(call: Call, store: Store) -> dict[str, object]:
         "command": call.stage.command,
         "name": name,
         "config": call.config.model_dump(mode="json"),
+        "derived": call.config.resolved(),
         "inputs": digests,
         "action_key": key,
         "cached": store.cached(key) is not None,
@@ -174,14 +180,11 @@ def plan(call: Call, store: Store) -> dict[str, object]:
 def _identify(call: Call) -> tuple[str, dict[str, str]]:
     """The artifact's name, and the digest of everything that will be read, by role."""
     digests = {role: given.digest for role, given in call.inputs.items()}
-    base = ""
     if call.stage.sources is not None:
         base, read = load(call.stage.sources)(call.config)
-        digests.update(read)
-        return call.name or base, digests
-    source = call.inputs["input"]
-    base = source.path.parent.name if isinstance(source, Artifact) else source.path.stem
-    return call.name or f"{base.partition('.')[0]}.{call.stage.command}", digests
+        return call.name or base, {**digests, **read}
+    root = call.inputs["input"].name.partition(".")[0]
+    return call.name or f"{root}.{call.stage.command}", digests
 
 
 def _action_key(call: Call, digests: Mapping[str, str]) -> str:
@@ -195,64 +198,22 @@ def _action_key(call: Call, digests: Mapping[str, str]) -> str:
     )
 
 
-def _finish_commit(store: Store, key: str) -> None:
-    """Index a run that was killed between its commit and its index entries."""
-    left = _partial(store, key)
-    if left is None or not (store.root / left.run / MANIFEST_FILE).exists():
-        return
-    name, _, run_id = left.run.partition("/")
-    run = RunDirectory(store.root, name, run_id)
-    store.record(run, store.resolve(str(run.path)).manifest)
-    index_file(store.root, "partial", key).unlink(missing_ok=True)
-
-
-def _partial(store: Store, key: str) -> Pointer | None:
-    """The unfinished run of an action, if a killed one left its mark."""
-    try:
-        return read_pointer(index_file(store.root, "partial", key))
-    except IntegrityError:
-        return None
-
-
-def _open_run(call: Call, store: Store, name: str, key: str) -> tuple[RunDirectory, FileLock]:
-    """Start a run, taking over what a killed one with the same action key left behind."""
-    left = _partial(store, key)
-    if left is not None and (taken := _take_over(call, store, left)) is not None:
-        return taken
-    run, lock = store.begin(name, call.run_id)
-    publish_bytes(index_file(store.root, "partial", key), Pointer(run.key, "", "").to_bytes())
-    return run, lock
-
-
-def _take_over(call: Call, store: Store, left: Pointer) -> tuple[RunDirectory, FileLock] | None:
-    """The partial run `left` with its lock, if it can be resumed; what cannot be is swept."""
-    name, _, run_id = left.run.partition("/")
-    if not (store.root / left.run).is_dir():
-        return None
-    try:
-        run, lock = store.begin(name, run_id)
-    except LockedError:
-        return None
-    if call.force or not call.stage.resumable:
-        shutil.rmtree(run.path, ignore_errors=True)
-        lock.release()
-        return None
-    shutil.rmtree(run.data)
-    run.data.mkdir()
-    return run, lock
-
-
 @dataclass(frozen=True)
 class _Attempt:
     """One run from its open directory to its published version."""
 
     call: Call
-    store: Store
+    name: str
     run: RunDirectory
-    key: str
+    partial: Partial
     digests: Mapping[str, str]
     progress: Progress
     nested_inputs: dict[str, Artifact] = field(default_factory=dict)
+
+    @property
+    def store(self) -> Store:
+        """Where everything goes."""
+        return self.partial.store
 
     def carry_out(self) -> Artifact:
         """Call the stage's body, commit what it made, and give it a version."""
@@ -269,12 +230,12 @@ class _Attempt:
         )
         product: Product = load(self.call.stage.run)(job)
         pointer = self.store.commit(self.run, self.manifest(product, started))
-        index_file(self.store.root, "partial", self.key).unlink(missing_ok=True)
-        return self.store.publish_version(self.run.name, pointer)
+        self.partial.clear(self.run)
+        return self.store.publish_version(self.name, pointer)
 
     def nested(self, command: str, config: Config, inputs: Mapping[str, Input]) -> Artifact:
         """Run another stage through the cache; what it makes becomes an input of this run, under its command."""
-        name = f"{self.run.name.partition('.')[0]}.{command}"
+        name = f"{self.name.partition('.')[0]}.{command}"
         inner = Call(stage_named(command), config, inputs, name=name, argv=self.call.argv)
         self.nested_inputs[command] = execute(inner, self.store, self.progress).artifact
         return self.nested_inputs[command]
@@ -304,7 +265,7 @@ class _Attempt:
                 argv=list(call.argv),
                 config=call.config.model_dump(mode="json"),
                 seed=getattr(call.config, "seed", None),
-                action_key=self.key,
+                action_key=self.partial.key,
             ),
             inputs=dict(sorted(inputs.items())),
             run=RunInfo(id=self.run.run_id, started=started, finished=now(), host=socket.gethostname()),
@@ -333,7 +294,9 @@ def _git_revision() -> str | None:
     if not any((parent / ".git").exists() for parent in (Path.cwd(), *Path.cwd().parents)):
         return None
     command = ["git", "rev-parse", "HEAD"]
-    answer = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
-    )
+    quietly = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False, env=quietly)
+    except OSError:  # a checkout on a machine without git
+        return None
     return answer.stdout.strip() or None

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from llmctl.config.base import Config
 from llmctl.config.errors import ConfigError, LlmctlError, Problem
 from llmctl.config.load import Layer, build, environment_layer, parse_overrides, read_yaml, user_layer
-from llmctl.pipeline.execute import Call, Outcome, execute, resolve_inputs
+from llmctl.pipeline.execute import Call, Outcome, execute, resolve_input
 from llmctl.pipeline.job import Progress
 from llmctl.pipeline.stage import Stage
 from llmctl.pipeline.stages import STAGES
@@ -51,7 +52,7 @@ class Step:
     id: str
     stage: Stage
     refs: Mapping[str, str]
-    call_config: Any
+    config: Config
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,10 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Finished:
-    """A step that has run, with the seconds that it took."""
+    """A step that has run."""
 
     step: Step
     outcome: Outcome
-    seconds: float
 
 
 def read_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
@@ -91,7 +91,7 @@ def read_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     steps: list[Step] = []
     for step_id, spec in written.steps.items():
         try:
-            steps.append(_check_step(step_id, spec, extra.get(step_id), written, [s.id for s in steps]))
+            steps.append(_check_step(step_id, spec, extra.get(step_id), written, {s.id: s for s in steps}))
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -99,7 +99,7 @@ def read_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     return Recipe(written.name or path.stem, tuple(steps))
 
 
-def _check_step(step_id: str, spec: StepSpec, override: Any, written: RecipeFile, earlier: list[str]) -> Step:
+def _check_step(step_id: str, spec: StepSpec, override: Any, written: RecipeFile, earlier: Mapping[str, Step]) -> Step:
     where = f"steps.{step_id}"
     command = spec.uses or step_id
     if not STEP_ID.match(step_id):
@@ -108,23 +108,38 @@ def _check_step(step_id: str, spec: StepSpec, override: Any, written: RecipeFile
         raise ConfigError([Problem(f"{where}.uses", f"no stage is called {command!r}", f"known: {', '.join(STAGES)}")])
     stage = STAGES[command]
     refs = {"input": spec.inputs} if isinstance(spec.inputs, str) else dict(spec.inputs)
-    problems = [
-        Problem(f"{where}.in.{role}", "no such input", f"{command} takes {', '.join(stage.inputs) or 'none'}")
-        for role in refs
-        if role not in stage.inputs
-    ]
+    problems = [p for role, ref in refs.items() if (p := _check_input(stage, role, ref, step_id, written, earlier))]
     problems += [
-        Problem(f"{where}.in.{role}", f"{ref} comes later", f"move {ref} above {step_id}")
-        for role, ref in refs.items()
-        if ref in written.steps and ref not in earlier
+        Problem(f"{where}.in.{role}", "is missing", f"{command} needs {wanted.help}")
+        for role, wanted in stage.inputs.items()
+        if wanted.required and role not in refs
     ]
     if override is not None and not isinstance(override, dict):
         problems.append(Problem(step_id, "names a step, not a field", f"write {step_id}.field=value"))
+        override = None
+    layers: list[Layer] = [user_layer(command), spec.settings, environment_layer(command), override or {}]
+    try:
+        config = build(stage.config_model(), layers, where=f"{where}.with.")
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from None
     if problems:
         raise ConfigError(problems)
-    layers: list[Layer] = [user_layer(command), spec.settings, environment_layer(command), override or {}]
-    config = build(stage.config_model(), layers, where=f"{where}.with.")
     return Step(step_id, stage, refs, config)
+
+
+def _check_input(
+    stage: Stage, role: str, ref: str, step_id: str, written: RecipeFile, earlier: Mapping[str, Step]
+) -> Problem | None:
+    """What is wrong with one `in` entry, as far as the recipe alone can tell."""
+    where = f"steps.{step_id}.in.{role}"
+    if role not in stage.inputs:
+        return Problem(where, "no such input", f"{stage.command} takes {', '.join(stage.inputs) or 'none'}")
+    if ref in earlier:
+        made, kinds = earlier[ref].stage.output, stage.inputs[role].kinds
+        return None if made in kinds else Problem(where, f"{ref} makes {made}, not {' or '.join(kinds)}")
+    if ref in written.steps:
+        return Problem(where, f"{ref} comes later", f"move {ref} above {step_id}")
+    return None
 
 
 def run_recipe(
@@ -142,26 +157,33 @@ def run_recipe(
     Raises:
         LlmctlError: of the first step that fails, with the step named; earlier steps stay published.
     """
+    outside = {step.id: _outside_inputs(recipe, step, store) for step in recipe.steps}
     finished: dict[str, Finished] = {}
     for step in recipe.steps:
         on_start(step)
-        start = time.monotonic()
-        try:
-            inputs = _step_inputs(step, store, finished)
-            call = Call(step.stage, step.call_config, inputs, name=f"{recipe.name}.{step.id}", force=force, argv=argv)
-            outcome = execute(call, store, progress)
-        except LlmctlError as error:
-            error.what = f"step {step.id}: {error.what}"
-            raise
-        finished[step.id] = Finished(step, outcome, time.monotonic() - start)
+        made = {role: finished[ref].outcome.artifact for role, ref in step.refs.items() if ref in finished}
+        name = f"{recipe.name}.{step.id}"
+        call = Call(step.stage, step.config, {**made, **outside[step.id]}, name=name, force=force, argv=argv)
+        with _named(step):
+            finished[step.id] = Finished(step, execute(call, store, progress))
         on_finish(finished[step.id])
     return list(finished.values())
 
 
-def _step_inputs(step: Step, store: Store, finished: Mapping[str, Finished]) -> dict[str, Input]:
-    """Inputs that earlier steps made, and those that the store or the disk holds."""
-    made: dict[str, Input] = {
-        role: finished[ref].outcome.artifact for role, ref in step.refs.items() if ref in finished
-    }
-    outside = {role: ref for role, ref in step.refs.items() if ref not in finished}
-    return resolve_inputs(step.stage, outside, store, made)
+def _outside_inputs(recipe: Recipe, step: Step, store: Store) -> dict[str, Input]:
+    """Inputs that no step makes, found in the store or on the disk before anything runs."""
+    steps = {other.id for other in recipe.steps}
+    with _named(step):
+        return {
+            role: resolve_input(ref, role, step.stage, store) for role, ref in step.refs.items() if ref not in steps
+        }
+
+
+@contextlib.contextmanager
+def _named(step: Step) -> Iterator[None]:
+    """Say in which step an error arose."""
+    try:
+        yield
+    except LlmctlError as error:
+        error.what = f"step {step.id}: {error.what}"
+        raise

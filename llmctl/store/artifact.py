@@ -24,6 +24,11 @@ class Artifact:
     ref: str
 
     @property
+    def name(self) -> str:
+        """The artifact's name without its version."""
+        return self.path.parent.name if "/" in self.ref else self.ref.partition("@")[0]
+
+    @property
     def kind(self) -> str:
         """Such as `documents`, `tokens` or `checkpoint`."""
         return self.manifest.kind
@@ -37,6 +42,11 @@ class Artifact:
     def data(self) -> Path:
         """The directory of the published files."""
         return self.path / "data"
+
+    @property
+    def bytes(self) -> int:
+        """Size of all published files."""
+        return sum(entry.bytes for entry in self.manifest.files)
 
     def files(self, *, suffix: str = "", split: str | None = None) -> list[Path]:
         """Published files in manifest order, by ending and by split where given."""
@@ -70,6 +80,11 @@ class FileInput:
     path: Path
     digest: str
     kind: str
+
+    @property
+    def name(self) -> str:
+        """The file's name without its endings, as the root of what is made from it."""
+        return self.path.name.partition(".")[0]
 
     @property
     def ref(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,11 +66,9 @@ class Store:
         entries = [p.name for p in self.root.iterdir() if p.is_dir() and NAME.match(p.name) and p.name not in RESERVED]
         return sorted(name for name in entries if (self.root / name / "refs").is_dir())
 
-    def artifacts(self) -> Iterator[tuple[int, Artifact]]:
-        """Every version of every name, by name and number."""
-        for name in self.names():
-            for number, pointer in versions(self.root, name).items():
-                yield number, self.load(pointer, f"{name}@v{number}")
+    def versions(self, name: str) -> list[str]:
+        """Every version of `name` as a reference, oldest first."""
+        return [f"{name}@v{number}" for number in versions(self.root, name)]
 
     def resolve(self, ref: str) -> Artifact:
         """Find `name`, `name@v3`, `name@sha256:…` or the path of a run directory.
@@ -114,8 +112,11 @@ class Store:
             )
         return artifact
 
-    def begin(self, name: str, run_id: str) -> tuple[RunDirectory, FileLock]:
+    def begin(self, name: str, run_id: str) -> tuple[RunDirectory, AbstractContextManager[object]]:
         """Make the directory of a new run, or re-open a partial one, and take its lock.
+
+        Returns:
+            The run, and its lock, held: leaving the context manager releases it.
 
         Raises:
             LockedError: where a live process works on that run.
@@ -124,12 +125,11 @@ class Store:
         with explained(f"the store {self.root}"):
             run.data.mkdir(parents=True, exist_ok=True)
             run.work.mkdir(exist_ok=True)
-            lock = FileLock(run.lock)
             try:
-                lock.acquire(blocking=False)
+                held = FileLock(run.lock).acquire(blocking=False)
             except Timeout:
                 raise LockedError(f"another process works on run {run_id}", hint="wait for it, or stop it") from None
-        return run, lock
+        return run, held
 
     def commit(self, run: RunDirectory, manifest: Manifest) -> Pointer:
         """Make a finished run visible: card, read-only files, manifest (the commit mark), then the indexes."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from llmctl.config.errors import InputError, IntegrityError
 from llmctl.store.artifact import Artifact
 from llmctl.store.files import sha256_file
 from llmctl.store.manifest import content_digest
-from llmctl.store.refs import versions
 from llmctl.store.store import Store
 
 
@@ -41,17 +41,15 @@ def verify_store(store: Store, *, full: bool) -> tuple[int, list[Fault]]:
     """Check every version of every name; returns how many were checked and what is broken."""
     checked = 0
     faults: list[Fault] = []
-    seen: set[str] = set()
-    for name in store.names():
-        for number, pointer in versions(store.root, name).items():
-            checked += 1
-            ref = f"{name}@v{number}"
-            try:
-                artifact = store.load(pointer, ref)
-            except (InputError, IntegrityError) as error:
-                faults.append(Fault(ref, error.what))
-                continue
-            if pointer.run not in seen:
-                faults += verify_artifact(artifact, full=full)
-                seen.add(pointer.run)
+    seen: set[Path] = set()
+    for ref in [ref for name in store.names() for ref in store.versions(name)]:
+        checked += 1
+        try:
+            artifact = store.resolve(ref)
+        except (InputError, IntegrityError) as error:
+            faults.append(Fault(ref, error.what))
+            continue
+        if artifact.path not in seen:
+            faults += verify_artifact(artifact, full=full)
+            seen.add(artifact.path)
     return checked, faults

@@ -54,14 +54,18 @@ def test_every_fault_is_reported_at_once(tmp_path: Path) -> None:
     text = """
 version: 1
 steps:
+  collect: {}
   clean:
     in: later
     with: {qualty: {}}
+  tidy: {uses: clean, in: collect}
   later:
     uses: colect
   dedup:
     in: {inpt: clean}
+    with: {treshold: 1}
   pack:
+    in: tidy
     with: {seq_len: 1}
 """
     with pytest.raises(ConfigError) as raised:
@@ -71,9 +75,14 @@ steps:
         "nostep",
         "steps.clean.in.input",
         "steps.later.uses",
+        "steps.clean.with.qualty",
         "steps.dedup.in.inpt",
+        "steps.dedup.in.input",
+        "steps.dedup.with.treshold",
+        "steps.pack.in.input",
         "steps.pack.with.seq_len",
     }
+    assert ("steps.pack.in.input", "tidy makes documents") in found
     assert ("steps.clean.in.input", "later comes later") in found
 
 
