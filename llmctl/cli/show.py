@@ -13,6 +13,9 @@ from llmctl.cli.output import Mode, Sink
 
 def command(
     ref: Annotated[str, typer.Argument(help="name, name@v3, name@sha256:… or a path.", show_default=False)],
+    step: Annotated[int | None, typer.Option(help="Print the text that this training step saw, from 1.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="With --step on packed rows: the run's seed.", min=0)] = 0,
+    batch_rows: Annotated[int, typer.Option(help="With --step on packed rows: rows of a step.", min=1)] = 16,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -22,10 +25,41 @@ def command(
     Examples:
       llmctl show web.clean
       llmctl show web.eval@v2
-      llmctl show web.pack --json        the manifest
+      llmctl show web.pack --json            the manifest
+      llmctl show web.pretrain --step 120    what that step of the run saw
+      llmctl show web.pack --step 120 --seed 1 --batch-rows 8
     """
     sink = Sink("show", as_json=as_json, human=True)
-    guarded(sink, lambda: _run(ref, store, sink))
+    if step is None:
+        guarded(sink, lambda: _run(ref, store, sink))
+    else:
+        guarded(sink, lambda: _show_step(ref, step, seed, batch_rows, store, sink))
+
+
+def _show_step(ref: str, step: int, seed: int, batch_rows: int, location: str, sink: Sink) -> None:
+    from dataclasses import asdict
+
+    from llmctl.config.errors import InputError
+    from llmctl.store.store import Store
+    from llmctl.tokens.reading import pieces_of_step
+    from llmctl.tokens.tokenizer import Tokenizer
+
+    store = Store.open(location)
+    rows = store.resolve(ref)
+    if rows.manifest.producer.command == "pretrain":  # the run says which rows it saw, and in which order
+        config = rows.manifest.producer.config
+        seed, batch_rows = config["seed"], config["batch_rows"]
+        rows = store.find(rows.manifest.inputs["input"].digest)
+    if rows.kind != "rows":
+        raise InputError(f"{ref} is a {rows.kind} artifact", hint="give packed rows, or what pretrain made from them")
+    tokenizer = Tokenizer.open(store.find(rows.manifest.semantic["tokenizer"]).data)
+    for piece in pieces_of_step(rows, tokenizer, seed=seed, step=step - 1, batch_rows=batch_rows):
+        if sink.mode is Mode.RECEIPTS:
+            sink.write_json(asdict(piece))
+        else:
+            sink.write(
+                f"== row {piece.row}, {piece.document}, {piece.tokens} tokens from {piece.start}\n{piece.text}\n"
+            )
 
 
 def _run(ref: str, location: str, sink: Sink) -> None:
