@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,11 +11,28 @@ import typer
 from llmctl.cli.command import DEFAULT_STORE, JsonOption, StoreOption
 from llmctl.cli.failures import guarded
 from llmctl.cli.output import Mode, Sink
+from llmctl.config.devices import Device  # typer reads it at run time
+from llmctl.pipeline.stage import Role, Verb
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from llmctl.inference.engine import Engine
+
+CHAT = Verb(
+    command="chat",
+    summary="Ask a checkpoint questions.",
+    config="llmctl.config.base:Config",
+    inputs={"input": Role(("checkpoint",), "checkpoint to ask")},
+)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How every answer is generated."""
+
+    temperature: float
+    max_tokens: int
 
 
 def command(
@@ -24,6 +42,9 @@ def command(
     ] = None,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.", min=0.0, max=10.0)] = 0.0,
     max_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.", min=1)] = 128,
+    device: Annotated[
+        Device, typer.Option(help="Where the model runs; auto takes an accelerator where there is one.")
+    ] = "auto",
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -35,28 +56,25 @@ def command(
       llmctl chat web.sft 'What does `os.path.join` do?'
     """
     sink = Sink("chat", as_json=as_json, human=True)
-    guarded(sink, lambda: _run(ref, questions or [], temperature, max_tokens, store, sink))
+    guarded(sink, lambda: _run(ref, questions or [], Generation(temperature, max_tokens), device, store, sink))
 
 
-def _run(ref: str, questions: list[str], temperature: float, max_tokens: int, location: str, sink: Sink) -> None:
-    from llmctl.config.errors import InputError
+def _run(ref: str, questions: list[str], settings: Generation, device: Device, location: str, sink: Sink) -> None:
+    from llmctl.pipeline.execute import resolve_inputs
+    from llmctl.store.artifact import Artifact
     from llmctl.store.store import Store
 
-    checkpoint = Store.open(location).resolve(ref)
-    if checkpoint.kind != "checkpoint":
-        raise InputError(f"{checkpoint.ref} is a {checkpoint.kind} artifact, not a checkpoint", hint="see llmctl ls")
+    checkpoint = resolve_inputs(CHAT, {"input": ref}, Store.open(location))["input"]
+    assert isinstance(checkpoint, Artifact)
 
-    from llmctl.inference.engine import Engine
+    from llmctl.inference.conversation import open_engine
 
-    engine = Engine.open(checkpoint.data)
-    try:
+    with open_engine(checkpoint.data, device=device, precision="fp32") as engine:
         if questions:
             for question in questions:
-                _answer(engine, [{"role": "user", "content": question}], temperature, max_tokens, sink)
+                _answer(engine, [{"role": "user", "content": question}], settings, sink)
         else:
-            _converse(engine, _typed(), temperature, max_tokens, sink)
-    finally:
-        engine.close()
+            _converse(engine, _typed(), settings, sink)
 
 
 def _typed() -> Iterator[str]:
@@ -71,28 +89,23 @@ def _typed() -> Iterator[str]:
             yield line.strip()
 
 
-def _converse(engine: Engine, lines: Iterable[str], temperature: float, max_tokens: int, sink: Sink) -> None:
+def _converse(engine: Engine, lines: Iterable[str], settings: Generation, sink: Sink) -> None:
     """One conversation: every answer sees what was said before."""
     messages: list[dict[str, str]] = []
     for line in lines:
         messages.append({"role": "user", "content": line})
-        answer = _answer(engine, messages, temperature, max_tokens, sink)
-        messages.append({"role": "assistant", "content": answer})
+        text = _answer(engine, messages, settings, sink)
+        messages.append({"role": "assistant", "content": text})
 
 
-def _answer(engine: Engine, messages: list[dict[str, str]], temperature: float, max_tokens: int, sink: Sink) -> str:
-    from llmctl.inference.request import Request
-    from llmctl.tokens.chat import render_prompt
+def _answer(engine: Engine, messages: list[dict[str, str]], settings: Generation, sink: Sink) -> str:
+    """Answer the last message, print both, and return the answer's text."""
+    from llmctl.inference.conversation import answer
 
-    prompt = render_prompt(engine.tokenizer, messages)
-    request = Request(
-        prompt_ids=prompt, max_tokens=max_tokens, temperature=temperature, stop_ids=tuple(engine.tokenizer.stop_ids)
-    )
-    (completion,) = engine.generate([request])
-    text = str(completion.text)
+    completion = answer(engine, messages, max_tokens=settings.max_tokens, temperature=settings.temperature)
+    question, text = messages[-1]["content"], completion.text
     if sink.mode is Mode.RECEIPTS:
-        question = messages[-1]["content"]
         sink.write_json({"question": question, "answer": text, "finish_reason": completion.finish_reason})
     else:
-        sink.write(f"{messages[-1]['content']}\n  {text}\n")
+        sink.write(f"{question}\n  {text}\n")
     return text

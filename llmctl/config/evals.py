@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from llmctl.config.base import Config, execution
+from llmctl.config.devices import Device, Precision
 
 
 class EvalConfig(Config):
@@ -28,10 +29,8 @@ class EvalConfig(Config):
         False, description="measure an untrained model of the same shape as well, as the floor of every figure"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of the untrained model's weights")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="number format of weights and activations")
+    precision: Precision = Field("fp32", description="number format of weights and activations")
     batch_tokens: int = execution(
         8192, ge=1, le=1 << 24, description="tokens of one forward pass; a memory bound, padding included"
     )
-    device: Literal["auto", "cpu", "cuda"] = execution(
-        "auto", description="where the model runs; auto takes an accelerator where there is one"
-    )
+    device: Device = execution("auto", description="where the model runs; auto takes an accelerator where there is one")

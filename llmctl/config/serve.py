@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import Literal
 
 from pydantic import Field, field_validator
 
 from llmctl.config.base import Config
-
-Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["fp32", "bf16"]
+from llmctl.config.devices import Device, Precision
 
 
 class ServeConfig(Config):

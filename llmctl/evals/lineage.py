@@ -1,4 +1,4 @@
-"""What a checkpoint was made from: the rows to measure it on, and whether it has learned to chat."""
+"""What a checkpoint was made from: the rows to measure it on, and whether chats were among it."""
 
 from __future__ import annotations
 
@@ -51,6 +51,6 @@ def heldout_source(job: Job[EvalConfig], checkpoint: Artifact) -> Artifact | Non
     return rows
 
 
-def knows_chat(job: Job[EvalConfig], checkpoint: Artifact) -> bool:
+def was_trained_on_chats(job: Job[EvalConfig], checkpoint: Artifact) -> bool:
     """Whether any step that led to `checkpoint` trained on chats."""
     return any("chats" in artifact.manifest.inputs for artifact in ancestors(job, checkpoint))

@@ -7,16 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from llmctl.config.errors import InputError
 from llmctl.config.evals import EvalConfig
 from llmctl.evals import results
-from llmctl.evals.lineage import heldout_source, knows_chat
+from llmctl.evals.lineage import heldout_source, was_trained_on_chats
 from llmctl.evals.questions import Pair, Question, chat_pairs, plain_pairs, read_questions
 from llmctl.evals.results import Answered, Figures
+from llmctl.inference.conversation import open_engine
 from llmctl.inference.engine import Engine
-from llmctl.model import huggingface
 from llmctl.model.transformer import Transformer
 from llmctl.pipeline.job import Job, Product
 from llmctl.store.artifact import Artifact
@@ -24,13 +23,10 @@ from llmctl.tokens.batch import Batch
 from llmctl.tokens.rows import Rows
 from llmctl.tokens.tokenizer import Tokenizer
 from llmctl.train.heldout import HeldOut, measure
-from llmctl.train.strategy import choose_device
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class Material:
+class EvaluationData:
     """What is measured, the same for every model.
 
     Attributes:
@@ -53,37 +49,33 @@ def run(job: Job[EvalConfig]) -> Product:
         InputError: there is nothing to measure on, or a question cannot be scored; it says which and why.
     """
     config, checkpoint = job.config, job.artifact()
-    tokenizer = Tokenizer.open(checkpoint.data)
-    device = choose_device(config.device)
-    model = huggingface.load(checkpoint.data, dtype=DTYPES[config.precision], device=device)
-    material = gather(job, tokenizer, model.config.context)
-
     figures: dict[str, Figures] = {}
     answers: dict[str, list[Answered]] = {}
-    figures[results.CHECKPOINT], answers[results.CHECKPOINT] = measured(job, model, tokenizer, material)
-    if config.baseline:
-        untrained = Transformer(model.config, model.vocab_size).to(device, DTYPES[config.precision])
-        untrained.init_weights(config.seed)
-        figures[results.UNTRAINED], answers[results.UNTRAINED] = measured(job, untrained, tokenizer, material)
+    with open_engine(checkpoint.data, device=config.device, precision=config.precision) as engine:
+        data = gather(job, engine.tokenizer, engine.context)
+        figures[results.CHECKPOINT], answers[results.CHECKPOINT] = measured(job, engine, data)
+        if config.baseline:
+            with untrained(engine, config.seed) as floor:
+                figures[results.UNTRAINED], answers[results.UNTRAINED] = measured(job, floor, data)
 
     for name, named in figures.items():
         job.log({"model": name} | {metric: estimate.value for metric, estimate in named.items()})
     settings = {
-        "chat": material.chat,
+        "chat": data.chat,
         "delimiter": config.delimiter,
         "precision": config.precision,
         "seed": config.seed,
     }
     files = results.write(job.out, figures, answers, settings)
     totals = results.flat(figures)
-    if material.given:
-        scored = len(material.questions)
-        totals |= {"choices.scored": scored, "choices.skipped.limit": material.given - scored}
+    if data.given:
+        scored = len(data.questions)
+        totals |= {"choices.scored": scored, "choices.skipped.limit": data.given - scored}
     tasks = sorted({name.partition(".")[0] for name in figures[results.CHECKPOINT]})
     return Product(results.SCHEMA, semantic={"tasks": tasks}, totals=totals, files=files)
 
 
-def gather(job: Job[EvalConfig], tokenizer: Tokenizer, context: int) -> Material:
+def gather(job: Job[EvalConfig], tokenizer: Tokenizer, context: int) -> EvaluationData:
     """Find the held-out rows and read the questions; every fault of the inputs shows here, before any scoring."""
     checkpoint = job.artifact()
     given = job.inputs.get("choices")
@@ -95,8 +87,8 @@ def gather(job: Job[EvalConfig], tokenizer: Tokenizer, context: int) -> Material
         )
     heldout = _heldout(job, source)
     if given is None:
-        return Material(heldout, [], 0, chat=False)
-    chat = knows_chat(job, checkpoint) if job.config.chat == "auto" else job.config.chat
+        return EvaluationData(heldout, [], 0, chat=False)
+    chat = was_trained_on_chats(job, checkpoint) if job.config.chat == "auto" else job.config.chat
     questions = read_questions(given)
     pairs = [
         chat_pairs(question, tokenizer, context)
@@ -104,7 +96,7 @@ def gather(job: Job[EvalConfig], tokenizer: Tokenizer, context: int) -> Material
         else plain_pairs(question, tokenizer, job.config.delimiter, context)
         for question in questions[: job.config.limit]
     ]
-    return Material(heldout, list(zip(questions, pairs, strict=False)), len(questions), chat)
+    return EvaluationData(heldout, list(zip(questions, pairs, strict=False)), len(questions), chat)
 
 
 def _heldout(job: Job[EvalConfig], source: Artifact | None) -> Rows | None:
@@ -121,15 +113,20 @@ def _heldout(job: Job[EvalConfig], source: Artifact | None) -> Rows | None:
     return None
 
 
-def measured(
-    job: Job[EvalConfig], model: Transformer, tokenizer: Tokenizer, material: Material
-) -> tuple[Figures, list[Answered]]:
+def untrained(engine: Engine, seed: int) -> Engine:
+    """An engine over a model of the same shape, dtype and device with random weights."""
+    model = Transformer(engine.model.config, engine.model.vocab_size).to(engine.model.device, engine.model.dtype)
+    model.init_weights(seed)
+    return Engine(model, engine.tokenizer, max_running=1)
+
+
+def measured(job: Job[EvalConfig], engine: Engine, data: EvaluationData) -> tuple[Figures, list[Answered]]:
     """All figures of one model, and its answers."""
     figures: Figures = {}
-    model.eval()
-    if material.heldout is not None:
-        figures |= results.heldout_figures(_loss(job, model, tokenizer, material.heldout))
-    answers = _answers(job, model, tokenizer, material.questions)
+    engine.model.eval()
+    if data.heldout is not None:
+        figures |= results.heldout_figures(_loss(job, engine, data.heldout))
+    answers = _answers(job, engine, data.questions)
     if answers:
         figures |= results.choice_figures(answers)
     for name, estimate in figures.items():
@@ -138,8 +135,8 @@ def measured(
     return figures, answers
 
 
-def _loss(job: Job[EvalConfig], model: Transformer, tokenizer: Tokenizer, rows: Rows) -> HeldOut:
-    """Score every held-out row once."""
+def _loss(job: Job[EvalConfig], engine: Engine, rows: Rows) -> HeldOut:
+    """Score every held-out row once. The engine's thread sleeps meanwhile, so its model may be used from here."""
     size = max(1, job.config.batch_tokens // rows.seq_len)
 
     def batches() -> Iterator[Batch]:
@@ -149,21 +146,19 @@ def _loss(job: Job[EvalConfig], model: Transformer, tokenizer: Tokenizer, rows: 
     def report(count: int) -> None:
         job.progress.update(min(count * size, rows.count), rows.count, "held-out rows")
 
-    return measure(model, batches(), tokenizer.byte_lengths, device=model.device, done=report)
+    return measure(engine.model, batches(), engine.tokenizer.byte_lengths, device=engine.model.device, done=report)
 
 
 def _answers(
     job: Job[EvalConfig],
-    model: Transformer,
-    tokenizer: Tokenizer,
+    engine: Engine,
     questions: list[tuple[Question, list[Pair]]],
 ) -> list[Answered]:
     """The log-likelihood of every choice of every question."""
     if not questions:
         return []
     pairs = [pair for _, choices in questions for pair in choices]
-    with Engine(model, tokenizer, max_running=1) as engine:
-        scores = iter(engine.score(pairs, batch_tokens=job.config.batch_tokens))
+    scores = iter(engine.score(pairs, batch_tokens=job.config.batch_tokens))
     answers = []
     for question, choices in questions:
         values = tuple(next(scores).logprob for _ in choices)

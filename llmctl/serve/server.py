@@ -11,23 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-import torch
 import uvicorn
 from fastapi import FastAPI
 
 from llmctl.config.errors import UsageError
 from llmctl.config.serve import ServeConfig
-from llmctl.inference.engine import Engine
+from llmctl.inference.conversation import open_engine
 from llmctl.serve.app import create_app
 from llmctl.serve.generation import Service
 from llmctl.store.artifact import Artifact
-from llmctl.train.strategy import choose_device
 
 # After the grace period streams are told of the shutdown; this is the time that those words get to leave.
 LAST_WORDS_S = 2
 IDLE_CONNECTION_S = 30
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 log = logging.getLogger("llmctl.serve")
 
@@ -47,7 +43,9 @@ def serve(checkpoint: Artifact | Path, config: ServeConfig, ready: Callable[[str
     directory = checkpoint.data if isinstance(checkpoint, Artifact) else checkpoint
     listener = listen(config)
     try:
-        engine = open_engine(directory, config)
+        engine = open_engine(
+            directory, device=config.device, precision=config.precision, max_running=config.max_running
+        )
         try:
             app = create_app(engine, config, config.model_name or default_name(checkpoint))
             run_app(app, config, listener, ready)
@@ -55,12 +53,6 @@ def serve(checkpoint: Artifact | Path, config: ServeConfig, ready: Callable[[str
             engine.close()
     finally:
         listener.close()
-
-
-def open_engine(directory: Path, config: ServeConfig) -> Engine:
-    """The engine over a checkpoint directory, with the configured device, precision and batch."""
-    device = choose_device(config.device)
-    return Engine.open(directory, dtype=DTYPES[config.precision], device=device, max_running=config.max_running)
 
 
 def default_name(checkpoint: Artifact | Path) -> str:

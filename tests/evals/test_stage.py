@@ -17,7 +17,6 @@ from llmctl.config.errors import InputError
 from llmctl.config.evals import EvalConfig
 from llmctl.config.tokens import PackConfig, TokenizeConfig
 from llmctl.config.train import PretrainConfig, SftConfig
-from llmctl.evals.answers import sample_answers
 from llmctl.evals.questions import chat_pairs, plain_pairs, read_questions
 from llmctl.model import huggingface
 from llmctl.model.attention import packed
@@ -296,10 +295,3 @@ def test_weights_that_overflow_give_an_error_and_no_score(
     artifact = Artifact(folder / "broken", base.manifest, "broken")
     with pytest.raises(InputError, match="NaN|nan"):
         line.run("eval", EvalConfig(device="cpu"), {"input": artifact, "choices": quiz}, force=True)
-
-
-def test_sample_answers_are_greedy_and_in_order(tuned: Artifact) -> None:
-    questions = ["what is a list?", "the file?"]
-    answers = sample_answers(tuned.data, questions, max_tokens=8, device="cpu")
-    assert [question for question, _ in answers] == questions
-    assert answers == sample_answers(tuned.data, questions, max_tokens=8, device="cpu")

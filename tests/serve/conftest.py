@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from llmctl.config.serve import ServeConfig
+from llmctl.inference.conversation import open_engine
 from llmctl.inference.engine import Engine
 from llmctl.serve.app import create_app
 from llmctl.serve.generation import Service
-from llmctl.serve.server import listen, open_engine, run_app
+from llmctl.serve.server import listen, run_app
 from tests.evals.tiny import write_checkpoint
 
 MODEL = "tiny-random"
@@ -56,7 +57,7 @@ def start(checkpoint: Path) -> Start:
     @contextmanager
     def running(**config: Any) -> Iterator[Running]:
         settings = ServeConfig.model_validate({"port": 0, "device": "cpu", **config})
-        engine = open_engine(checkpoint, settings)
+        engine = open_engine(checkpoint, device="cpu", precision=settings.precision, max_running=settings.max_running)
         app = create_app(engine, settings, MODEL)
         answered: list[str] = []
         ready = threading.Event()

@@ -1,0 +1,50 @@
+"""A checkpoint opened where and how the user wants it, and asked in turns of a chat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from llmctl.config.devices import Device, Precision
+from llmctl.inference.engine import Engine
+from llmctl.inference.request import Completion, Request
+from llmctl.tokens.chat import render_prompt
+from llmctl.train.strategy import choose_device
+
+DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def open_engine(directory: Path, *, device: Device, precision: Precision, max_running: int = 1) -> Engine:
+    """The engine over a checkpoint.
+
+    Args:
+        directory: a Hugging Face directory with its tokenizer.
+        device: where the model runs.
+        precision: number format of the weights and the KV cache, whatever the file's is.
+        max_running: most sequences generated at one time.
+
+    Raises:
+        InputError: the checkpoint cannot be opened.
+        UsageError: cuda was asked for and there is none.
+    """
+    place = choose_device(device)
+    return Engine.open(directory, dtype=DTYPES[precision], device=place, max_running=max_running)
+
+
+def answer(engine: Engine, messages: Sequence[Mapping[str, str]], *, max_tokens: int, temperature: float) -> Completion:
+    """The assistant's next turn.
+
+    Args:
+        engine: open, with a tokenizer.
+        messages: the chat so far, `{"role", "content"}` each.
+        max_tokens: longest answer; shorter where the model's context ends first.
+        temperature: 0 takes the likeliest token always.
+
+    Raises:
+        UsageError: the chat leaves no room for an answer in the model's context.
+    """
+    prompt = render_prompt(engine.tokenizer, messages)
+    (completion,) = engine.generate([Request(prompt, max_tokens=max_tokens, temperature=temperature)])
+    return completion

@@ -1,0 +1,32 @@
+"""A checkpoint opened by name of device and precision, and asked through the chat template."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmctl.config.devices import Precision
+from llmctl.inference.conversation import answer, open_engine
+from llmctl.inference.request import Request
+from llmctl.tokens.chat import render_prompt
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_precision_decides_the_dtype(checkpoint: Path, precision: Precision, dtype: torch.dtype) -> None:
+    with open_engine(checkpoint, device="cpu", precision=precision, max_running=3) as engine:
+        assert engine.model.dtype == engine._scheduler.cache.keys.dtype == dtype
+        assert engine.model.device == torch.device("cpu")
+        assert engine._scheduler.rows == 3
+
+
+def test_an_answer_is_what_the_rendered_chat_generates(checkpoint: Path) -> None:
+    chat = [
+        {"role": "user", "content": "what is a list?"},
+        {"role": "assistant", "content": "a row"},
+        {"role": "user", "content": "why?"},
+    ]
+    with open_engine(checkpoint, device="cpu", precision="fp32") as engine:
+        completion = answer(engine, chat, max_tokens=8, temperature=0.0)
+        prompt = render_prompt(engine.tokenizer, chat)
+        assert [completion] == engine.generate([Request(prompt, max_tokens=8, temperature=0.0)])
+        assert 1 <= len(completion.token_ids) <= 8
