@@ -10,7 +10,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
-import pyarrow as pa
 import xxhash
 
 from llmctl.config.data import ChatsConfig, QuizConfig
@@ -61,8 +60,6 @@ CALLS = (
 )
 
 # `prompt` ends in "Answer:" and every choice starts with a space: prompt + choice is scored as it stands.
-# `question` is the bare question, as a chat asks it.
-QUIZ = pa.schema([*PROMPTS, pa.field("question", pa.string(), nullable=False)])
 PROMPT = "Question: {question}\nAnswer:"
 FEWEST_QUIZ_WORDS = 4  # of a summary that can be told from others
 NEAREST = 6  # wrong choices are drawn from this many shorter and longer candidates for each that is wanted
@@ -172,7 +169,7 @@ def run_quiz(job: Job[QuizConfig]) -> Product:
             f"none of {len(heldout)} held-out entries makes a question",
             hint="give more documents or a larger heldout_fraction",
         )
-    with TableWriter(job.out, QUIZ) as writer:
+    with TableWriter(job.out, PROMPTS) as writer:
         _write(writer, rows)
         files = writer.close()
     totals: dict[str, int | float | str] = {

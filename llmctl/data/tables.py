@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ CHATS = pa.schema(
         pa.field("document", STRING, nullable=False),
     ],
 )
+# question: the bare question, as a chat asks it; "" where the prompt is all there is.
 PROMPTS = pa.schema(
     [
         pa.field("id", STRING, nullable=False),
@@ -42,13 +44,16 @@ PROMPTS = pa.schema(
         pa.field("choices", pa.list_(pa.field("element", STRING, nullable=False)), nullable=False),
         pa.field("answer", pa.int32(), nullable=False),
         pa.field("source", STRING, nullable=False),
+        pa.field("question", STRING, nullable=False),
     ],
 )
 
 SCHEMAS = {"documents": DOCUMENTS, "chats": CHATS, "prompts": PROMPTS}
 SCHEMA_NAMES = {kind: f"llmctl.{kind}/1" for kind in SCHEMAS}
-FILLED_WITH_BLANK = {"source", "url", "license", "lang", "document"}  # in batches
+FILLED_WITH_BLANK = {"source", "url", "license", "lang", "document", "question"}  # in batches
 MAY_BE_LEFT_OUT = FILLED_WITH_BLANK | {"id"}  # in plain files
+
+NOT_OF_TYPE = (pa.ArrowException, TypeError, ValueError, OverflowError)  # what Arrow raises for a wrong cell
 
 BATCH_ROWS = 1024
 GROUP_ROWS = 8192
@@ -85,14 +90,6 @@ def _canonical(column: pa.Array) -> list[bytes]:
         values = [json.dumps(value, sort_keys=True, ensure_ascii=False) for value in values]
     encoded = [b"" if value is None else value.encode() for value in values]
     return [len(value).to_bytes(8, "little") + value for value in encoded]
-
-
-def rows_digest(batches: Iterator[pa.RecordBatch] | Sequence[pa.RecordBatch]) -> str:
-    """The `RowsDigest` of all rows of `batches`, as hex."""
-    digest = RowsDigest()
-    for batch in batches:
-        digest.update(batch)
-    return digest.hexdigest()
 
 
 def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
@@ -227,7 +224,7 @@ def read_batches(given: Input, columns: Sequence[str] | None = None) -> Iterator
         return
     suffix = plain_suffix(given.path)
     if suffix == ".parquet":
-        batches = _complete_parquet(given)
+        batches = _plain_parquet_batches(given)
     elif suffix in {".jsonl", ".ndjson", ".json"}:
         batches = _jsonl_batches(given)
     else:
@@ -266,47 +263,73 @@ def _parquet_damage(path: Path) -> Iterator[None]:
 
 
 def _jsonl_batches(given: FileInput) -> Iterator[pa.RecordBatch]:
-    schema = SCHEMAS[given.kind]
-    rows: list[dict[str, Any]] = []
-    for number, value in read_objects(given.path):
-        rows.append(_complete(given, schema, value, number, f"{given.path} line {number}"))
-        if len(rows) == BATCH_ROWS:
-            yield pa.RecordBatch.from_pylist(rows, schema=schema)
-            rows = []
-    if rows:
-        yield pa.RecordBatch.from_pylist(rows, schema=schema)
+    names = SCHEMAS[given.kind].names
+    lines = read_objects(given.path)
+    while numbered := list(itertools.islice(lines, BATCH_ROWS)):
+        numbers = [number for number, _ in numbered]
+        columns = {name: [value.get(name) for _, value in numbered] for name in names}
+        yield _complete(given, columns, numbers, "line")
 
 
-def _complete_parquet(given: FileInput) -> Iterator[pa.RecordBatch]:
-    schema = SCHEMAS[given.kind]
-    number = 0
+def _plain_parquet_batches(given: FileInput) -> Iterator[pa.RecordBatch]:
+    names = SCHEMAS[given.kind].names
+    read = 0
     for batch in read_parquet(given.path):
-        rows = []
-        for value in batch.to_pylist():
-            number += 1
-            rows.append(_complete(given, schema, value, number, f"{given.path} row {number}"))
-        yield pa.RecordBatch.from_pylist(rows, schema=schema)
+        numbers = range(read + 1, read + 1 + batch.num_rows)
+        columns = {name: batch.column(name).to_pylist() for name in names if name in batch.schema.names}
+        yield _complete(given, columns, numbers, "row")
+        read += batch.num_rows
 
 
-def _complete(given: FileInput, schema: pa.Schema, value: dict[str, Any], number: int, where: str) -> dict[str, Any]:
-    """`value` with the columns of `schema`, checked; id and source are filled in where absent."""
-    row: dict[str, Any] = {}
-    for field in schema:
-        cell = value.get(field.name)
+def _complete(given: FileInput, columns: dict[str, list[Any]], numbers: Sequence[int], unit: str) -> pa.RecordBatch:
+    """The columns of the kind's schema, checked; what may be left out is filled in where absent.
+
+    Arrow checks a column at a time; only where it refuses one is each cell looked at, to name the first bad row.
+    """
+    schema = SCHEMAS[given.kind]
+    filled = [_filled(given, field.name, columns.get(field.name, [None] * len(numbers)), numbers) for field in schema]
+    try:
+        return pa.RecordBatch.from_arrays(
+            [_array(cells, field) for cells, field in zip(filled, schema, strict=True)], schema=schema
+        )
+    except NOT_OF_TYPE:
+        for number, *row in zip(numbers, *filled, strict=True):
+            for cell, field in zip(row, schema, strict=True):
+                _check(cell, field, given, f"{given.path} {unit} {number}")
+        raise
+
+
+def _filled(given: FileInput, name: str, cells: list[Any], numbers: Sequence[int]) -> list[Any]:
+    if name == "id":
+        own = (f"{given.path.name}:{number}" for number in numbers)
+        return [
+            new if cell is None else str(cell) if isinstance(cell, int) else cell
+            for cell, new in zip(cells, own, strict=True)
+        ]
+    if name not in MAY_BE_LEFT_OUT:
+        return cells
+    blank = given.path.name if name == "source" else ""
+    return [blank if cell is None else cell for cell in cells]
+
+
+def _array(cells: list[Any], field: pa.Field) -> pa.Array:
+    """`cells` as the field's type; one of `NOT_OF_TYPE` where one is absent or of another type."""
+    for cell in cells:
         if cell is None:
-            if field.name not in MAY_BE_LEFT_OUT:
-                raise InputError(f"{where}: no {field.name!r}", hint=f"a row of {given.kind} needs {_needed(schema)}")
-            cell = {"id": f"{given.path.name}:{number}", "source": given.path.name}.get(field.name, "")
-        if field.name == "id" and isinstance(cell, int):
-            cell = str(cell)
-        try:
-            if pa.types.is_list(field.type) and not isinstance(cell, list):  # Arrow would take a string for a list
-                raise TypeError(f"got {type(cell).__name__}")  # noqa: TRY301
-            pa.scalar(cell, type=field.type)
-        except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"{where}: {field.name!r} must be {_described(field)}", hint=str(error)) from error
-        row[field.name] = cell
-    return row
+            raise TypeError("got nothing")
+        if pa.types.is_list(field.type) and not isinstance(cell, list):  # Arrow would take a string for a list
+            raise TypeError(f"got {type(cell).__name__}")
+    return pa.array(cells, type=field.type)
+
+
+def _check(cell: Any, field: pa.Field, given: FileInput, where: str) -> None:
+    if cell is None:
+        needed = _needed(SCHEMAS[given.kind])
+        raise InputError(f"{where}: no {field.name!r}", hint=f"a row of {given.kind} needs {needed}")
+    try:
+        _array([cell], field)
+    except NOT_OF_TYPE as error:
+        raise InputError(f"{where}: {field.name!r} must be {_described(field)}", hint=str(error)) from error
 
 
 def _needed(schema: pa.Schema) -> str:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmctl.config.errors import InputError
-from llmctl.data.tables import CHATS, DOCUMENTS, PROMPTS, RowsDigest, TableWriter, read_batches, rows_digest
+from llmctl.data.tables import CHATS, DOCUMENTS, PROMPTS, RowsDigest, TableWriter, read_batches
 from llmctl.store.artifact import FileInput
 
 # Every string that UTF-8 can hold.
@@ -20,6 +20,13 @@ ROW = st.fixed_dictionaries(dict.fromkeys(DOCUMENTS.names, TEXT))
 
 def document(number: int, text: str = "text") -> dict[str, str]:
     return {"id": str(number), "text": text, "source": "s", "url": "", "license": "", "lang": ""}
+
+
+def rows_digest(batches: list[pa.RecordBatch]) -> str:
+    digest = RowsDigest()
+    for batch in batches:
+        digest.update(batch)
+    return digest.hexdigest()
 
 
 def read(path: Path, kind: str = "documents") -> list[dict[str, object]]:
@@ -81,10 +88,7 @@ def test_rows_digest_ignores_order_and_batches_but_counts_repeats() -> None:
     batches = [pa.RecordBatch.from_pylist(rows[i : i + 7], schema=DOCUMENTS) for i in range(0, 100, 7)]
     whole = rows_digest([pa.RecordBatch.from_pylist(rows[::-1], schema=DOCUMENTS)])
     assert rows_digest(batches) == whole
-    twice = RowsDigest()
-    for batch in [*batches, batches[0]]:
-        twice.update(batch)
-    assert twice.hexdigest() != whole
+    assert rows_digest([*batches, batches[0]]) != whole
     # Moving a character from one column to the next is another row.
     one = pa.RecordBatch.from_pylist([{**document(1), "source": "ab", "url": ""}], schema=DOCUMENTS)
     other = pa.RecordBatch.from_pylist([{**document(1), "source": "a", "url": "b"}], schema=DOCUMENTS)
@@ -112,9 +116,21 @@ def test_plain_chats_and_prompts_get_ids(tmp_path: Path) -> None:
     ]
     assert read(prompts, "prompts")[0] == {
         "id": "quiz.jsonl:2", "prompt": "1+1=", "choices": ["1", "2"], "answer": 1, "source": "quiz.jsonl",
+        "question": "",
     }  # fmt: skip
     assert next(read_batches(FileInput(chats, "", "chats"))).schema == CHATS
     assert next(read_batches(FileInput(prompts, "", "prompts"))).schema == PROMPTS
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+def test_plain_prompts_keep_their_question(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"quiz{ending}"
+    row = {"prompt": "Question: 1+1?\nAnswer:", "choices": [" 1", " 2"], "answer": 1, "question": "1+1?"}
+    if ending == ".jsonl":
+        path.write_text(json.dumps(row) + "\n")
+    else:
+        pq.write_table(pa.Table.from_pylist([row]), path)
+    assert read(path, "prompts") == [{"id": f"quiz{ending}:1", "source": path.name, **row}]
 
 
 @pytest.mark.parametrize(
@@ -136,6 +152,35 @@ def test_bad_rows_are_named_by_line(tmp_path: Path, kind: str, line: str, messag
         read(path, kind)
     assert message in caught.value.what
     assert str(path) in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "message"),
+    [
+        ("documents", {"text": 5}, "'text' must be a string"),
+        ("documents", {"text": None}, "no 'text'"),
+        ("documents", {"text": "a", "url": 5}, "'url' must be a string"),
+        ("prompts", {"prompt": "a", "choices": "xy", "answer": 0}, "'choices' must be a list of strings"),
+        ("prompts", {"prompt": "a", "choices": ["x"], "answer": 2**40}, "'answer' must be the index"),
+        ("chats", {"messages": ["hi"]}, "'messages' must be a list of {role, content}"),
+    ],
+)
+def test_bad_parquet_rows_are_named(tmp_path: Path, kind: str, row: dict[str, object], message: str) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.Table.from_pylist([row]), path)
+    with pytest.raises(InputError) as caught:
+        read(path, kind)
+    assert caught.value.what.startswith(f"{path} row 1: {message}")
+
+
+def test_the_first_bad_row_is_named_beyond_the_first_batch(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    texts = ["x"] * 3_000
+    pq.write_table(pa.table({"text": [*texts, None, *texts], "id": list(range(6_001))}), path)
+    with pytest.raises(InputError, match="row 3001: no 'text'"):
+        read(path)
+    pq.write_table(pa.table({"text": texts, "id": list(range(3_000))}), path)
+    assert [row["id"] for row in read(path)] == [str(number) for number in range(3_000)]
 
 
 def test_a_missing_parquet_column_names_those_there_are(tmp_path: Path) -> None:
