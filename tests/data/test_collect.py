@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from llmctl.config.data import CollectConfig
 from llmctl.config.errors import InputError, LlmctlError, UsageError
-from llmctl.data.collect import fingerprint, run, source_name
-from llmctl.data.collect.document import UniqueIds
+from llmctl.data.collect import run, sources
+from llmctl.data.collect.document import Tally, UniqueIds
+from llmctl.data.collect.stage import open_sources
+from llmctl.store.store import Store
 from tests.data.conftest import rows_of
 
 TREE = {
@@ -31,6 +33,10 @@ TREE = {
 
 def config(*sources: Path | str, **fields: object) -> CollectConfig:
     return CollectConfig.model_validate({"sources": [str(source) for source in sources], **fields})
+
+
+def fingerprint(settings: CollectConfig) -> dict[str, str]:
+    return sources(settings)[1]
 
 
 @pytest.fixture
@@ -71,6 +77,26 @@ def test_patterns_files_and_limit(tree: Path, stage: Callable) -> None:
     assert [(row["id"], row["source"]) for row in rows_of(artifact)] == [("a.txt", "a"), ("a.txt~2", "sub")]
 
 
+def test_sources_beyond_the_limit_are_not_opened(tree: Path, stage: Callable) -> None:
+    product, artifact = stage(run, config(tree / "b.md", tree / "missing.txt", limit=1))
+    assert [row["id"] for row in rows_of(artifact)] == ["b.md"]
+    assert product.totals["documents"] == 1
+    with pytest.raises(InputError, match="does not exist"):
+        stage(run, config(tree / "b.md", tree / "missing.txt", limit=2))
+
+
+def test_a_store_in_the_folder_is_left_out(tree: Path, stage: Callable) -> None:
+    before = fingerprint(config(tree))
+    store = Store.open(tree / "work" / "llmctl-store", create=True)
+    (store.root / "artifacts" / "made.txt").parent.mkdir(parents=True, exist_ok=True)
+    (store.root / "artifacts" / "made.txt").write_text("made by llmctl")
+    product, artifact = stage(run, config(tree))
+    assert "work/llmctl-store/artifacts/made.txt" not in {row["id"] for row in rows_of(artifact)}
+    assert product.totals["documents"] == 10
+    assert product.totals["skipped.store"] == 1
+    assert fingerprint(config(tree)) == before
+
+
 def test_names_and_fingerprints_depend_on_content_not_on_place(tree: Path, tmp_path: Path) -> None:
     copy = tmp_path / "elsewhere" / "notes"
     copy.parent.mkdir()
@@ -81,9 +107,9 @@ def test_names_and_fingerprints_depend_on_content_not_on_place(tree: Path, tmp_p
     assert list(there) == ["notes"]
     (tree / "b.md").write_text("changed")
     assert fingerprint(config(tree)) != there
-    assert source_name(config(tree)) == "notes"
-    assert source_name(config(tree / "rows.jsonl")) == "rows"
-    assert source_name(config("python-docs")) == "python-docs"
+    assert sources(config(tree))[0] == "notes"
+    assert sources(config(tree / "rows.jsonl"))[0] == "rows"
+    assert sources(config("python-docs"))[0] == "python-docs"
     assert len(fingerprint(config(tree, tree))) == 2
 
 
@@ -102,9 +128,6 @@ def failing(path: Path) -> LlmctlError:
     settings = config(path)
     with pytest.raises(LlmctlError) as caught:
         fingerprint(settings)
-        from llmctl.data.collect.document import Tally
-        from llmctl.data.collect.stage import open_sources
-
         for source in open_sources(settings):
             list(source.documents(Tally()))
     return caught.value

@@ -1,3 +1,3 @@
-from llmctl.data.collect.stage import fingerprint, run, source_name, sources
+from llmctl.data.collect.stage import run, sources
 
-__all__ = ["fingerprint", "run", "source_name", "sources"]
+__all__ = ["run", "sources"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from llmctl.data.collect.document import Document, Tally
 from llmctl.data.lines import plain_suffix, read_objects, read_text
 from llmctl.data.tables import read_parquet
 from llmctl.store.files import explained, sha256_file
+from llmctl.store.layout import STORE_FILE
 from llmctl.store.manifest import sha256_of
 
 PROSE = {".txt", ".text", ".md", ".markdown", ".rst", ".html", ".htm"}
@@ -58,14 +60,14 @@ class FileSource:
     Attributes:
         name: what documents without a source of their own carry.
         members: (path, name of the file within the source), sorted by that name.
-        unknown: files of a folder whose format is not known.
+        skipped: how much was left out, by reason: files of unknown format, and artifact stores.
         max_document_bytes: longer documents are dropped.
         license: for documents that name none.
     """
 
     name: str
     members: tuple[tuple[Path, str], ...]
-    unknown: int
+    skipped: Mapping[str, int]
     max_document_bytes: int
     license: str
 
@@ -79,8 +81,7 @@ class FileSource:
 
     def documents(self, tally: Tally) -> Iterator[Document]:
         """File by file; rows of one file in its order."""
-        if self.unknown:
-            tally.skipped["unknown_format"] += self.unknown
+        tally.skipped.update(self.skipped)
         for path, name in self.members:
             if plain_suffix(path) in JSON_LINES:
                 yield from self._rows(path, name, "line", read_objects(path))
@@ -144,7 +145,7 @@ def open_source(argument: str, max_document_bytes: int, license_id: str) -> File
     with explained(argument):
         exists = path.exists()
     if not exists and glob.has_magic(argument):
-        found, unknown = _matches(path)
+        found, skipped = _matches(path)
         base = _static_base(path)
         if not found:
             raise InputError(f"no readable file matches {argument}", hint=f"known formats: {KNOWN}")
@@ -154,47 +155,55 @@ def open_source(argument: str, max_document_bytes: int, license_id: str) -> File
         raise InputError(f"{argument} does not exist", hint="check the path, or write python-docs")
     elif path.is_dir():
         name = path.resolve().name
-        found, unknown = _walk(path)
+        found, skipped = _walk(path)
         members = [(member, member.relative_to(path).as_posix()) for member in found]
     else:
         if not is_known(path):
             raise InputError(f"{argument}: unknown format {path.suffix!r}", hint=f"known: {KNOWN}")
-        name, members, unknown = stem(path), [(path, path.name)], 0
+        name, members, skipped = stem(path), [(path, path.name)], Counter()
     members.sort(key=lambda member: member[1])
-    return FileSource(safe_name(name), tuple(members), unknown, max_document_bytes, license_id)
+    return FileSource(safe_name(name), tuple(members), skipped, max_document_bytes, license_id)
 
 
-def _walk(folder: Path) -> tuple[list[Path], int]:
-    """Files of known formats below `folder`, and the number of others. Hidden names and folder links are left out."""
+def _walk(folder: Path) -> tuple[list[Path], Counter[str]]:
+    """Files of known formats below `folder`, and counts of what is left out.
+
+    Hidden names and folder links are left out uncounted; a store is left out whole, as it holds what was made
+    from such files.
+    """
 
     def fail(error: OSError) -> None:
         raise error
 
-    found, unknown = [], 0
+    found: list[Path] = []
+    skipped: Counter[str] = Counter()
     with explained(str(folder)):
         for directory, folders, names in os.walk(folder, onerror=fail):
+            if STORE_FILE in names:
+                skipped["store"] += 1
+                folders.clear()
+                continue
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in names:
-                path = Path(directory, name)
-                if name.startswith(".") or not path.is_file():
-                    continue
-                if is_known(path):
-                    found.append(path)
-                else:
-                    unknown += 1
-    return found, unknown
+            paths = [Path(directory, name) for name in names if not name.startswith(".")]
+            _sort_out([path for path in paths if path.is_file()], found, skipped)
+    return found, skipped
 
 
-def _matches(pattern: Path) -> tuple[list[Path], int]:
-    found, unknown = [], 0
-    for match in glob.glob(str(pattern), recursive=True):  # noqa: PTH207 - Path.glob takes no absolute pattern
-        path = Path(match)
-        if path.is_file():
-            if is_known(path):
-                found.append(path)
-            else:
-                unknown += 1
-    return found, unknown
+def _matches(pattern: Path) -> tuple[list[Path], Counter[str]]:
+    found: list[Path] = []
+    skipped: Counter[str] = Counter()
+    matches = glob.glob(str(pattern), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+    paths = [Path(match) for match in matches]
+    _sort_out([path for path in paths if path.is_file()], found, skipped)
+    return found, skipped
+
+
+def _sort_out(paths: list[Path], found: list[Path], skipped: Counter[str]) -> None:
+    for path in paths:
+        if is_known(path):
+            found.append(path)
+        else:
+            skipped["unknown_format"] += 1
 
 
 def _static_base(pattern: Path) -> Path:

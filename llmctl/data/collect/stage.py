@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from llmctl.config.data import CollectConfig
 from llmctl.config.errors import InputError, UsageError
 from llmctl.data.collect.document import Document, Source, Tally, UniqueIds
@@ -15,39 +17,37 @@ from llmctl.store.manifest import sha256_of
 BATCH_BYTES = 8 << 20
 
 
-def open_sources(config: CollectConfig) -> list[Source]:
-    """The sources in the order given; a `UsageError` where there is none, an `InputError` where one is missing."""
-    if not config.sources:
-        raise UsageError("collect needs a source", hint="give files, folders, patterns, or python-docs")
-    return [
-        PythonDocs() if name == PYTHON_DOCS else open_source(name, config.max_document_bytes, config.license)
-        for name in config.sources
-    ]
-
-
-def source_name(config: CollectConfig) -> str:
-    """The artifact's name where the user gives none: the first source's (`python-docs`, `notes`)."""
-    return safe_name(open_sources(config)[0].name)
-
-
-def fingerprint(config: CollectConfig) -> dict[str, str]:
-    """`sha256:…` of everything that will be read, by the source's name, before any work.
-
-    Files count with their bytes and their name within the source; where the source lies does not count.
+def open_sources(config: CollectConfig) -> Iterator[Source]:
+    """The sources in the order given, each opened when its turn comes.
 
     Raises:
-        InputError: for the first source that is missing or unreadable.
+        UsageError: there is none.
+        InputError: for the first that is missing or unreadable.
     """
-    digests: dict[str, str] = {}
-    for position, source in enumerate(open_sources(config)):
-        role = source.name if source.name not in digests else f"{source.name}-{position + 1}"
-        digests[role] = sha256_of({"position": position, "content": source.fingerprint()})
-    return digests
+    if not config.sources:
+        raise UsageError("collect needs a source", hint="give files, folders, patterns, or python-docs")
+    for name in config.sources:
+        if name == PYTHON_DOCS:
+            yield PythonDocs()
+        else:
+            yield open_source(name, config.max_document_bytes, config.license)
 
 
 def sources(config: CollectConfig) -> tuple[str, dict[str, str]]:
-    """The default artifact name, and the digest of everything that will be read, for the action key."""
-    return source_name(config), fingerprint(config)
+    """The artifact's name where the user gives none, and `sha256:…` of everything that will be read, by role.
+
+    The name is the first source's (`python-docs`, `notes`). A source's role is its name too. Files count with
+    their bytes and their name within the source; where the source lies does not count.
+
+    Raises:
+        UsageError: there is no source.
+        InputError: for the first source that is missing or unreadable.
+    """
+    digests: dict[str, str] = {}
+    for number, source in enumerate(open_sources(config)):
+        role = source.name if source.name not in digests else f"{source.name}-{number + 1}"
+        digests[role] = sha256_of({"position": number, "content": source.fingerprint()})
+    return safe_name(next(iter(digests))), digests
 
 
 class Collector:
@@ -99,13 +99,7 @@ def run(job: Job[CollectConfig]) -> Product:
     config, tally = job.config, Tally()
     with TableWriter(job.out, DOCUMENTS) as writer:
         collector = Collector(writer, tally, config.max_document_bytes)
-        for source in open_sources(config):
-            for document in source.documents(tally):
-                if collector.documents == config.limit:
-                    break
-                collector.add(document)
-                if collector.documents % BATCH_ROWS == 0:
-                    job.progress.update(collector.documents, config.limit, "documents", bytes=collector.bytes)
+        _read(job, collector, tally)
         collector.flush()
         files = writer.close()
     if not collector.documents:
@@ -122,6 +116,18 @@ def run(job: Job[CollectConfig]) -> Product:
     return Product(
         SCHEMA_NAMES["documents"], totals=totals, files=dict(files), license=tuple(sorted(collector.licenses))
     )
+
+
+def _read(job: Job[CollectConfig], collector: Collector, tally: Tally) -> None:
+    """Everything up to the limit; a source beyond it is not opened."""
+    limit = job.config.limit
+    for source in open_sources(job.config):
+        for document in source.documents(tally):
+            collector.add(document)
+            if collector.documents % BATCH_ROWS == 0:
+                job.progress.update(collector.documents, limit, "documents", bytes=collector.bytes)
+            if collector.documents == limit:
+                return
 
 
 def _why_empty(tally: Tally) -> str:
