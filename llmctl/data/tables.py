@@ -149,8 +149,9 @@ class TableWriter:
 
     def write_rows(self, rows: Sequence[dict[str, Any]]) -> None:
         """Append rows given as dictionaries."""
-        present = [field for field in self.schema if any(field.name in row for row in rows)]
-        self.write(pa.RecordBatch.from_pylist(list(rows), schema=pa.schema(present)))
+        present = pa.schema([field for field in self.schema if any(field.name in row for row in rows)])
+        for start in range(0, len(rows), BATCH_ROWS):
+            self.write(pa.RecordBatch.from_pylist(list(rows[start : start + BATCH_ROWS]), schema=present))
 
     def close(self) -> dict[str, FileFacts]:
         """Finish the last part; facts of all parts by file name. At least one part, maybe empty, is written."""

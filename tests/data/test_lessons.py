@@ -6,8 +6,8 @@ import pytest
 from llmctl.config.data import ChatsConfig, CollectConfig, DedupConfig, QuizConfig
 from llmctl.config.errors import InputError
 from llmctl.data import collect, dedup
-from llmctl.data.documentation import Entry, entries, summary_sentences
-from llmctl.data.lessons import read_entries, run_chats, run_quiz
+from llmctl.data.lessons import run_chats, run_quiz
+from llmctl.data.lessons.documentation import Entry, entries, read_entries, summary_sentences
 from llmctl.data.split import is_heldout
 from llmctl.store.artifact import Artifact
 from tests.data.conftest import rows_of

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+from llmctl.config.errors import InputError
+from llmctl.data.split import is_heldout
+from llmctl.data.tables import read_batches
+from llmctl.store.artifact import Input
 
 HEADING = re.compile(r"(?:(class|module) )?([A-Za-z_][\w.]*)(\(.*)?")
 # Docstrings of C code often open with a call: `D.get(k[,d]) -> D[k] if k in D, else d.`
@@ -60,6 +65,29 @@ class Entry:
                 break
             taken.append(sentence)
         return " ".join(taken)
+
+
+def read_entries(given: Input) -> list[Entry]:
+    """Every documented entry of the input, sorted by id; an `InputError` where there is none."""
+    found: list[Entry] = []
+    for batch in read_batches(given, ["id", "text", "source"]):
+        for document_id, text, source in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            found += entries(document_id, text, source)
+    if not found:
+        raise InputError(
+            f"{given.ref} holds no reference documentation",
+            hint="lessons are made from documents such as those of llmctl collect python-docs",
+        )
+    return sorted(found, key=lambda entry: entry.id)
+
+
+def split_entries(found: Iterable[Entry], fraction: float) -> tuple[list[Entry], list[Entry]]:
+    """(entries to learn from, held-out entries)."""
+    learned: list[Entry] = []
+    heldout: list[Entry] = []
+    for entry in found:
+        (heldout if is_heldout(entry.document, fraction) else learned).append(entry)
+    return learned, heldout
 
 
 def entries(document_id: str, text: str, source: str) -> Iterator[Entry]:

@@ -1,0 +1,4 @@
+from llmctl.data.lessons.chats import run_chats
+from llmctl.data.lessons.quiz import run_quiz
+
+__all__ = ["run_chats", "run_quiz"]
