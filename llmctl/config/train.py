@@ -68,10 +68,11 @@ def _named(value: Any, default: str) -> Any:
 class TrainConfig(Config):
     """What every training stage has in common.
 
-    `micro_batch_rows`, `nproc`, `zero`, `threads`, `device` and `compile` decide how a step is computed, not
-    what it computes: sums are taken in another order, so results agree to rounding and not bit for bit.
-    They are therefore execution-only and a change of them still hits the cache. Runs with all of them
-    equal are bitwise equal on CPU.
+    Execution-only, so that a change of them still hits the cache, are fields of two sorts. `checkpoint_every_steps`,
+    `eval_every_steps` and `heldout_rows` leave the weights as they are, bit for bit; the last two decide the
+    held-out figures among the metrics and totals. `micro_batch_rows`, `nproc`, `zero`, `threads`, `device` and
+    `compile` decide how a step is computed: sums are taken in another order, so weights and figures agree to
+    rounding and not bit for bit. Runs with those equal are bitwise equal on CPU.
     """
 
     batch_rows: int = Field(16, ge=1, le=2**20, description="Rows in one optimizer step, over all ranks.")
@@ -93,10 +94,10 @@ class TrainConfig(Config):
     checkpoint_every_steps: int = execution(
         100, ge=0, description="Steps between resumable states; 0: none. A killed run loses at most so many."
     )
-    eval_every_steps: int = Field(
+    eval_every_steps: int = execution(
         100, ge=0, description="Steps between measurements on held-out rows; 0: at the end only."
     )
-    heldout_rows: int = Field(64, ge=0, description="Held-out rows in each measurement, a fixed sample; 0: all.")
+    heldout_rows: int = execution(64, ge=0, description="Held-out rows in each measurement, a fixed sample; 0: all.")
     nproc: int = execution(1, ge=1, le=4096, description="Ranks on this machine; above 1 they run under DeepSpeed.")
     zero: int = execution(0, ge=0, le=3, description="ZeRO stage: what DeepSpeed shards over the ranks; 0 is nothing.")
     device: Literal["auto", "cpu", "cuda"] = execution("auto", description="auto: cuda where there is one.")
@@ -129,6 +130,22 @@ class TrainConfig(Config):
         """Whether the flags ask for DeepSpeed; its launcher's environment asks for it too."""
         return self.nproc > 1 or self.zero > 0
 
+    def resolved(self) -> dict[str, Any]:
+        """What follows from the fields alone: how the rows of a step are dealt to `nproc` ranks, and the schedule."""
+        rows, micro = self.batch_rows // self.nproc, micro_rows(self, self.nproc)
+        values: dict[str, Any] = {
+            "rows_per_rank": rows,
+            "micro_batch_rows": micro,
+            "micro_batches_per_rank": -(-rows // micro),
+        }
+        steps, seq_len = getattr(self, "steps", None), getattr(self, "max_tokens", None)
+        if steps is not None:
+            values["warmup_steps"] = warmup_steps(self.schedule, steps)
+            values["decay_steps"] = decay_steps(self.schedule, steps)
+        if seq_len is not None:
+            values["tokens_per_step"] = self.batch_rows * seq_len
+        return values
+
 
 class PretrainConfig(TrainConfig):
     """How a model is trained from scratch on packed rows."""
@@ -149,7 +166,11 @@ class SftConfig(TrainConfig):
     epochs: float = Field(3.0, gt=0, le=10_000, description="Passes over the packed chats; rounded up to whole steps.")
     steps: int | None = Field(None, ge=1, le=10**9, description="Optimizer steps; from epochs where left out.")
     max_tokens: int | None = Field(
-        None, ge=2, le=2**24, description="Longest chat and length of a row; the checkpoint's context where left out."
+        None,
+        ge=2,
+        le=2**24,
+        description="Longest chat and length of a row, up to the model's context; where left out, the length of the "
+        "rows that the checkpoint was trained on, or its context where that is unknown.",
     )
     overlong: Literal["error", "drop"] = Field(
         "error", description="A chat longer than max_tokens stops the run, or is dropped and counted."
@@ -158,7 +179,7 @@ class SftConfig(TrainConfig):
         0.05,
         ge=0,
         lt=1,
-        description="Share of the chats kept out of training for the held-out loss, by hash of the id.",
+        description="Share of the chats kept out of training for the held-out loss, by hash of the document's id.",
     )
 
 
@@ -186,43 +207,6 @@ def micro_rows(config: TrainConfig, ranks: int) -> int:
 def steps_of_epochs(epochs: float, rows: int, batch_rows: int) -> int:
     """Optimizer steps that see `rows` rows `epochs` times, the last step filled up."""
     return max(1, _ceil(epochs * rows / batch_rows))
-
-
-def resolve(
-    config: TrainConfig, *, ranks: int | None = None, seq_len: int | None = None, rows: int | None = None
-) -> dict[str, int | float | str]:
-    """Every derived value that can be known: without the input's `seq_len` and `rows`, fewer.
-
-    Args:
-        config: of pretrain or sft.
-        ranks: processes that take part; `config.nproc` where left out.
-        seq_len: tokens in a row.
-        rows: rows in the training split.
-    """
-    ranks = config.nproc if ranks is None else ranks
-    micro = micro_rows(config, ranks)
-    values: dict[str, int | float | str] = {
-        "strategy": "deepspeed" if config.uses_deepspeed or ranks > 1 else "local",
-        "ranks": ranks,
-        "rows_per_rank": config.batch_rows // ranks,
-        "micro_batch_rows": micro,
-        "micro_batches_per_step": -(-(config.batch_rows // ranks) // micro),
-    }
-    steps = getattr(config, "steps", None)
-    if steps is None and rows is not None and isinstance(config, SftConfig):
-        steps = steps_of_epochs(config.epochs, rows, config.batch_rows)
-    if steps is not None:
-        values["steps"] = steps
-        values["warmup_steps"] = warmup_steps(config.schedule, steps)
-        values["decay_steps"] = decay_steps(config.schedule, steps)
-        values["rows_in_all"] = steps * config.batch_rows
-        if rows is not None:
-            values["epochs"] = steps * config.batch_rows / rows
-    if seq_len is not None:
-        values["tokens_per_step"] = config.batch_rows * seq_len
-        if steps is not None:
-            values["tokens_in_all"] = steps * config.batch_rows * seq_len
-    return values
 
 
 def _ceil(value: float) -> int:

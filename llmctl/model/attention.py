@@ -54,7 +54,21 @@ class PackedAttention:
         return scaled_dot_product(q, k, v, self.mask, is_causal=self.mask is None)
 
 
-def packed(documents: Tensor) -> PackedAttention:
+def holds_one_each(documents: Tensor) -> bool:
+    """Whether each row is one document from its first place on, with or without padding behind it.
+
+    The host waits for the device here, so this is asked of a tensor on the CPU where there is one.
+
+    Args:
+        documents: int [B,T], number of the document within its row, -1 on padding.
+    """
+    first = documents[:, :1]  # [B,1]
+    one_document = (documents == first) | (documents < 0)
+    later_only = (documents[:, 1:] < 0) | (documents[:, :-1] >= 0)  # no document resumes after padding
+    return bool((one_document.all() & later_only.all() & (first >= 0).all()).item())
+
+
+def packed(documents: Tensor, *, one_each: bool | None = None) -> PackedAttention:
     """Attention for rows of packed documents.
 
     A position sees itself and the earlier positions of its own document. Where every row holds one document,
@@ -63,12 +77,10 @@ def packed(documents: Tensor) -> PackedAttention:
 
     Args:
         documents: int [B,T], number of the document within its row, -1 on padding.
+        one_each: `holds_one_each(documents)`, where the caller found it out before the rows went to the device.
     """
     T = documents.shape[1]
-    first = documents[:, :1]  # [B,1]
-    one_document = (documents == first) | (documents < 0)
-    later_only = (documents[:, 1:] < 0) | (documents[:, :-1] >= 0)  # no document resumes after padding
-    if bool((one_document.all() & later_only.all() & (first >= 0).all()).item()):
+    if holds_one_each(documents) if one_each is None else one_each:
         return PackedAttention(None)
     same = documents[:, :, None] == documents[:, None, :]  # [B,T,T]
     real = (documents >= 0)[:, :, None]

@@ -17,18 +17,11 @@ from llmctl.config.errors import InputError, IntegrityError
 from llmctl.model.llama_json import generation_json, read_json, to_json
 from llmctl.model.transformer import Transformer
 from llmctl.store.files import explained, publish_bytes, sync_directory
-from llmctl.tokens.tokenizer import Tokenizer
+from llmctl.tokens.tokenizer import TOKENIZER_FILES, Tokenizer
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
 WEIGHTS_FILE = "model.safetensors"
-TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HEAD = "lm_head.weight"
 COPY_AGAIN = "copy or make the checkpoint again"

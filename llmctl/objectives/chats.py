@@ -14,6 +14,7 @@ from llmctl.data.tables import read_batches
 from llmctl.store.artifact import Input
 from llmctl.tokens.batch import IGNORE, PADDING_DOCUMENT, Batch
 from llmctl.tokens.chat import render_training
+from llmctl.tokens.fit import fit_whole
 from llmctl.tokens.tokenizer import Tokenizer
 
 SHOWN_CHARS = 300
@@ -24,12 +25,12 @@ class Chat:
     """One chat as ids.
 
     Attributes:
-        id: of the chat.
+        document: id of the document that the chat was made from, or of the chat where it was made from none.
         ids: int64 [n].
         labels: int64 [n], the next id where the assistant says it, -100 elsewhere.
     """
 
-    id: str
+    document: str
     ids: NDArray[np.int64]
     labels: NDArray[np.int64]
 
@@ -44,8 +45,8 @@ class PackedChats:
         self.chats = chats
         self.seq_len = seq_len
         self.pad_id = pad_id
-        self._rows = pack_whole([chat.ids.size for chat in chats], seq_len)
-        self.count = len(self._rows)
+        self._layout = fit_whole(np.array([chat.ids.size for chat in chats], dtype=np.int64), seq_len)
+        self.count = self._layout.rows
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         """The rows at `indices`, in that order."""
@@ -56,36 +57,13 @@ class PackedChats:
         labels = np.full(shape, IGNORE, dtype=np.int64)
         for row, index in enumerate(indices):
             at = 0
-            for number, which in enumerate(self._rows[index]):
+            for number, which in enumerate(self._layout.documents_of(int(index)).tolist()):
                 chat = self.chats[which]
                 place = slice(at, at + chat.ids.size)
                 tokens[row, place], labels[row, place] = chat.ids, chat.labels
                 positions[row, place], documents[row, place] = np.arange(chat.ids.size), number
                 at += chat.ids.size
         return Batch(tokens, positions, documents, labels)
-
-
-def pack_whole(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Rows as lists of item numbers: best fit decreasing, no item split, ties by number.
-
-    Each item, longest first, goes to the fullest row that has room for it, or to a new one
-    (Johnson et al., 1974: at most 11/9 of the optimum and 4 rows more).
-    """
-    longest = max(lengths, default=0)
-    if longest > capacity:
-        raise ValueError(f"an item of {longest} does not fit into {capacity}")
-    rows: list[list[int]] = []
-    by_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # rows by what they have room for
-    for item in sorted(range(len(lengths)), key=lambda item: (-lengths[item], item)):
-        length = lengths[item]
-        room = next((room for room in range(length, capacity + 1) if by_room[room]), None)
-        row = len(rows) if room is None else by_room[room].pop()
-        if room is None:
-            room = capacity
-            rows.append([])
-        rows[row].append(item)
-        by_room[room - length].append(row)
-    return rows
 
 
 def read_chats(given: Input, tokenizer: Tokenizer, max_tokens: int) -> tuple[list[Chat], list[str]]:
@@ -109,7 +87,7 @@ def read_chats(given: Input, tokenizer: Tokenizer, max_tokens: int) -> tuple[lis
 
 
 def _rows(given: Input) -> Iterator[dict[str, Any]]:
-    for batch in read_batches(given, columns=("id", "messages")):
+    for batch in read_batches(given):
         yield from batch.to_pylist()
 
 
@@ -130,7 +108,7 @@ def _chat(row: dict[str, Any], tokenizer: Tokenizer, where: str) -> Chat:
             f"{where} never teaches the model to stop, as no end of turn is learned: {_shown(row)}",
             hint="put <|im_end|> inside {% generation %} in chat_template.jinja",
         )
-    return Chat(row["id"], tokens, labels)
+    return Chat(row.get("document") or row["id"], tokens, labels)
 
 
 def _shown(row: dict[str, Any]) -> str:

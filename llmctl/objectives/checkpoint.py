@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from llmctl.config.model import ModelConfig
 from llmctl.model import huggingface
+from llmctl.model.llama_json import ARCHITECTURE
 from llmctl.model.transformer import Transformer
 from llmctl.pipeline.job import Job, Product
 from llmctl.train.loop import Fitted
 
 SCHEMA = "llmctl.checkpoint/1"
-ARCHITECTURE = "LlamaForCausalLM"
 
 
 def publish(
@@ -36,8 +38,9 @@ def publish(
     """
     if fitted.weights is None:
         return Product(SCHEMA)
-    model = Transformer(config, semantic["vocab_size"])
-    model.load_state_dict(fitted.weights)
+    with torch.device("meta"):  # shapes only: the weights are there already
+        model = Transformer(config, semantic["vocab_size"])
+    model.load_state_dict(fitted.weights, assign=True)
     huggingface.save(model, job.out, tokenizer_directory)
     facts = {"architecture": ARCHITECTURE, "parameters": model.parameters_count(), **semantic}
     return Product(SCHEMA, semantic=facts, totals={**fitted.totals, **totals})

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from llmctl.model.transformer import Transformer
 from llmctl.train.likelihood import LOGITS_AT_ONCE, Tensors, target_losses
+from llmctl.train.loader import RowSource
 
 
 def next_token(model: Transformer, batch: Tensors, logits_at_once: int = LOGITS_AT_ONCE) -> Tensor:
@@ -16,3 +19,14 @@ def next_token(model: Transformer, batch: Tensors, logits_at_once: int = LOGITS_
     """
     losses, _ = target_losses(model, batch, logits_at_once)
     return losses.sum()
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """The objective of a language model: each token that has a label, from those before it in its document."""
+
+    rows: RowSource
+
+    def loss(self, model: Transformer, batch: Tensors) -> Tensor:
+        """`next_token`."""
+        return next_token(model, batch)

@@ -11,7 +11,7 @@ from llmctl.model import huggingface
 from llmctl.model.transformer import Transformer
 from llmctl.objectives import checkpoint
 from llmctl.objectives.chats import Chat, PackedChats, read_chats
-from llmctl.objectives.pretrain import NextToken
+from llmctl.objectives.losses import NextToken
 from llmctl.pipeline.job import Job, Product
 from llmctl.store.artifact import Artifact
 from llmctl.tokens.tokenizer import Tokenizer
@@ -89,19 +89,21 @@ def open_model(given: Artifact, tokenizer: Tokenizer) -> Transformer:
             f"{given.ref}: the padding id {tokenizer.pad_id} also ends a turn, so the end would never be learned",
             hint="give the tokenizer a pad token of its own",
         )
-    model = Transformer(stored.config, stored.vocab_size)
-    model.load_state_dict(stored.state_dict())
-    return model
+    stored.load_state_dict({name: value.clone() for name, value in stored.state_dict().items()}, assign=True)
+    return stored
 
 
 def split(chats: list[Chat], fraction: float, length: int, pad_id: int) -> tuple[PackedChats, PackedChats]:
-    """Rows to train on and rows held out by the hash of the chats' ids.
+    """Rows to train on and rows held out, by the house rule on the ids of the documents that chats were made from.
+
+    Chats of one document go to one side, and a document that `pack` holds out is never trained on in its chats
+    where the two fractions are equal.
 
     Raises:
         InputError: every chat is held out.
     """
-    kept = [chat for chat in chats if not is_heldout(chat.id, fraction)]
-    held = [chat for chat in chats if is_heldout(chat.id, fraction)]
+    kept = [chat for chat in chats if not is_heldout(chat.document, fraction)]
+    held = [chat for chat in chats if is_heldout(chat.document, fraction)]
     if not kept:
         raise InputError(f"all {len(held)} chats are held out", hint="lower heldout_fraction, or give more chats")
     return PackedChats(kept, length, pad_id), PackedChats(held, length, pad_id)

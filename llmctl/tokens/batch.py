@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,10 @@ class Batch:
     def targets(self) -> int:
         """How many positions have something to predict: the denominator of the mean loss."""
         return int(np.count_nonzero(self.labels != IGNORE))
+
+    def without_targets(self) -> Batch:
+        """The same rows with nothing to predict."""
+        return dataclasses.replace(self, labels=np.full_like(self.labels, IGNORE))
 
     def slice(self, rows: slice) -> Batch:
         """The batch of some of the rows, without copying."""

@@ -44,6 +44,10 @@ class Layout:
         """Share of the rows' places that hold no token."""
         return 1.0 - float(self.length.sum()) / (self.rows * seq_len) if self.rows else 0.0
 
+    def documents_of(self, row: int) -> Ints:
+        """The documents of one row's slices, in order."""
+        return self.document[self.first[row] : self.first[row + 1]]
+
 
 def fit(tokens: Ints, seq_len: int) -> Layout:
     """Pack documents of `tokens` lengths into rows of `seq_len`.
@@ -56,6 +60,25 @@ def fit(tokens: Ints, seq_len: int) -> Layout:
     document, start, length = _cut(np.asarray(tokens, dtype=np.int64), seq_len)
     row, rows = _best_fit(length, seq_len)
     document, start, length, row, rows = _fill_gaps(document, start, length, row, rows, seq_len)
+    return _layout(document, start, length, row, rows)
+
+
+def fit_whole(tokens: Ints, seq_len: int) -> Layout:
+    """Pack documents into rows as `fit` does, but cut none: there is as much padding as that leaves.
+
+    Raises:
+        ValueError: a document is longer than a row.
+    """
+    length = np.asarray(tokens, dtype=np.int64)
+    longest = int(length.max(initial=0))
+    if longest > seq_len:
+        raise ValueError(f"a document of {longest} tokens does not fit into a row of {seq_len}")
+    row, rows = _best_fit(length, seq_len)
+    return _layout(np.arange(length.size, dtype=np.int64), np.zeros_like(length), length, row, rows)
+
+
+def _layout(document: Ints, start: Ints, length: Ints, row: Ints, rows: int) -> Layout:
+    """Slices in any order as a layout: by row, within a row by document, within a document by start."""
     order = np.lexsort((start, document, row))
     first = np.searchsorted(row[order], np.arange(rows + 1))
     return Layout(document[order], start[order], length[order], first.astype(np.int64))

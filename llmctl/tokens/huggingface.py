@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import sentencepiece
 from tokenizers import AddedToken, decoders, models, processors
@@ -16,29 +16,48 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from llmctl.tokens.chat import CHAT_TEMPLATE
 from llmctl.tokens.segments import META_SPACE
-from llmctl.tokens.tokenizer import BOS, EOS, IM_END, IM_START, PAD, SPECIALS, TEMPLATE_FILE, UNK
+from llmctl.tokens.tokenizer import (
+    BOS,
+    CONFIG_FILE,
+    EOS,
+    FAST_FILE,
+    IM_END,
+    IM_START,
+    PAD,
+    SPECIALS,
+    SPECIALS_FILE,
+    TEMPLATE_FILE,
+    UNK,
+)
+
+Kind = Literal["bpe", "unigram"]
 
 UNREACHABLE = -1e4  # score of ids that no text may match; far below any path of real pieces
 
 
-def companion_files(processor: sentencepiece.SentencePieceProcessor) -> dict[str, bytes]:
-    """Every file of a tokenizer directory but `tokenizer.model`, by name."""
+def companion_files(processor: sentencepiece.SentencePieceProcessor, model: Kind = "bpe") -> dict[str, bytes]:
+    """Every file of a tokenizer directory but `tokenizer.model`, by name.
+
+    Args:
+        processor: the trained model.
+        model: how it was trained.
+    """
     return {
-        "tokenizer.json": _fast(processor).to_str(pretty=True).encode(),
-        "tokenizer_config.json": _json(_tokenizer_config()),
-        "special_tokens_map.json": _json(_special_tokens()),
+        FAST_FILE: _fast(processor, model).to_str(pretty=True).encode(),
+        CONFIG_FILE: _json(_tokenizer_config()),
+        SPECIALS_FILE: _json(_special_tokens()),
         TEMPLATE_FILE: CHAT_TEMPLATE.encode(),
     }
 
 
-def _fast(processor: sentencepiece.SentencePieceProcessor) -> FastTokenizer:
+def _fast(processor: sentencepiece.SentencePieceProcessor, kind: Kind) -> FastTokenizer:
     pieces = [processor.id_to_piece(index) for index in range(processor.get_piece_size())]
     normal = [not _is_reserved(processor, index) for index in range(len(pieces))]
     texts = [piece.replace(META_SPACE, " ") for piece in pieces]
     scores = [processor.get_score(index) for index in range(len(pieces))]
     has_bytes = any(processor.is_byte(index) for index in range(len(pieces)))
     # Only the unigram trainer lets the sum of scores decide; BPE scores are minus the rank of a merge.
-    if _is_bpe(scores, normal):
+    if kind == "bpe":
         ranked = {text: score for text, score, real in zip(texts, scores, normal, strict=True) if real}
         model: Any = models.BPE(
             vocab={text: index for index, text in enumerate(texts)},
@@ -63,12 +82,6 @@ def _fast(processor: sentencepiece.SentencePieceProcessor) -> FastTokenizer:
 
 def _is_reserved(processor: sentencepiece.SentencePieceProcessor, index: int) -> bool:
     return bool(processor.is_control(index) or processor.is_unknown(index) or processor.is_byte(index))
-
-
-def _is_bpe(scores: list[float], normal: list[bool]) -> bool:
-    """Whether the scores are 0, -1, -2, …, as only BPE's are."""
-    ranks = [-score for score, real in zip(scores, normal, strict=True) if real]
-    return ranks == [float(rank) for rank in range(len(ranks))]
 
 
 def _merges(scores: dict[str, float]) -> Iterator[tuple[str, str]]:

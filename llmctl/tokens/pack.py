@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import xxhash
 from numpy.typing import NDArray
 
 from llmctl.config.errors import InputError, IntegrityError
 from llmctl.config.tokens import PackConfig
-from llmctl.data.split import is_heldout
+from llmctl.data.split import position
 from llmctl.pipeline.job import FileFacts, Job, Product
 from llmctl.store.artifact import Artifact
 from llmctl.store.files import explained, publish, publish_bytes
@@ -102,18 +101,19 @@ def _totals(corpus: Corpus, layouts: dict[str, Layout], seq_len: int) -> dict[st
 
 
 def _read(artifact: Artifact, heldout_fraction: float) -> Corpus:
-    """Map the shards, read the places of the documents and decide which are held out."""
+    """Map the shards, read the places of the documents and decide which are held out.
+
+    That is the house rule, `position(id) < heldout_fraction`, with one exception: where it holds out none of two
+    or more documents, the one of the lowest position is held out, which is the first that a larger fraction
+    would. So a tiny corpus has a held-out loss too. Other stages do not know of that document: they go by the rule.
+    """
     tables = artifact.files(suffix=".parquet")
     dtype = np.dtype(artifact.manifest.semantic["dtype"])
-    shards, parts, heldout, smallest = [], [], [], None
+    shards, parts, positions = [], [], []
     for number, path in enumerate(tables):
         table = pq.read_table(path, columns=["id", "offset", "tokens"])
         names = table.column("id").to_pylist()
-        heldout.append(np.fromiter((is_heldout(name, heldout_fraction) for name in names), np.bool_, len(names)))
-        if heldout_fraction and not any(part.any() for part in heldout):
-            first = sum(part.size for part in heldout) - len(names)
-            hashed = [(xxhash.xxh64_intdigest(name.encode()), first + at) for at, name in enumerate(names)]
-            smallest = min([*hashed, *([smallest] if smallest else [])], default=None)
+        positions.append(np.fromiter(map(position, names), np.float64, len(names)))
         offset, tokens = (table.column(name).to_numpy().astype(np.int64) for name in ("offset", "tokens"))
         parts.append((np.full(len(names), number, dtype=np.int32), offset, tokens))
         binary = path.with_name(path.name.replace("documents-", "tokens-").replace(".parquet", ".bin"))
@@ -121,9 +121,10 @@ def _read(artifact: Artifact, heldout_fraction: float) -> Corpus:
     if not sum(part[2].size for part in parts):
         raise InputError(f"{artifact.ref} holds no documents", hint=f"see llmctl show {artifact.ref}")
     shard, offset, tokens = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    held = np.concatenate(heldout)
-    if smallest and not held.any() and held.size > 1:
-        held[smallest[1]] = True  # a tiny corpus: the next document that a larger fraction would hold out
+    where = np.concatenate(positions)
+    held = where < heldout_fraction
+    if heldout_fraction and not held.any() and held.size > 1:
+        held[where.argmin()] = True
     return Corpus(shards, shard, offset, tokens, held)
 
 

@@ -15,9 +15,6 @@ from numpy.typing import NDArray
 from llmctl.config.errors import InputError, IntegrityError
 from llmctl.store.artifact import Artifact
 from llmctl.tokens.batch import IGNORE, PADDING_DOCUMENT, Batch
-from llmctl.tokens.order import rows_of_step
-
-__all__ = ["SPLITS", "Rows", "mapped", "rows_of_step"]
 
 SCHEMA = "llmctl.rows/1"
 SPLITS = ("train", "heldout")
@@ -30,7 +27,6 @@ class Rows:
         count: rows in the split.
         seq_len: tokens in a row.
         pad_id: id that fills the end of a row.
-        targets: tokens of the split that have something to predict.
     """
 
     def __init__(
@@ -70,11 +66,6 @@ class Rows:
                 hint=f"run llmctl verify {artifact.ref}, then pack again",
             )
         return cls(tokens.reshape(rows, seq_len), first, slices.reshape(-1, 3), int(semantic["pad_id"]))
-
-    @property
-    def targets(self) -> int:
-        """Tokens that have something to predict: all of each slice but its last."""
-        return int(self._slices[:, 2].sum(dtype=np.int64)) - int(self._slices.shape[0])
 
     def slices_of(self, row: int) -> NDArray[np.int32]:
         """What one row is made of: int32 [slices, 3], document, start within it, length."""

@@ -15,7 +15,11 @@ from llmctl.config.errors import InputError
 from llmctl.tokens.segments import META_SPACE, segments
 
 MODEL_FILE = "tokenizer.model"
+FAST_FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+SPECIALS_FILE = "special_tokens_map.json"
 TEMPLATE_FILE = "chat_template.jinja"
+TOKENIZER_FILES = (MODEL_FILE, FAST_FILE, CONFIG_FILE, SPECIALS_FILE, TEMPLATE_FILE)
 UNK, BOS, EOS, PAD, IM_START, IM_END = "<unk>", "<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>"
 NEVER_A_PIECE = "\u2585"  # SentencePiece reserves it while it trains
 SURROGATE = re.compile("[\ud800-\udfff]")

@@ -56,7 +56,7 @@ def run(job: Job[TokenizerConfig]) -> Product:
     processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     with explained(str(job.out)):
         publish_bytes(job.out / MODEL_FILE, model)
-        for name, content in companion_files(processor).items():
+        for name, content in companion_files(processor, config.model).items():
             publish_bytes(job.out / name, content)
     tokenizer = Tokenizer.open(job.out)
     return Product(

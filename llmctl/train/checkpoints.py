@@ -7,16 +7,17 @@ to the length that the state records, so that the curve of a resumed run is that
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from llmctl.config.errors import IntegrityError, UsageError
+from llmctl.config.errors import IntegrityError, LlmctlError, UsageError
 from llmctl.store.files import publish_bytes, sync_directory
 
 STATE_FILE = "state.json"
@@ -37,6 +38,7 @@ class State(BaseModel):
         world_size: number of ranks.
         zero: ZeRO stage.
         run: what the run is a function of, to refuse the state of another one.
+        rounding: what else decides the order of sums (threads, rows of a micro-batch), to say so when it changes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,6 +53,7 @@ class State(BaseModel):
     world_size: int
     zero: int
     run: dict[str, Any]
+    rounding: dict[str, int | str] = Field(default_factory=dict)
 
 
 def save(work: Path, state: State, write: Callable[[Path], None], meet: Callable[[], None], *, leads: bool) -> None:
@@ -91,20 +94,31 @@ def complete(work: Path) -> list[tuple[int, Path]]:
     return sorted((int(match.group(1)), path) for match, path in found if match and (path / STATE_FILE).is_file())
 
 
-def newest(work: Path) -> tuple[State, Path] | None:
-    """The newest whole state and its directory.
+def read(directory: Path) -> State:
+    """The `state.json` of a whole state.
 
     Raises:
-        IntegrityError: its `state.json` cannot be read.
+        IntegrityError: it cannot be read.
     """
-    states = complete(work)
-    if not states:
-        return None
-    path = states[-1][1]
+    with damage_named(directory):
+        return State.model_validate_json((directory / STATE_FILE).read_bytes())
+
+
+@contextlib.contextmanager
+def damage_named(directory: Path) -> Iterator[None]:
+    """Whatever a reader of a damaged state raises, as an `IntegrityError` that names the state.
+
+    Damaged files make torch, safetensors and pickle fail in many ways, hence every exception that can mean damage.
+    """
     try:
-        return State.model_validate_json((path / STATE_FILE).read_bytes()), path
-    except (OSError, ValidationError) as error:
-        raise IntegrityError(f"the training state {path} is damaged: {error}", hint="--force starts anew") from None
+        yield
+    except (LlmctlError, MemoryError):
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise IntegrityError(
+            f"the training state {directory} is damaged: {reason}", hint="--force starts anew"
+        ) from error
 
 
 def sweep(work: Path) -> None:

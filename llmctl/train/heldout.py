@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from torch import Tensor
 from llmctl.model.transformer import Transformer
 from llmctl.tokens.batch import Batch
 from llmctl.train.likelihood import Tensors, target_losses
+from llmctl.train.strategy import Call
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,32 @@ class HeldOut:
     def bits_per_byte(self) -> float:
         """Bits per byte of text: comparable between tokenizers. NaN where no target stands for a byte."""
         return self.text_nll / math.log(2) / self.bytes if self.bytes else math.nan
+
+
+def accumulated(
+    batches: Iterable[Batch],
+    byte_lengths: NDArray[np.int32],
+    device: torch.device,
+    forward: Callable[[Call], Tensor],
+    done: Callable[[int], None] | None = None,
+) -> list[float]:
+    """[nll, targets, text_nll, bytes] of all batches.
+
+    Args:
+        batches: what to score.
+        byte_lengths: int32 [V], bytes that each id stands for, 0 for special ones (`Tokenizer.byte_lengths`).
+        device: where the model is.
+        forward: calls a function of the model, under the precision that is wanted.
+        done: told how many batches are finished.
+    """
+    lengths = torch.from_numpy(byte_lengths.astype(np.int64)).to(device)
+    values = torch.zeros(4, dtype=torch.float64, device=device)
+    for number, batch in enumerate(batches, start=1):
+        tensors = Tensors.of(batch, device)
+        values += forward(functools.partial(sums, batch=tensors, byte_lengths=lengths))
+        if done is not None:
+            done(number)
+    return [float(value) for value in values.tolist()]
 
 
 def sums(model: Transformer, batch: Tensors, byte_lengths: Tensor) -> Tensor:
@@ -103,11 +131,9 @@ def measure(
         done: told how many batches are finished.
     """
     where = torch.device(device)
-    lengths = torch.from_numpy(byte_lengths.astype(np.int64)).to(where)
-    sum_of_all = torch.zeros(4, dtype=torch.float64, device=where)
-    for number, batch in enumerate(batches, start=1):
+
+    def forward(call: Call) -> Tensor:
         with torch.autocast(where.type, dtype=autocast, enabled=autocast is not None):
-            sum_of_all += sums(model, Tensors.of(batch, where), lengths)
-        if done is not None:
-            done(number)
-    return total(sum_of_all.tolist())
+            return call(model)
+
+    return total(accumulated(batches, byte_lengths, where, forward, done))

@@ -29,7 +29,7 @@ from llmctl.train.stop import Stop
 LOG_FILE = "ranks.log"
 SPEC_FILE = "ranks.json"
 PRODUCT_FILE = "product.json"
-PROGRESS_FILE = "progress.jsonl"
+FAILURE_FILES = "failure-*.json"  # the star is the rank
 POLL_S = 0.2
 TAIL_LINES = 20
 
@@ -86,8 +86,8 @@ def run_ranks(job: Job[Any], entry: str) -> Product:
         KeyboardInterrupt: on a second interrupt; the first one stops the ranks with their state saved.
     """
     job.work.mkdir(parents=True, exist_ok=True)
-    for stale in (PRODUCT_FILE, PROGRESS_FILE, "stop", *(path.name for path in job.work.glob("failure-*.json"))):
-        (job.work / stale).unlink(missing_ok=True)
+    for stale in (job.work / PRODUCT_FILE, job.work / specs.PROGRESS_FILE, *job.work.glob(FAILURE_FILES)):
+        stale.unlink(missing_ok=True)
     description = job.work / SPEC_FILE
     description.write_text(json.dumps(specs.describe(job, entry)), encoding="utf-8")
     with open(job.work / LOG_FILE, "wb") as log, Stop(job.work, signals=True) as stop:
@@ -135,7 +135,7 @@ def _rank_environment(config: TrainConfig) -> dict[str, str]:
 
 def _wait(process: subprocess.Popen[bytes], job: Job[Any], stop: Stop) -> None:
     """Relay progress until the launcher ends."""
-    path = job.work / PROGRESS_FILE
+    path = job.work / specs.PROGRESS_FILE
     done = 0
     told = False
     while True:
@@ -144,10 +144,11 @@ def _wait(process: subprocess.Popen[bytes], job: Job[Any], stop: Stop) -> None:
         done = _relay(path, done, job.progress)
         if process.returncode is not None:
             return
-        if stop.requested and not told:
+        if stop.requested:
+            stop.file.touch()  # again and again: rank 0 removes a file that lies there before it starts
+            if not told:
+                job.progress.note("stopping after this step; interrupt again to stop at once")
             told = True
-            stop.file.touch()
-            job.progress.note("stopping after this step; interrupt again to stop at once")
 
 
 def _relay(path: Path, start_at: int, progress: Progress) -> int:
@@ -174,7 +175,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _raise_failure(work: Path, code: int) -> None:
-    for path in sorted(work.glob("failure-*.json")):
+    for path in sorted(work.glob(FAILURE_FILES)):
         failure = json.loads(path.read_bytes())
         kind = getattr(errors, failure["class"], LlmctlError)
         raise kind(failure["what"], hint=failure["hint"])
@@ -188,24 +189,48 @@ def _raise_failure(work: Path, code: int) -> None:
     )
 
 
+_followers_wait = True  # on rank 0: whether the others are in `follow`, and not in the middle of a job
+
+
 def lead(job: Job[Any], entry: str) -> Product:
     """On rank 0 of a launcher's ranks: tell the others what to run, and run it."""
+    global _followers_wait  # noqa: PLW0603 (a process is one rank)
     _broadcast(specs.describe(job, entry))
+    _followers_wait = False
     product: Product = load(entry)(job)
+    _followers_wait = True
     return product
 
 
 def follow() -> None:
-    """On the other ranks: run what rank 0 says, until it dismisses them."""
-    while (description := _broadcast(None)) is not None:
+    """On the other ranks: run what rank 0 says, until it dismisses them. Only rank 0 has a product to publish.
+
+    Raises:
+        LlmctlError: what the job raised on this rank, or rank 0 ended without dismissing this one.
+    """
+    while (description := _received()) is not None:
         job, entry = specs.rebuild(description, leads=False)
         load(entry)(job)
 
 
 def dismiss() -> None:
-    """On rank 0, when no more work will come: let the others end. Without a launcher this does nothing."""
-    if environment().world_size > 1:
+    """On rank 0, when no more work will come: let the others end. Without a launcher this does nothing.
+
+    It may be called before any `lead`, and then joins the others first. After a job that failed it does nothing
+    too: ranks in the middle of a job would take the message for a part of it. They fail as rank 0 did, or when
+    it ends.
+    """
+    if environment().world_size > 1 and _followers_wait:
         _broadcast(None)
+
+
+def _received() -> dict[str, Any] | None:
+    """What rank 0 says next."""
+    try:
+        return _broadcast(None)
+    except RuntimeError as error:  # torch.distributed's own errors are such
+        reason = (str(error).splitlines() or [""])[0]
+        raise LlmctlError(f"rank 0 ended before the other ranks: {reason}", hint="see what it says") from None
 
 
 def _broadcast(description: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -218,3 +243,8 @@ def _broadcast(description: dict[str, Any] | None) -> dict[str, Any] | None:
     box: list[dict[str, Any] | None] = [description]
     torch.distributed.broadcast_object_list(box, src=0, device=torch.device("cpu"))
     return box[0]
+
+
+def failure_file(rank: int) -> str:
+    """The name of the file in which a rank of `run_ranks` leaves its error."""
+    return FAILURE_FILES.replace("*", f"{rank:05d}")

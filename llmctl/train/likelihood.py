@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from llmctl.model.attention import packed
+from llmctl.model.attention import holds_one_each, packed
 from llmctl.model.transformer import Transformer
 from llmctl.tokens.batch import IGNORE, Batch
 
@@ -19,18 +19,24 @@ LOGITS_AT_ONCE = 1 << 26  # elements of a chunk of logits: 256 MiB in fp32
 
 @dataclass(frozen=True)
 class Tensors:
-    """A `Batch` on the device that computes; all [B, T], int64 but for `documents`, int32."""
+    """A `Batch` on the device that computes; all [B, T], int64 but for `documents`, int32.
+
+    Attributes:
+        one_each: whether each row holds one document, which is known before the copy to the device.
+    """
 
     tokens: Tensor
     positions: Tensor
     documents: Tensor
     labels: Tensor
+    one_each: bool
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device) -> Tensors:
         """Copy `batch` to `device`."""
         arrays = (batch.tokens, batch.positions, batch.documents, batch.labels)
-        return cls(*(torch.from_numpy(array).to(device, non_blocking=True) for array in arrays))
+        tokens, positions, documents, labels = (torch.from_numpy(a).to(device, non_blocking=True) for a in arrays)
+        return cls(tokens, positions, documents, labels, holds_one_each(torch.from_numpy(batch.documents)))
 
 
 def cross_entropies(
@@ -74,7 +80,7 @@ def target_losses(model: Transformer, batch: Tensors, logits_at_once: int = LOGI
     Returns:
         losses [N] in fp32 and the target ids int64 [N]; N may be 0.
     """
-    hidden = model(batch.tokens, batch.positions, packed(batch.documents))  # [B, T, D]
+    hidden = model(batch.tokens, batch.positions, packed(batch.documents, one_each=batch.one_each))  # [B, T, D]
     wanted = batch.labels != IGNORE
     targets = batch.labels[wanted]
     losses = cross_entropies(

@@ -78,10 +78,10 @@ class Local:
     def load(self, directory: Path) -> None:
         """Put everything back, bit for bit."""
         saved = load_file(directory / MODEL_FILE, device=str(self.device))
+        state = load_file(directory / OPTIMIZER_FILE)
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(saved[name])
-        state = load_file(directory / OPTIMIZER_FILE)
         torch.set_rng_state(state.pop("rng/cpu"))
         if "rng/cuda" in state:
             torch.cuda.set_rng_state(state.pop("rng/cuda"), self.device)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,13 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llmctl.config.base import semantic_values
-from llmctl.config.errors import GateError, InputError, InterruptedRunError
+from llmctl.config.errors import GateError, InputError, IntegrityError, InterruptedRunError
 from llmctl.config.train import TrainConfig
 from llmctl.model.transformer import Transformer
 from llmctl.pipeline.job import Job
+from llmctl.store.artifact import Artifact
 from llmctl.tokens.batch import Batch
 from llmctl.tokens.order import permuted
+from llmctl.tokens.rows import SCHEMA as ROWS_SCHEMA
 from llmctl.train import checkpoints, heldout
+from llmctl.train.checkpoints import State
 from llmctl.train.heldout import HeldOut
 from llmctl.train.launch import environment
 from llmctl.train.likelihood import Tensors
@@ -31,11 +35,16 @@ from llmctl.train.stop import Stop
 from llmctl.train.strategy import Strategy, choose_device, keep_freed_memory, precision_warning, set_threads
 
 SHOWN_ROWS = 16
-DIVERGED_HINT = "lower optimizer.lr or clip_norm, or look at these rows"
+DIVERGED_HINT = "lower optimizer.lr or clip_norm"
 
 
 class DivergedError(GateError):
-    """A loss or gradient that is not a number; nothing is published."""
+    """A loss or gradient that is infinite or not a number: the run ends at that step and publishes nothing.
+
+    It is a failed gate (exit code 6), since inputs and configuration are sound and the result is refused. No state
+    of the step is saved, so the run resumes before it, and diverges again where nothing changes; a changed
+    learning rate is another run.
+    """
 
 
 class Objective(Protocol):
@@ -97,7 +106,8 @@ def fit(
     if run.leads and (warning := precision_warning(job.config.precision, strategy.device)):
         job.progress.note(warning)
     run.resume()
-    with Stop(job.work, signals=strategy.world_size == 1) as stop, Loader(objective.rows, run.plan) as loader:
+    stopping = Stop(job.work, signals=strategy.world_size == 1, leads=run.leads)
+    with stopping as stop, Loader(objective.rows, run.plan) as loader:
         while run.step < steps:
             run.advance(loader, stop)
     return Fitted(strategy.weights(), run.totals())
@@ -140,6 +150,7 @@ class Run:
         self.train_s = 0.0
         self.loss = math.nan
         self.measured: HeldOut | None = None
+        self._stop_agreed = False
         self._started = time.perf_counter()
         self.identity = {
             **semantic_values(self.config),
@@ -177,18 +188,14 @@ class Run:
         targets, tokens, asked = self.strategy.sum([sum(batch.targets for batch in batches), seen, stop_asked])
         self._stop_agreed = asked > 0
         if targets == 0:
-            raise InputError(f"{self._where()} hold no target at all", hint="look at them: llmctl show ROWS --step N")
+            raise InputError(f"{self._where()} hold no target at all", hint=self._look() or "look at them")
         nll = self._accumulate(batches, targets)
         lr = self.config.optimizer.lr * rate_factor(self.config.schedule, self.step, self.plan.steps)
         if not math.isfinite(nll):
-            raise DivergedError(
-                f"the loss is {nll} in {self._where()}", hint="lower optimizer.lr or look at these rows"
-            )
+            raise DivergedError(f"the loss is {nll} in {self._where()}", hint=self._diverged_hint())
         norm = self.strategy.step(lr)
         if not math.isfinite(norm):
-            raise DivergedError(
-                f"the gradient's norm is {norm} in {self._where()}", hint="lower optimizer.lr or clip_norm"
-            )
+            raise DivergedError(f"the gradient's norm is {norm} in {self._where()}", hint=self._diverged_hint())
         spent = time.perf_counter() - begun
         self.step += 1
         self.tokens += int(tokens)
@@ -216,6 +223,17 @@ class Run:
         shown = ", ".join(map(str, rows[:SHOWN_ROWS])) + (", …" if len(rows) > SHOWN_ROWS else "")
         return f"step {self.step + 1}, rows {shown}"
 
+    def _look(self) -> str:
+        """How to look at the rows of the step that is being taken; empty where they are in no artifact."""
+        given = self.job.inputs.get("input")
+        if not isinstance(given, Artifact) or given.manifest.schema_ != ROWS_SCHEMA:
+            return ""
+        seed, batch_rows = self.config.seed, self.config.batch_rows
+        return f"look at them: llmctl show {given.ref} --step {self.step + 1} --seed {seed} --batch-rows {batch_rows}"
+
+    def _diverged_hint(self) -> str:
+        return "; ".join(part for part in (DIVERGED_HINT, self._look()) if part)
+
     def measure(self) -> None:
         """Score the fixed sample of held-out rows, each rank a share of it."""
         if self.held is None or self.held.rows.count == 0:
@@ -226,25 +244,24 @@ class Run:
             heldout_bits_per_byte=self.measured.bits_per_byte,
             heldout_targets=self.measured.targets,
         )
-        if self.leads:
-            bits = self.measured.bits_per_byte
-            self.job.progress.note(
-                f"step {self.step}: held-out loss {self.measured.loss:.4f}, {bits:.4f} bits per byte"
-            )
+        bits = self.measured.bits_per_byte
+        self._note(f"step {self.step}: held-out loss {self.measured.loss:.4f}, {bits:.4f} bits per byte")
 
     @torch.no_grad()
     def _score(self, held: HeldOutRows) -> HeldOut:
         count = min(self.config.heldout_rows or held.rows.count, held.rows.count)
         sample = np.sort(permuted(0, np.arange(count), held.rows.count))
         parts = [sample[start : start + self.plan.micro_rows] for start in range(0, count, self.plan.micro_rows)]
-        lengths = torch.from_numpy(held.byte_lengths.astype(np.int64)).to(self.strategy.device)
-        sums = torch.zeros(4, dtype=torch.float64, device=self.strategy.device)
-        for first in range(0, len(parts), self.strategy.world_size):
-            mine = first + self.strategy.rank
-            # Every rank takes part in every pass, as sharded weights are gathered in step; the surplus counts nothing.
-            tensors = Tensors.of(held.rows.batch(parts[min(mine, len(parts) - 1)]), self.strategy.device)
-            sums += self.strategy.forward(_sums_of(tensors, lengths)) * (mine < len(parts))
-        return heldout.total(self.strategy.sum(sums.tolist()))
+
+        def share() -> Iterator[Batch]:
+            for first in range(0, len(parts), self.strategy.world_size):
+                mine = first + self.strategy.rank
+                batch = held.rows.batch(parts[min(mine, len(parts) - 1)])
+                # Every rank takes part in every pass, as sharded weights are gathered in step; a surplus is blank.
+                yield batch if mine < len(parts) else batch.without_targets()
+
+        values = heldout.accumulated(share(), held.byte_lengths, self.strategy.device, self.strategy.forward)
+        return heldout.total(self.strategy.sum(values))
 
     def save(self) -> None:
         """Write a resumable state; collective."""
@@ -258,30 +275,73 @@ class Run:
             world_size=self.strategy.world_size,
             zero=self.strategy.zero,
             run=self.identity,
+            rounding=self._rounding(),
         )
         checkpoints.save(self.job.work, state, self.strategy.save, self._meet, leads=self.leads)
 
     def resume(self) -> None:
-        """Continue from the newest state, or start with an empty metrics file; collective."""
+        """Continue from the newest intact state, or start with an empty metrics file; collective.
+
+        Raises:
+            IntegrityError: there are states, and all are damaged.
+        """
         if self.leads:
             checkpoints.sweep(self.job.work)
         self._meet()
-        found = checkpoints.newest(self.job.work)
-        if found is None:
-            if self.leads:
-                checkpoints.cut_metrics(self.job.metrics_file, 0)
-            return
-        state, directory = found
-        mine = self.strategy
-        checkpoints.require_match(
-            state, strategy=mine.name, world_size=mine.world_size, zero=mine.zero, run=self.identity
-        )
+        faults: list[IntegrityError] = []
+        for _, directory in reversed(checkpoints.complete(self.job.work)):
+            found = self._restore(directory)
+            if isinstance(found, State):
+                self._continue_from(found)
+                return
+            faults.append(found)
+            self._note(f"{found.what}; trying the one before it")
+        if faults:
+            raise faults[0]
+        if self.leads:
+            checkpoints.cut_metrics(self.job.metrics_file, 0)
+
+    def _restore(self, directory: Path) -> State | IntegrityError:
+        """Load one state on every rank, or what is wrong with it on any of them."""
+        mine, fault = self.strategy, None
+        try:
+            state = checkpoints.read(directory)
+            checkpoints.require_match(
+                state, strategy=mine.name, world_size=mine.world_size, zero=mine.zero, run=self.identity
+            )
+            with checkpoints.damage_named(directory):
+                mine.load(directory)
+        except IntegrityError as error:
+            fault = error
+        if mine.sum([fault is not None])[0] == 0:
+            return state
+        elsewhere = f"the training state {directory} is damaged: another rank cannot read its part"
+        return fault or IntegrityError(elsewhere, hint="--force starts anew")
+
+    def _continue_from(self, state: State) -> None:
+        """Take over where `state` stood."""
         if self.leads:
             checkpoints.cut_metrics(self.job.metrics_file, state.metrics_bytes)
-            self.job.progress.note(f"resuming after step {state.step} of {self.plan.steps}")
-        self.strategy.load(directory)
+        self._note(f"resuming after step {state.step} of {self.plan.steps}")
+        now = self._rounding()
+        changed = [
+            f"{key} {state.rounding[key]} became {now[key]}"
+            for key in now
+            if state.rounding.get(key, now[key]) != now[key]
+        ]
+        if changed:
+            self._note(f"{', '.join(changed)}: results agree with those of an undisturbed run to rounding only")
         self.step, self.tokens, self.train_s = state.step, state.tokens, state.train_s
         self._started -= state.elapsed_s
+
+    def _rounding(self) -> dict[str, int | str]:
+        """What decides the order in which sums are taken, by the names of the configuration."""
+        return {
+            "device": self.strategy.device.type,
+            "threads": torch.get_num_threads(),
+            "micro_batch_rows": self.plan.micro_rows,
+            "compile": str(self.config.compile).lower(),
+        }
 
     @property
     def elapsed_s(self) -> float:
@@ -306,6 +366,10 @@ class Run:
     def _meet(self) -> None:
         self.strategy.sum([0.0])
 
+    def _note(self, text: str) -> None:
+        if self.leads:
+            self.job.progress.note(text)
+
     def _log(self, **figures: float) -> None:
         if self.leads:
             self.job.log({"step": self.step, **figures, "tokens": self.tokens, "elapsed_s": self.elapsed_s})
@@ -315,7 +379,3 @@ class Run:
             self.job.progress.update(
                 self.step, self.plan.steps, "steps", loss=self.loss, lr=lr, tokens_per_s=tokens_per_s
             )
-
-
-def _sums_of(tensors: Tensors, byte_lengths: Tensor) -> Callable[[Transformer], Tensor]:
-    return lambda model: heldout.sums(model, tensors, byte_lengths)

@@ -15,6 +15,8 @@ from llmctl.pipeline.stage import load
 from llmctl.store.artifact import Artifact, FileInput, Input
 from llmctl.store.manifest import MANIFEST_FILE, Manifest
 
+PROGRESS_FILE = "progress.jsonl"
+
 
 def describe(job: Job[Any], entry: str) -> dict[str, Any]:
     """Everything that `rebuild` needs, in JSON values; paths are absolute."""
@@ -48,7 +50,7 @@ def rebuild(description: dict[str, Any], *, leads: bool) -> tuple[Job[Any], str]
         out=Path(description["out"]),
         work=work,
         metrics_file=Path(description["metrics_file"]),
-        progress=FileProgress(work / "progress.jsonl") if leads else Silent(),
+        progress=FileProgress(work / PROGRESS_FILE) if leads else Silent(),
         nested=_no_nested,
         lineage=lineage,
     )
@@ -78,15 +80,21 @@ def _ancestors(job: Job[Any]) -> dict[str, Artifact]:
     found: dict[str, Artifact] = {}
     waiting = [given for given in job.inputs.values() if isinstance(given, Artifact)]
     while waiting:
-        for entry in waiting.pop().manifest.inputs.values():
-            if entry.digest in found or entry.kind == "source":
+        for digest in _parents(waiting.pop().manifest):
+            if digest in found:
                 continue
             try:
-                found[entry.digest] = job.lineage(entry.digest)
+                found[digest] = job.lineage(digest)
             except LlmctlError:
                 continue
-            waiting.append(found[entry.digest])
+            waiting.append(found[digest])
     return found
+
+
+def _parents(manifest: Manifest) -> list[str]:
+    """Digests of what an artifact was made from, its tokenizer's among them though a stage in between used it."""
+    named = [entry.digest for entry in manifest.inputs.values() if entry.kind != "source"]
+    return [*named, *(manifest.semantic[key] for key in ("tokenizer",) if key in manifest.semantic)]
 
 
 class FileProgress:

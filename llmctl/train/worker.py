@@ -36,7 +36,7 @@ def main(words: list[str]) -> int:
         job, entry = spec.rebuild(json.loads(path.read_bytes()), leads=rank == 0)
         product = load(entry)(job)
     except LlmctlError as error:
-        publish_bytes(path.with_name(f"failure-{rank:05d}.json"), json.dumps(spec.describe_failure(error)).encode())
+        publish_bytes(path.with_name(launch.failure_file(rank)), json.dumps(spec.describe_failure(error)).encode())
         return error.exit_code
     if rank == 0:
         publish_bytes(path.with_name(launch.PRODUCT_FILE), json.dumps(spec.describe_product(product)).encode())

@@ -1,17 +1,17 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from llmctl.config.errors import InputError, UsageError
 from llmctl.config.train import SftConfig
 from llmctl.data.split import is_heldout
 from llmctl.model import huggingface
-from llmctl.objectives.chats import PackedChats, pack_whole, read_chats
+from llmctl.objectives.chats import PackedChats, _chat, read_chats
+from llmctl.objectives.sft import open_model, split
 from llmctl.tokens.batch import IGNORE
 from llmctl.tokens.tokenizer import Tokenizer
 
@@ -20,21 +20,6 @@ from .conftest import QUICK, chat
 
 def sft(**fields):
     return SftConfig.model_validate({**QUICK, "max_tokens": 48, **fields})
-
-
-@given(st.lists(st.integers(1, 20), max_size=40), st.integers(20, 50))
-def test_every_chat_is_in_one_row_and_no_row_overflows(lengths, capacity):
-    rows = pack_whole(lengths, capacity)
-    assert sorted(item for row in rows for item in row) == list(range(len(lengths)))
-    assert all(sum(lengths[item] for item in row) <= capacity for row in rows)
-    if lengths:  # best fit never leaves two rows that would fit into one
-        sizes = sorted(sum(lengths[item] for item in row) for row in rows)
-        assert len(sizes) == 1 or sizes[0] + sizes[1] > capacity
-
-
-def test_an_item_too_long_is_refused():
-    with pytest.raises(ValueError, match="9 does not fit into 8"):
-        pack_whole([3, 9], 8)
 
 
 def test_only_what_the_assistant_says_is_a_target(checkpoint, chats):
@@ -133,10 +118,6 @@ def test_nothing_left_to_train_on(stages, checkpoint, write_chats):
 
 
 def test_a_tokenizer_of_another_size_is_refused(checkpoint, tmp_path):
-    from dataclasses import replace
-
-    from llmctl.objectives.sft import open_model
-
     shutil.copytree(checkpoint.path, tmp_path / "run")
     other = replace(checkpoint, path=tmp_path / "run")
 
@@ -151,3 +132,21 @@ def test_a_tokenizer_of_another_size_is_refused(checkpoint, tmp_path):
 
     with pytest.raises(InputError, match="padding id 3 also ends a turn"):
         open_model(other, PadEnds())
+
+
+def test_a_chat_is_held_out_with_its_document(checkpoint, chats):
+    tokenizer = Tokenizer.open(checkpoint.data)
+    found, _ = read_chats(chats, tokenizer, 48)
+    assert [given.document for given in found] == [f"chat/{n}" for n in range(25)]  # plain files name no document
+    inside = next(f"doc/{n}" for n in range(1000) if is_heldout(f"doc/{n}", 0.05))
+    outside = next(f"doc/{n}" for n in range(1000) if not is_heldout(f"doc/{n}", 0.05))
+    of_documents = [replace(given, document=(inside, outside)[n % 2]) for n, given in enumerate(found)]
+    kept, held = split(of_documents, 0.05, 48, tokenizer.pad_id)
+    assert (len(kept.chats), len(held.chats)) == (12, 13)
+    assert {given.document for given in held.chats} == {inside}
+
+
+@pytest.mark.parametrize(("document", "expected"), [("doc/1", "doc/1"), ("", "chat/0"), (None, "chat/0")])
+def test_the_document_of_a_chat(checkpoint, document, expected):
+    row = {**chat(0, "one", "two"), "document": document}
+    assert _chat(row, Tokenizer.open(checkpoint.data), "here").document == expected

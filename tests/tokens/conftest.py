@@ -57,7 +57,7 @@ def make_tokenizer(tmp_path_factory: pytest.TempPathFactory, documents: list[str
             model = train((part for text in documents for part in sentences_of(text)), config)
             (directory / MODEL_FILE).write_bytes(model)
             processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-            for name, content in companion_files(processor).items():
+            for name, content in companion_files(processor, config.model).items():
                 (directory / name).write_bytes(content)
         return made[key]
 

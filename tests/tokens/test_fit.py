@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmctl.tokens.fit import MAX_PADDING, Ints, Layout, fit
+from llmctl.tokens.fit import MAX_PADDING, Ints, Layout, fit, fit_whole
 
 
 def check(tokens: Ints, seq_len: int) -> Layout:
@@ -84,3 +84,20 @@ def test_a_million_documents_in_seconds(seq_len: int) -> None:
     assert time.perf_counter() - started < 30
     assert int(layout.length.sum()) == int(tokens.sum())
     assert layout.padding(seq_len) < 0.001
+
+
+@given(st.lists(st.integers(1, 20), max_size=40), st.integers(20, 50))
+def test_whole_documents_are_not_cut_and_no_row_overflows(lengths: list[int], capacity: int) -> None:
+    layout = fit_whole(np.array(lengths, dtype=np.int64), capacity)
+    rows = [layout.documents_of(row).tolist() for row in range(layout.rows)]
+    assert sorted(item for row in rows for item in row) == list(range(len(lengths)))
+    assert layout.length.tolist() == [lengths[item] for item in layout.document]
+    assert all(sum(lengths[item] for item in row) <= capacity for row in rows)
+    if lengths:  # best fit never leaves two rows that would fit into one
+        sizes = sorted(sum(lengths[item] for item in row) for row in rows)
+        assert len(sizes) == 1 or sizes[0] + sizes[1] > capacity
+
+
+def test_a_whole_document_too_long_is_refused() -> None:
+    with pytest.raises(ValueError, match="9 tokens does not fit into a row of 8"):
+        fit_whole(np.array([3, 9]), 8)

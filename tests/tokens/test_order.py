@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmctl.tokens.rows import rows_of_step
+from llmctl.tokens.order import rows_of_step
 
 
 def stream(seed: int, batch_rows: int, count: int, steps: int) -> np.ndarray:

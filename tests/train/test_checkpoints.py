@@ -4,7 +4,7 @@ import pytest
 
 from llmctl.config.errors import IntegrityError, UsageError
 from llmctl.train import checkpoints
-from llmctl.train.checkpoints import STATE_FILE, State, complete, cut_metrics, newest, require_match, sweep
+from llmctl.train.checkpoints import STATE_FILE, State, complete, cut_metrics, read, require_match, sweep
 
 
 def state(step, **fields):
@@ -23,8 +23,8 @@ def test_the_two_newest_are_kept(tmp_path):
     for step in (3, 6, 9):
         save(tmp_path, step)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000006", "step-000009"]
-    found, directory = newest(tmp_path)
-    assert (found.step, (directory / "tensors").read_text()) == (9, "9")
+    _, directory = complete(tmp_path)[-1]
+    assert (read(directory).step, (directory / "tensors").read_text()) == (9, "9")
 
 
 def test_steps_sort_as_numbers(tmp_path):
@@ -37,7 +37,7 @@ def test_a_partial_state_is_ignored_and_swept(tmp_path):
     save(tmp_path, 3)
     (tmp_path / "step-000006.tmp").mkdir()
     (tmp_path / "step-000006.tmp" / "tensors").write_text("half")
-    assert newest(tmp_path)[0].step == 3
+    assert [step for step, _ in complete(tmp_path)] == [3]
     sweep(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000003"]
 
@@ -51,18 +51,18 @@ def test_a_failed_write_leaves_the_older_state(tmp_path):
 
     with pytest.raises(OSError, match="No space"):
         checkpoints.save(tmp_path, state(6), fail, lambda: None, leads=True)
-    assert newest(tmp_path)[0].step == 3
+    assert [step for step, _ in complete(tmp_path)] == [3]
 
 
-def test_nothing_saved_is_none(tmp_path):
-    assert newest(tmp_path / "absent") is None
+def test_nothing_saved(tmp_path):
+    assert complete(tmp_path / "absent") == []
 
 
 def test_a_damaged_state_is_an_integrity_error(tmp_path):
     save(tmp_path, 3)
     (tmp_path / "step-000003" / STATE_FILE).write_text(json.dumps({"step": "three"}))
     with pytest.raises(IntegrityError, match="damaged"):
-        newest(tmp_path)
+        read(tmp_path / "step-000003")
 
 
 def test_another_configuration_is_refused():

@@ -3,7 +3,7 @@ import pytest
 from llmctl.config.base import semantic_values
 from llmctl.config.errors import ConfigError
 from llmctl.config.load import build, parse_overrides
-from llmctl.config.train import CosineConfig, PretrainConfig, SftConfig, WsdConfig, resolve
+from llmctl.config.train import CosineConfig, PretrainConfig, SftConfig, WsdConfig
 
 
 def test_names_stand_for_blocks():
@@ -26,7 +26,8 @@ def test_what_an_override_leaves_out_comes_from_the_stage():
 def test_how_a_step_is_computed_is_not_semantic():
     plain = PretrainConfig()
     other = PretrainConfig(nproc=2, zero=3, micro_batch_rows=2, threads=3, device="cpu", checkpoint_every_steps=7)
-    assert semantic_values(plain) == semantic_values(other)
+    measured = PretrainConfig(eval_every_steps=3, heldout_rows=5)
+    assert semantic_values(plain) == semantic_values(other) == semantic_values(measured)
     assert semantic_values(plain) != semantic_values(PretrainConfig(precision="bf16"))
 
 
@@ -48,26 +49,18 @@ def test_faults_are_named(words, message):
         build(PretrainConfig, [parse_overrides(words)])
 
 
-def test_resolve_pretrain():
+def test_resolved_pretrain():
     config = PretrainConfig(steps=200, batch_rows=16, nproc=2, micro_batch_rows=3)
-    values = resolve(config, seq_len=256, rows=800)
-    assert values == {
-        "strategy": "deepspeed",
-        "ranks": 2,
+    assert config.resolved() == {
         "rows_per_rank": 8,
         "micro_batch_rows": 3,
-        "micro_batches_per_step": 3,
-        "steps": 200,
+        "micro_batches_per_rank": 3,
         "warmup_steps": 10,
         "decay_steps": 190,
-        "rows_in_all": 3200,
-        "epochs": 4.0,
-        "tokens_per_step": 4096,
-        "tokens_in_all": 819200,
     }
 
 
-def test_resolve_sft_needs_the_rows_for_its_steps():
-    config = SftConfig(epochs=2.5, batch_rows=8)
-    assert "steps" not in resolve(config)
-    assert resolve(config, rows=100)["steps"] == 32  # 250 rows in steps of 8
+def test_resolved_sft_knows_its_steps_and_tokens_only_where_they_are_given():
+    assert SftConfig(batch_rows=8).resolved().keys() == {"rows_per_rank", "micro_batch_rows", "micro_batches_per_rank"}
+    values = SftConfig(batch_rows=8, steps=40, max_tokens=512).resolved()
+    assert (values["warmup_steps"], values["tokens_per_step"]) == (2, 4096)

@@ -3,9 +3,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from synthetic_run import make_job
 
-from llmctl.config.errors import GateError, InputError
+from llmctl.config.errors import GateError, InputError, LlmctlError
 from llmctl.pipeline.job import FileFacts, Product
 from llmctl.train import launch, spec
 from llmctl.train.launch import Ranks, environment
@@ -72,3 +73,40 @@ def test_progress_is_relayed_line_by_line(tmp_path):
         handle.write(' no more"}\n')
     launch._relay(path, at, reader)
     assert reader.seen[2:] == ["torn no more"]
+
+
+def test_dismissing_without_a_launcher_does_nothing():
+    launch.dismiss()
+    assert not torch.distributed.is_initialized()
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """Rank 0 of two, with what it broadcasts in a list instead of on a network."""
+    messages = []
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(launch, "_broadcast", messages.append)
+    monkeypatch.setattr(launch, "_followers_wait", True)
+    return messages
+
+
+def test_rank_0_that_fails_before_it_leads_dismisses_the_others(sent):
+    launch.dismiss()
+    assert sent == [None]
+
+
+def test_rank_0_whose_job_failed_sends_nothing_into_the_middle_of_it(sent, tmp_path):
+    with pytest.raises(TypeError):
+        launch.lead(make_job(tmp_path), "builtins:abs")
+    launch.dismiss()
+    assert [type(message) for message in sent] == [dict]
+
+
+def test_rank_0_that_ends_without_a_word_is_an_error(monkeypatch):
+    def lost(description):
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr(launch, "_broadcast", lost)
+    with pytest.raises(LlmctlError, match="rank 0 ended before the other ranks: Connection closed"):
+        launch.follow()

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,16 @@ import pytest
 import torch
 from synthetic_run import VOCAB, Counting, MadeUpRows, curve, make_job, train
 
-from llmctl.config.errors import InputError, InterruptedRunError, UsageError
+from llmctl.config.errors import InputError, IntegrityError, InterruptedRunError, UsageError
 from llmctl.model.transformer import Transformer
 from llmctl.objectives.losses import next_token
+from llmctl.store.artifact import Artifact
+from llmctl.store.manifest import Manifest
 from llmctl.tokens.batch import IGNORE, Batch
+from llmctl.tokens.rows import SCHEMA as ROWS_SCHEMA
 from llmctl.train.loader import Loader, Plan
 from llmctl.train.loop import DivergedError, fit
-from llmctl.train.stop import Stop
+from llmctl.train.stop import STOP_FILE, Stop
 from llmctl.train.strategy import precision_warning
 
 
@@ -214,6 +218,77 @@ def test_a_file_asks_for_a_stop(tmp_path):
         assert not stop.requested
         stop.file.touch()
         assert stop.requested
+
+
+def test_the_file_of_an_earlier_attempt_stops_nothing(tmp_path):
+    job = make_job(tmp_path, steps=3)
+    (job.work / STOP_FILE).touch()
+    assert train(job).totals["steps"] == 3
+
+
+def test_a_rank_that_does_not_lead_leaves_the_file_alone(tmp_path):
+    (tmp_path / STOP_FILE).touch()
+    with Stop(tmp_path, signals=False, leads=False) as stop:
+        assert not stop.requested
+    assert (tmp_path / STOP_FILE).exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: b"\xff" * 40])
+def test_a_damaged_state_falls_back_to_the_one_before(tmp_path, name, damage):
+    whole = make_job(tmp_path / "whole")
+    train(whole)
+    job = make_job(tmp_path / "stopped")
+    stop_at(job, 8)
+    assert sorted(path.name for path in job.work.glob("step-*")) == ["step-000006", "step-000008"]
+    path = job.work / "step-000008" / name
+    path.write_bytes(damage(path.read_bytes()))
+    job.progress.step = 0  # no more stops
+    train(job)
+    notes = [note for note in job.progress.notes if "held-out" not in note]
+    assert "step-000008 is damaged" in notes[0]
+    assert notes[1:] == ["resuming after step 6 of 12"]
+    assert curve(job) == curve(whole)
+    assert (job.out / "model.safetensors").read_bytes() == (whole.out / "model.safetensors").read_bytes()
+
+
+def test_where_every_state_is_damaged_the_run_does_not_start_anew_by_itself(tmp_path):
+    job = make_job(tmp_path)
+    stop_at(job, 4)
+    for path in job.work.glob("step-*/model.safetensors"):
+        path.write_bytes(b"")
+    with pytest.raises(IntegrityError, match="is damaged") as caught:
+        train(job)
+    assert "--force" in caught.value.hint
+
+
+def test_a_resume_that_rounds_otherwise_says_so(tmp_path):
+    job = make_job(tmp_path)
+    stop_at(job, 4)
+    again = make_job(tmp_path, Stopper(None, 0), micro_batch_rows=2)
+    train(again)
+    assert "micro_batch_rows 4 became 2: results agree with those of an undisturbed run to rounding only" in (
+        again.progress.notes
+    )
+
+
+def test_the_hint_of_a_divergence_shows_its_rows(tmp_path):
+    job = make_job(tmp_path, seed=7)
+    manifest = Manifest.model_construct(schema_=ROWS_SCHEMA, digest="sha256:00")
+    job = replace(job, inputs={"input": Artifact(tmp_path, manifest, "notes.pack@v1")})
+
+    class Exploding(Counting):
+        def loss(self, model, batch):
+            return super().loss(model, batch) * math.inf
+
+    model = Transformer(job.config.model, VOCAB)
+    model.init_weights(0)
+    with pytest.raises(DivergedError) as caught:
+        fit(job, model, Exploding(), steps=12, heldout_rows=None)
+    assert caught.value.exit_code == 6
+    assert caught.value.hint == (
+        "lower optimizer.lr or clip_norm; look at them: llmctl show notes.pack@v1 --step 1 --seed 7 --batch-rows 8"
+    )
 
 
 def test_the_loss_function_is_the_sum_over_targets(tmp_path):
