@@ -53,8 +53,9 @@ def _run(given: Given, sink: Sink) -> None:
     assert isinstance(checkpoint, Artifact)
     assert isinstance(config, ServeConfig)
 
-    from llmctl.serve.server import serve
+    from llmctl.serve.server import log_to_stderr, serve
 
+    log_to_stderr(quiet=given.options["quiet"])
     serve(checkpoint, config, lambda url: sink.write(f"{checkpoint.ref} at {url}/v1  (stop with Ctrl-C)"))
 
 

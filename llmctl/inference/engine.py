@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -14,13 +14,14 @@ import torch
 from llmctl.config.errors import InputError, UsageError
 from llmctl.inference.detokenizer import Detokenizer
 from llmctl.inference.request import Completion, Event, FinishReason, Request, Score, TokenLogprob
-from llmctl.inference.scheduler import Answer, Scheduler
+from llmctl.inference.scheduler import Scheduler, SequenceState
 from llmctl.inference.score import Pair, ScoreJob
 from llmctl.model import huggingface
 from llmctl.model.transformer import Transformer
 from llmctl.tokens.tokenizer import Tokenizer
 
-__all__ = ["Completion", "Engine", "EngineClosedError", "Event", "Handle", "Request", "Score", "TokenLogprob"]
+Deliver = Callable[[Event | BaseException], None]
+"""Takes the events of one request, or what ended the engine before the last of them; runs on the engine's thread."""
 
 
 class EngineClosedError(RuntimeError):
@@ -32,16 +33,20 @@ class Handle:
 
     Args:
         request: what was asked.
+        deliver: takes the events in place of this handle, which then can only cancel.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, deliver: Deliver | None = None) -> None:
         self.request = request
+        self._deliver = deliver
         self._events: queue.SimpleQueue[Event | BaseException] = queue.SimpleQueue()
-        self._answer: Answer | None = None
+        self._sequence: SequenceState | None = None
         self._ended = False
 
     def __iter__(self) -> Iterator[Event]:
         """Yield events until the one with a finish_reason; raise what the engine's thread raised, if it did."""
+        if self._deliver is not None:
+            raise ValueError("the events of this request are delivered elsewhere")
         while not self._ended:
             event = self._events.get()
             if isinstance(event, BaseException):
@@ -52,8 +57,8 @@ class Handle:
 
     def cancel(self) -> None:
         """Stop generating; the last event then says `cancelled`. Harmless when all is done."""
-        if self._answer is not None:
-            self._answer.cancelled = True
+        if self._sequence is not None:
+            self._sequence.cancelled = True
 
     def result(self) -> Completion:
         """Wait for the whole answer."""
@@ -77,27 +82,24 @@ class Engine:
         model: owned by the engine's thread from now on.
         tokenizer: the model's; None for requests in ids with stop_ids of their own, whose text stays empty.
         max_running: most sequences generated at one time; further ones wait. KV memory is max_running x context.
-        max_context: most tokens of a sequence, prompt included; None for the model's context.
 
     Attributes:
         model: as given.
-        context: most tokens of a sequence.
+        context: most tokens of a sequence, prompt included; that of the model.
     """
 
-    def __init__(
-        self, model: Transformer, tokenizer: Tokenizer | None, *, max_running: int = 16, max_context: int | None = None
-    ) -> None:
+    def __init__(self, model: Transformer, tokenizer: Tokenizer | None, *, max_running: int = 16) -> None:
         if tokenizer is not None and tokenizer.vocab_size != model.vocab_size:
             raise InputError(
                 f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.vocab_size}",
                 hint="use the tokenizer that the model was trained with",
             )
         self.model = model
-        self.context = min(max_context or model.config.context, model.config.context)
+        self.context = model.config.context
         self._tokenizer = tokenizer
         self._scheduler = Scheduler(model, max_running, self.context)
         self._scoring: deque[ScoreJob] = deque()
-        self._arrived: deque[Answer | ScoreJob] = deque()
+        self._arrived: deque[SequenceState | ScoreJob] = deque()
         self._wake = threading.Condition()
         self._ended: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="llmctl-engine", daemon=True)
@@ -111,12 +113,11 @@ class Engine:
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
         max_running: int = 16,
-        max_context: int | None = None,
     ) -> Engine:
         """Open a checkpoint directory, its tokenizer with it. Errors are those of `huggingface.load`."""
         tokenizer = Tokenizer.open(directory)
         model = huggingface.load(directory, dtype=dtype, device=device)
-        return cls(model, tokenizer, max_running=max_running, max_context=max_context)
+        return cls(model, tokenizer, max_running=max_running)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -132,16 +133,21 @@ class Engine:
 
     @property
     def running(self) -> int:
-        """Sequences in the batch now."""
-        return len(self._scheduler.running)
+        """Sequences in the batch whose last event is still to come."""
+        return sum(not sequence.done for sequence in tuple(self._scheduler.running))
 
     @property
     def waiting(self) -> int:
         """Sequences that wait for a place in the batch."""
         return len(self._scheduler.waiting) + len(self._arrived)
 
-    def submit(self, request: Request) -> Handle:
+    def submit(self, request: Request, deliver: Deliver | None = None) -> Handle:
         """Queue a request and return at once.
+
+        Args:
+            request: what to generate.
+            deliver: called with each event, and with what ended the engine if it ends before the last event. It must
+                neither block nor raise: every sequence waits for it. None to read the events from the handle.
 
         Raises:
             UsageError: the prompt leaves no room in the context, or holds an id that there is none of.
@@ -158,16 +164,16 @@ class Engine:
                 f"the prompt holds a token id outside 0..{self.model.vocab_size - 1}", hint="use the model's tokenizer"
             )
         room = self.context - len(prompt)
-        handle = Handle(request)
-        answer = Answer(
+        handle = Handle(request, deliver)
+        sequence = SequenceState(
             request,
             self._stop_ids(request),
             min(request.max_tokens or room, room),
             self._detokenizer(request),
-            handle._events.put,  # noqa: SLF001
+            deliver or handle._events.put,  # noqa: SLF001
         )
-        handle._answer = answer  # noqa: SLF001 (the two are one thing seen from two threads)
-        self._enqueue(answer)
+        handle._sequence = sequence  # noqa: SLF001 (the two are one thing seen from two threads)
+        self._enqueue(sequence)
         return handle
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
@@ -216,7 +222,7 @@ class Engine:
     def _detokenizer(self, request: Request) -> Detokenizer:
         return Detokenizer(self._tokenizer.piece_bytes if self._tokenizer else lambda _: b"", request.stop)
 
-    def _enqueue(self, work: Answer | ScoreJob) -> None:
+    def _enqueue(self, work: SequenceState | ScoreJob) -> None:
         with self._wake:
             if self._ended is not None:
                 raise EngineClosedError("the engine takes no more requests") from self._ended
@@ -243,7 +249,7 @@ class Engine:
                 self._wake.wait()
             while self._arrived:
                 work = self._arrived.popleft()
-                if isinstance(work, Answer):
+                if isinstance(work, SequenceState):
                     self._scheduler.waiting.append(work)
                 else:
                     self._scoring.append(work)
@@ -256,7 +262,7 @@ class Engine:
             work = [*self._scheduler.running, *self._scheduler.waiting, *self._scoring, *self._arrived]
             self._arrived.clear()
         for item in work:
-            if isinstance(item, Answer):
+            if isinstance(item, SequenceState):
                 if not item.done:
                     item.deliver(error)
             elif not item.future.done():

@@ -17,8 +17,8 @@ from llmctl.model.transformer import Transformer
 PREFILL_TOKENS = 2048
 
 
-class Answer:
-    """One answer in the making.
+class SequenceState:
+    """One sequence that runs or waits, prompt and what was generated so far.
 
     Args:
         request: what was asked.
@@ -73,15 +73,15 @@ class Scheduler:
     Args:
         model: generates.
         rows: most sequences in the batch.
-        context: most tokens of one answer.
+        context: most tokens of one sequence.
     """
 
     def __init__(self, model: Transformer, rows: int, context: int) -> None:
         self.model = model
         self.rows = rows
         self.cache = KVCache(model.config, rows, context, model.dtype, model.device)
-        self.waiting: deque[Answer] = deque()
-        self.running: list[Answer] = []  # the sequence in place i owns row i of the cache
+        self.waiting: deque[SequenceState] = deque()
+        self.running: list[SequenceState] = []  # the sequence in place i owns row i of the cache
 
     @property
     def busy(self) -> bool:
@@ -100,16 +100,16 @@ class Scheduler:
         self._leave()
 
     def _drop_cancelled(self) -> None:
-        for answer in (*self.running, *self.waiting):
-            if answer.cancelled:
-                answer.done = True
-                answer.deliver(Event((), "", "cancelled"))
-        self.waiting = deque(answer for answer in self.waiting if not answer.done)
+        for sequence in (*self.running, *self.waiting):
+            if sequence.cancelled:
+                sequence.done = True
+                sequence.deliver(Event((), "", "cancelled"))
+        self.waiting = deque(sequence for sequence in self.waiting if not sequence.done)
         self._leave()
 
-    def _admit(self) -> list[Answer]:
+    def _admit(self) -> list[SequenceState]:
         """Take from the queue what fits into free rows and into one padded prompt batch of bounded size."""
-        joined: list[Answer] = []
+        joined: list[SequenceState] = []
         longest = 0
         while self.waiting and len(self.running) < self.rows:
             longest = max(longest, len(self.waiting[0].request.prompt_ids))
@@ -119,10 +119,10 @@ class Scheduler:
             self.running.append(joined[-1])
         return joined
 
-    def _prefill(self, first: int, joined: Sequence[Answer]) -> None:
+    def _prefill(self, first: int, joined: Sequence[SequenceState]) -> None:
         """Run the prompts of new sequences, padded behind to one length, and choose their first tokens."""
         device = self.model.device
-        lengths = [len(answer.request.prompt_ids) for answer in joined]
+        lengths = [len(sequence.request.prompt_ids) for sequence in joined]
         longest = max(lengths)
         rows = [[*s.request.prompt_ids, *([0] * (longest - n))] for s, n in zip(joined, lengths, strict=True)]
         tokens = torch.tensor(rows, device=device)  # [B,T]
@@ -134,21 +134,21 @@ class Scheduler:
     def _decode(self, count: int) -> None:
         """Run the last token of each of the first `count` sequences and choose the next."""
         running = self.running[:count]
-        lengths = [answer.cached for answer in running]
-        tokens = torch.tensor([[answer.last] for answer in running], device=self.model.device)  # [B,1]
+        lengths = [sequence.cached for sequence in running]
+        tokens = torch.tensor([[sequence.last] for sequence in running], device=self.model.device)  # [B,1]
         positions = torch.tensor(lengths, device=self.model.device)[:, None]
         hidden = self.model(tokens, positions, self.cache.decode(lengths))
         self._choose(running, hidden[:, 0])
 
-    def _choose(self, sequences: Sequence[Answer], hidden: Tensor) -> None:
+    def _choose(self, sequences: Sequence[SequenceState], hidden: Tensor) -> None:
         """Sample one token for each sequence from its hidden state, [B,D], and deliver it."""
         logits = self.model.logits(hidden).float()
-        requests = [answer.request for answer in sequences]
-        tokens = sample(logits, requests, [answer.stream for answer in sequences])
+        requests = [sequence.request for sequence in sequences]
+        tokens = sample(logits, requests, [sequence.stream for sequence in sequences])
         logprobs = raw_logprobs(logits, tokens, requests)
-        for answer, token, logprob in zip(sequences, tokens, logprobs, strict=True):
-            text, reason = answer.accept(token)
-            answer.deliver(Event((token,), text, reason, None if logprob is None else (logprob,)))
+        for sequence, token, logprob in zip(sequences, tokens, logprobs, strict=True):
+            text, reason = sequence.accept(token)
+            sequence.deliver(Event((token,), text, reason, None if logprob is None else (logprob,)))
 
     def _leave(self) -> None:
         """Remove finished sequences; the last of the batch moves into each gap."""

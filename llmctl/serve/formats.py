@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from llmctl.inference.engine import Event, TokenLogprob
+from llmctl.inference.request import Event, TokenLogprob
 from llmctl.serve.plan import Plan
-from llmctl.serve.requests import ChatRequest, CompletionRequest
+from llmctl.serve.requests import ChatRequest, CompletionRequest, GenerationRequest
 from llmctl.serve.responses import Envelope, Json, Usage, chat_logprobs, completion_logprobs
 from llmctl.tokens.tokenizer import Tokenizer
 
@@ -50,24 +50,39 @@ class Format(Protocol):
         ...
 
 
-class ChatFormat:
+class _Bodies:
+    """What the bodies of both routes have in common: the envelope, and where token counts go."""
+
+    def __init__(self, kind: str, body: GenerationRequest, plan: Plan) -> None:
+        self.usage = Usage(plan.prompt_tokens)
+        self._envelope = Envelope(kind, body.model)
+        self._wants_usage = body.wants_usage
+
+    def closing(self) -> list[Json]:
+        """The token counts, where they were asked for."""
+        return [self._envelope.body([], usage=self.usage.body())] if self._wants_usage else []
+
+    def _chunk(self, choice: Json) -> Json:
+        """One chunk; OpenAI: with include_usage, every chunk but the last carries a null usage."""
+        return self._envelope.body([choice], **({"usage": None} if self._wants_usage else {}))
+
+    def _whole(self, choices: list[Json]) -> Json:
+        return self._envelope.body(choices, usage=self.usage.body())
+
+
+class ChatFormat(_Bodies):
     """`chat.completion` and its chunks."""
 
     def __init__(self, body: ChatRequest, plan: Plan, tokenizer: Tokenizer) -> None:
-        kind = "chat.completion.chunk" if body.wants_stream else "chat.completion"
-        self.envelope = Envelope(kind, body.model)
-        self.usage = Usage(plan.prompt_tokens)
+        super().__init__("chat.completion.chunk" if body.wants_stream else "chat.completion", body, plan)
         self._choices = range(len(plan.requests))
         self._tokenizer = tokenizer
         self._with_logprobs = bool(body.logprobs)
-        self._wants_usage = body.wants_usage
-        # OpenAI: with include_usage, every chunk but the last carries a null usage.
-        self._more: Json = {"usage": None} if self._wants_usage else {}
 
     def opening(self) -> list[Json]:
         """One chunk per choice that names the speaker."""
         delta = {"role": "assistant", "content": ""}
-        return [self.envelope.body([self._delta(index, delta, None)], **self._more) for index in self._choices]
+        return [self._chunk(self._delta(index, delta, None)) for index in self._choices]
 
     def chunk(self, index: int, event: Event) -> Json:
         """What the assistant said since the last chunk."""
@@ -75,15 +90,11 @@ class ChatFormat:
         choice = self._delta(index, delta, event.finish_reason)
         if self._with_logprobs:
             choice["logprobs"] = chat_logprobs(self._tokenizer, event.logprobs or ()) if delta else None
-        return self.envelope.body([choice], **self._more)
-
-    def closing(self) -> list[Json]:
-        """The token counts, where they were asked for."""
-        return [self.envelope.body([], usage=self.usage.body())] if self._wants_usage else []
+        return self._chunk(choice)
 
     def whole(self, choices: list[Collected]) -> Json:
         """The complete answer."""
-        return self.envelope.body([self._message(*pair) for pair in enumerate(choices)], usage=self.usage.body())
+        return self._whole([self._message(*pair) for pair in enumerate(choices)])
 
     def _message(self, index: int, choice: Collected) -> Json:
         return {
@@ -97,16 +108,14 @@ class ChatFormat:
         return {"index": index, "delta": delta, "finish_reason": reason}
 
 
-class CompletionFormat:
+class CompletionFormat(_Bodies):
     """`text_completion`, whole and in chunks."""
 
     def __init__(self, body: CompletionRequest, plan: Plan, tokenizer: Tokenizer) -> None:
-        self.envelope = Envelope("text_completion", body.model)
-        self.usage = Usage(plan.prompt_tokens)
+        super().__init__("text_completion", body, plan)
         self._plan = plan
         self._tokenizer = tokenizer
         self._top = body.logprobs
-        self._wants_usage = body.wants_usage
         self._echo = bool(body.echo)
         self._offsets = [0] * (len(plan.prompts) * plan.choices)
 
@@ -116,17 +125,12 @@ class CompletionFormat:
             return []
         reason = None if self._plan.requests else "length"
         return [
-            self.envelope.body([self._choice(index, self._prompt(index), (), reason)])
-            for index in range(len(self._offsets))
+            self._chunk(self._choice(index, self._prompt(index), (), reason)) for index in range(len(self._offsets))
         ]
 
     def chunk(self, index: int, event: Event) -> Json:
         """The text since the last chunk."""
-        return self.envelope.body([self._choice(index, event.text, event.logprobs or (), event.finish_reason)])
-
-    def closing(self) -> list[Json]:
-        """The token counts, where they were asked for."""
-        return [self.envelope.body([], usage=self.usage.body())] if self._wants_usage else []
+        return self._chunk(self._choice(index, event.text, event.logprobs or (), event.finish_reason))
 
     def whole(self, choices: list[Collected]) -> Json:
         """The complete answer."""
@@ -134,7 +138,7 @@ class CompletionFormat:
             self._choice(index, self._prompt(index) + choice.text, choice.logprobs, choice.finish_reason)
             for index, choice in enumerate(choices)
         ]
-        return self.envelope.body(bodies, usage=self.usage.body())
+        return self._whole(bodies)
 
     def _prompt(self, index: int) -> str:
         prompt = self._plan.prompts[index // self._plan.choices]

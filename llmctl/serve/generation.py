@@ -1,4 +1,4 @@
-"""Between the engine, which blocks, and HTTP, which must not: admission, events, cancellation, accounting."""
+"""Between the engine's thread and the event loop's: admission, events, cancellation, accounting."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import AsyncIterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from llmctl.config.serve import ServeConfig
-from llmctl.inference.engine import Engine, Event, Handle, Request
+from llmctl.inference.engine import Engine, Handle
+from llmctl.inference.request import Event, Request
 from llmctl.serve.errors import SERVER_ERROR, ApiError
 from llmctl.serve.metrics import Metrics
 
@@ -39,8 +40,6 @@ class Service:
         self.stopping = False
         self.live: set[Generation] = set()
         self._in_flight = 0
-        # One thread per admitted sequence: each sleeps in its handle until the engine has a token for it.
-        self.pool = ThreadPoolExecutor(max_workers=self.capacity, thread_name_prefix="llmctl-serve")
 
     @property
     def capacity(self) -> int:
@@ -68,15 +67,11 @@ class Service:
                 code="rate_limit_exceeded",
                 headers={"Retry-After": str(seconds)},
             )
-        handles: list[Handle] = []
-        try:
-            handles += map(self.engine.submit, requests)
-        except Exception:
-            for handle in handles:
-                handle.cancel()
-            raise
-        self._in_flight += len(handles)
-        return Generation(self, handles)
+        return Generation(self, requests)
+
+    def admitted(self) -> None:
+        """The engine has taken one sequence."""
+        self._in_flight += 1
 
     def released(self) -> None:
         """The engine has let go of one sequence."""
@@ -92,39 +87,40 @@ class Service:
         self.interrupt()
         for generation in list(self.live):
             generation.close()
-        self.pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Generation:
     """The sequences of one HTTP request as one stream of `(index, event)`. Close it when its client is gone."""
 
-    def __init__(self, service: Service, handles: Sequence[Handle]) -> None:
+    def __init__(self, service: Service, requests: Sequence[Request]) -> None:
         self._service = service
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event | BaseException]] = asyncio.Queue()
         self._started = time.monotonic()
         self._last: dict[int, float] = {}  # when each sequence that runs had its last token
-        self._open = set(range(len(handles)))
-        self._handles = handles
-        if handles:
-            service.live.add(self)
-        service.metrics.prompt_tokens.inc(sum(len(handle.request.prompt_ids) for handle in handles))
-        for index, handle in enumerate(handles):
-            service.pool.submit(self._pump, index, handle)
-
-    def _pump(self, index: int, handle: Handle) -> None:
-        """Pass a handle's events to the loop; runs in a thread of its own."""
+        self._open = set(range(len(requests)))
+        self._handles: list[Handle] = []
         try:
-            for event in handle:
-                self._post(self._events.put_nowait, (index, event))
-        except BaseException as error:  # noqa: BLE001 - it is raised again where the client is answered
-            self._post(self._events.put_nowait, (index, error))
-        finally:
-            self._post(self._service.released)
+            for index, request in enumerate(requests):
+                self._handles.append(service.engine.submit(request, partial(self._post, index)))
+                service.admitted()
+        except Exception:
+            for handle in self._handles:
+                handle.cancel()
+            raise
+        if requests:
+            service.live.add(self)
+        service.metrics.prompt_tokens.inc(sum(len(request.prompt_ids) for request in requests))
 
-    def _post(self, call: object, *arguments: object) -> None:
+    def _post(self, index: int, event: Event | BaseException) -> None:
+        """Pass an event on to the loop; the engine's thread calls this."""
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
-            self._loop.call_soon_threadsafe(call, *arguments)  # type: ignore[arg-type]
+            self._loop.call_soon_threadsafe(self._receive, index, event)
+
+    def _receive(self, index: int, event: Event | BaseException) -> None:
+        self._events.put_nowait((index, event))
+        if isinstance(event, BaseException) or event.finish_reason is not None:
+            self._service.released()
 
     def __aiter__(self) -> AsyncIterator[tuple[int, Event]]:
         return self._iterate()

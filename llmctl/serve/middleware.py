@@ -110,7 +110,10 @@ class BodyMiddleware:
 
 
 class AccessMiddleware:
-    """Counts each response and writes one line of it to the log `llmctl.serve` (level INFO)."""
+    """Counts each response and logs one line of it (`llmctl.serve`, INFO): method, route, status, time.
+
+    Neither bodies nor headers are ever logged, and of paths only the declared ones.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, routes: Collection[str]) -> None:
         self.app = app

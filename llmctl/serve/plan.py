@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmctl.inference.engine import Request
+from llmctl.inference.request import Request
 from llmctl.serve.errors import ApiError, bad_request
 from llmctl.serve.generation import Service
 from llmctl.serve.requests import ChatRequest, CompletionRequest, GenerationRequest

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llmctl.inference.engine import TokenLogprob
+from llmctl.inference.request import TokenLogprob
 from llmctl.tokens.tokenizer import Tokenizer
 
 Json = dict[str, Any]

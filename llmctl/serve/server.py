@@ -55,6 +55,15 @@ def serve(checkpoint: Artifact | Path, config: ServeConfig, ready: Callable[[str
         listener.close()
 
 
+def log_to_stderr(*, quiet: bool = False) -> None:
+    """Let the server's log go to stderr, plain lines; only warnings and errors where `quiet`."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.handlers[:] = [handler]
+    log.setLevel(logging.WARNING if quiet else logging.INFO)
+    log.propagate = False
+
+
 def default_name(checkpoint: Artifact | Path) -> str:
     """What the model is called: the artifact's name (`web.sft`), or the directory's."""
     return checkpoint.path.parent.name if isinstance(checkpoint, Artifact) else checkpoint.resolve().name

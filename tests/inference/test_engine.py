@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import queue
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ import torch
 
 from llmctl.config.errors import InputError, UsageError
 from llmctl.config.model import ModelConfig
-from llmctl.inference.engine import Completion, Engine, EngineClosedError, Request
+from llmctl.inference.engine import Engine, EngineClosedError
+from llmctl.inference.request import Completion, Event, Request
 from llmctl.model.attention import packed
 from llmctl.model.huggingface import TOKENIZER_FILES
 from llmctl.model.transformer import Transformer
@@ -177,11 +179,56 @@ def test_wrong_requests_are_refused(engine: Engine, settings: dict[str, object],
         engine.submit(Request(**{"prompt_ids": [1], **settings}))  # type: ignore[arg-type]
 
 
-def test_a_smaller_context_bounds_the_cache(checkpoint: Path) -> None:
-    with Engine.open(checkpoint, max_running=2, max_context=32) as engine:
-        assert engine.context == 32
-        assert engine._scheduler.cache.keys.shape == (2, 2, 32, 2, 16)
-        assert len(engine.generate([Request([1], stop_ids=(), seed=0)])[0].token_ids) == 31
+def test_the_context_bounds_the_cache(checkpoint: Path) -> None:
+    with Engine.open(checkpoint, max_running=2) as engine:
+        assert engine.context == 96
+        assert engine._scheduler.cache.keys.shape == (2, 2, 96, 2, 16)
+        assert len(engine.generate([Request([1], stop_ids=(), seed=0)])[0].token_ids) == 95
+
+
+def test_events_can_be_delivered_to_a_callback(engine: Engine) -> None:
+    request = Request([1, 7], max_tokens=9, stop_ids=(), seed=4)
+    whole = engine.generate([request])[0]
+    got: queue.SimpleQueue[Event | BaseException] = queue.SimpleQueue()
+    threads: set[str] = set()
+
+    def deliver(event: Event | BaseException) -> None:
+        threads.add(threading.current_thread().name)
+        got.put(event)
+
+    handle = engine.submit(request, deliver)
+    with pytest.raises(ValueError, match="delivered elsewhere"):
+        handle.result()
+    events = [got.get(timeout=30) for _ in range(9)]
+    assert [getattr(event, "token_ids", None) for event in events] == [(token,) for token in whole.token_ids]
+    assert [getattr(event, "finish_reason", "") for event in events] == [None] * 8 + ["length"]
+    assert threads == {"llmctl-engine"}
+
+
+@pytest.mark.parametrize("end", ["cancel", "close"])
+def test_a_callback_is_told_of_the_end(checkpoint: Path, end: str) -> None:
+    got: list[Event | BaseException] = []
+    started, gate, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def deliver(event: Event | BaseException) -> None:
+        got.append(event)
+        started.set()
+        gate.wait(30)
+        if isinstance(event, BaseException) or event.finish_reason is not None:
+            ended.set()
+
+    with Engine.open(checkpoint) as engine:
+        handle = engine.submit(Request([1], stop_ids=(), seed=0), deliver)
+        assert started.wait(30)  # the engine's thread now waits at the gate, after the first of 95 tokens
+        closer = threading.Thread(target=engine.close if end == "close" else handle.cancel)
+        closer.start()
+        while engine.alive and closer.is_alive():
+            time.sleep(0.001)
+        gate.set()
+        assert ended.wait(30)
+        closer.join()
+    assert len(got) == 2
+    assert isinstance(got[1], EngineClosedError) if end == "close" else got[1] == Event((), "", "cancelled")
 
 
 def test_bfloat16_runs(checkpoint: Path) -> None:

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from llmctl.config.errors import UsageError
-from llmctl.inference.engine import Engine, Request
+from llmctl.inference.engine import Engine
+from llmctl.inference.request import Request
 from llmctl.inference.score import batches
 from llmctl.model.attention import packed
 from tests.inference.conftest import VOCAB

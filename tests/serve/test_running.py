@@ -100,6 +100,19 @@ def test_the_event_loop_answers_while_the_engine_works(server: Running) -> None:
     thread.join()
 
 
+def test_sequences_that_run_or_wait_take_no_threads(start: Start) -> None:
+    with start(max_running=1, max_n=100, max_waiting=200) as server:
+        server.post("/v1/completions", json=SHORT)  # the pool that tokenizes prompts has its first thread now
+        before = threading.active_count()
+        asked = {**LONG, "n": 100, "stream": True}
+        with httpx.stream("POST", server.url + "/v1/completions", json=asked, timeout=60) as response:
+            next(response.iter_lines())
+            assert server.engine.running + server.engine.waiting >= 99
+            assert threading.active_count() <= before + 2
+        eventually(lambda: server.engine.running + server.engine.waiting == 0, 2.0)
+        eventually(lambda: server.service._in_flight == 0)
+
+
 def test_a_failing_engine_is_an_error_and_not_a_finished_answer(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     with start() as server:
         steps = 0

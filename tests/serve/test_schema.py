@@ -111,14 +111,21 @@ def test_chat_streams(server: Running, conforms: Check, more: dict[str, Any]) ->
 def test_completion_streams(server: Running, conforms: Check) -> None:
     asked = {**TEXT, "stream": True, "logprobs": 1, "stream_options": {"include_usage": True}}
     chunks = events(server.post("/v1/completions", json=asked))
-    assert chunks[-1]["usage"]["completion_tokens"] <= 6
+    assert 1 <= chunks[-1]["usage"]["completion_tokens"] <= 6
+    assert [chunk["usage"] for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
     for chunk in chunks:
         # The schema has no null here, but the API sends it until the last chunk of a choice; clients rely on that.
         assert all(choice["finish_reason"] in (None, "stop", "length") for choice in chunk["choices"])
-        filled = copy.deepcopy(chunk)
+        # So with the null usage that the API documents for every chunk but the last.
+        filled = {key: value for key, value in copy.deepcopy(chunk).items() if value is not None}
         for choice in filled["choices"]:
             choice["finish_reason"] = choice["finish_reason"] or "stop"
         conforms("CreateCompletionResponse", filled)
+
+
+def test_a_stream_carries_no_usage_that_was_not_asked_for(server: Running) -> None:
+    chunks = events(server.post("/v1/completions", json={**TEXT, "stream": True}))
+    assert all("usage" not in chunk for chunk in chunks)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,68 @@
+"""The server's log: one plain line per response, and nothing that a client said."""
+
+import logging
+import re
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from llmctl.serve.server import log_to_stderr
+from tests.serve.conftest import MODEL, Start
+from tests.serve.test_running import eventually
+
+KEY, PROMPT = "sesame-open", "the secret list"
+
+
+@pytest.fixture(autouse=True)
+def _restored() -> Iterator[None]:
+    log = logging.getLogger("llmctl.serve")
+    before = log.level, list(log.handlers), log.propagate
+    yield
+    log.setLevel(before[0])
+    log.handlers[:] = before[1]
+    log.propagate = before[2]
+
+
+def _served(start: Start, lines: int, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What stderr got of two requests, once it has `lines` lines."""
+    text = ""
+    with start(api_key_env="TEST_SERVE_KEY") as server:
+        headers = {"Authorization": f"Bearer {KEY}"}
+        body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 2}
+        assert server.post("/v1/completions", json=body, headers=headers).status_code == 200
+        assert httpx.get(server.url + "/made/up?key=" + KEY).status_code == 401
+
+        def arrived() -> bool:
+            nonlocal text
+            out, err = capsys.readouterr()
+            assert out == ""
+            text += err
+            return text.count("\n") >= lines
+
+        eventually(arrived)
+    assert KEY not in text
+    assert PROMPT not in text
+    return text.splitlines()
+
+
+def test_the_log_says_where_and_what_was_answered(
+    start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TEST_SERVE_KEY", KEY)
+    log_to_stderr()
+    log_to_stderr()  # a second time changes nothing
+    listening, completion, unknown = _served(start, 3, capsys)
+    assert re.fullmatch(r"listening on http://127\.0\.0\.1:\d+", listening)
+    assert re.fullmatch(r"POST /v1/completions 200 \d+\.\d ms", completion)
+    assert re.fullmatch(r"GET other 401 \d+\.\d ms", unknown)
+
+
+def test_a_quiet_log_keeps_warnings(
+    start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TEST_SERVE_KEY", KEY)
+    log_to_stderr(quiet=True)
+    assert _served(start, 0, capsys) == []
+    logging.getLogger("llmctl.serve").warning("something is odd")
+    assert capsys.readouterr().err == "something is odd\n"
