@@ -13,9 +13,9 @@ from llmctl.config.errors import UsageError
 from llmctl.inference.request import Score
 from llmctl.model.attention import packed
 from llmctl.model.transformer import Transformer
+from llmctl.train.likelihood import LOGITS_AT_ONCE, cross_entropies
 
 Pair = tuple[Sequence[int], Sequence[int]]
-LOGITS_AT_ONCE = 1 << 24  # 64 MiB of float32
 
 
 class ScoreJob:
@@ -100,12 +100,12 @@ def score_batch(model: Transformer, pairs: Sequence[Pair]) -> list[Score]:
 
 def _of_targets(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[list[float], list[bool]]:
     """Log-probability of each target, and whether it is the likeliest id: hidden [N,D], targets [N]."""
-    logprobs: list[float] = []
-    greedy: list[bool] = []
-    at_once = max(1, LOGITS_AT_ONCE // model.vocab_size)
-    for states, wanted in zip(torch.split(hidden, at_once), torch.split(targets, at_once), strict=True):
-        logits = model.logits(states).float()  # [n,V]
-        own = logits.gather(1, wanted[:, None])[:, 0]
-        logprobs += (own - logits.logsumexp(dim=-1)).tolist()
-        greedy += (logits.argmax(dim=-1) == wanted).tolist()
-    return logprobs, greedy
+    likeliest: list[Tensor] = []
+
+    def logits_of(states: Tensor) -> Tensor:
+        logits = model.logits(states)  # [n,V]
+        likeliest.append(logits.argmax(dim=-1))
+        return logits
+
+    losses = cross_entropies(logits_of, hidden, targets, logits_at_once=LOGITS_AT_ONCE, vocab_size=model.vocab_size)
+    return (-losses).tolist(), (torch.cat(likeliest) == targets).tolist()

@@ -47,6 +47,14 @@ def test_is_greedy_is_what_greedy_generation_says(engine: Engine) -> None:
     assert right.logprob == pytest.approx(sum(entry.logprob for entry in answer.logprobs), rel=1e-4)
 
 
+def test_scores_do_not_depend_on_the_chunks_of_logits(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = engine.score(PAIRS)
+    monkeypatch.setattr("llmctl.inference.score.LOGITS_AT_ONCE", 7 * VOCAB)  # 76 targets in 11 chunks
+    for chunked, score in zip(engine.score(PAIRS), whole, strict=True):
+        assert chunked.logprob == pytest.approx(score.logprob, rel=1e-5)
+        assert (chunked.is_greedy, chunked.tokens) == (score.is_greedy, score.tokens)
+
+
 def test_scoring_and_generating_at_once(engine: Engine) -> None:
     request = Request([1], max_tokens=60, seed=0, stop_ids=())
     alone = engine.generate([request])[0]
