@@ -164,6 +164,37 @@ def test_two_ranks_follow_the_single_process(packed: Path, tmp_path: Path, zero:
     assert Store.open(tmp_path / "ranks").resolve("notes.pretrain").data.joinpath("model.safetensors").is_file()
 
 
+@pytest.mark.slow
+def test_ranks_of_an_outside_launcher(packed: Path, tmp_path: Path) -> None:
+    """As `deepspeed --module llmctl pretrain …`: every rank is a whole command, one of them leads."""
+    settings = ["pretrain", "notes.pack", "--model", "nano", "--steps", "4", "batch_rows=4", "--precision", "fp32"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "-m", "llmctl"]
+    for cached in (False, True):
+        done = subprocess.run(
+            [*launcher, *settings],
+            cwd=tmp_path,
+            env=environment(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1"),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        begin, end = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
+        assert (begin["command"], end["ref"], end["cached"]) == ("pretrain", "notes.pretrain@v1", cached)
+    assert len(losses(packed, "notes.pretrain")) == 4
+
+
+def test_a_step_can_be_read(llmctl: Any, packed: Path) -> None:
+    shown = llmctl("show", "notes.pack", "--step", "2", "--seed", "0", "--batch-rows", "4", "--json")
+    pieces = [json.loads(line) for line in shown.stdout.splitlines()]
+    assert len({piece["row"] for piece in pieces}) == 4
+    assert all(0 < piece["tokens"] <= 64 for piece in pieces)
+    whole = next(piece for piece in pieces if piece["start"] == 0)
+    assert whole["text"].startswith("The notes of this page have to be read with care.\n"[: len(whole["text"])])
+
+
 def test_racing_publishers_give_two_versions(notes: Path, tmp_path: Path) -> None:
     racers = [
         subprocess.Popen(

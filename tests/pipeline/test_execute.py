@@ -11,10 +11,11 @@ from llmctl.config.base import Config, execution
 from llmctl.config.errors import InputError, UsageError
 from llmctl.pipeline.execute import Call, execute, plan, resolve_inputs
 from llmctl.pipeline.job import FileFacts, Job, Product, Silent
+from llmctl.pipeline.partial import Partial
 from llmctl.pipeline.stage import Role, Stage
 from llmctl.store.artifact import Artifact, FileInput
 from llmctl.store.files import publish_bytes
-from llmctl.store.layout import index_file
+from llmctl.store.layout import RunDirectory, index_file
 from llmctl.store.store import Store
 from llmctl.store.verify import verify_store
 
@@ -120,6 +121,36 @@ def test_a_resumable_stage_keeps_its_work(store: Store) -> None:
         run(store, resumable, WordsConfig(fail=True))
     (work,) = store.root.glob("numbers/*/work")
     assert (work / "calls").read_text() == "xx"
+
+
+def test_a_resumed_run_is_published_under_the_name_asked_for(store: Store) -> None:
+    resumable = stage(sources=FIRST.sources, resumable=True)
+    left, held = store.begin("old", "01OLD")
+    with held:
+        (left.work / "calls").write_text("x")
+    key = str(plan(Call(resumable, WordsConfig(), {}), store)["action_key"])
+    Partial(store, key).mark(left)
+    made = run(store, resumable, name="new").artifact
+    assert (made.ref, made.path, made.manifest.totals) == ("new@v1", left.path, {"calls": 2})
+    assert store.names() == ["new"]
+
+
+def test_a_committed_or_held_run_is_never_taken_over(store: Store) -> None:
+    made = run(store).artifact
+    partial = Partial(store, made.manifest.producer.action_key)
+    committed = RunDirectory(store.root, "numbers", made.path.name)
+    partial.mark(committed)
+    assert partial.take_over(resumable=False) is None
+    assert verify_store(store, full=True) == (1, [])
+    live, held = store.begin("numbers", "01LIVE")
+    partial.mark(live)
+    with held:
+        assert partial.take_over(resumable=False) is None
+        assert live.path.is_dir()
+    partial.clear(committed)
+    assert partial.marked() == live
+    assert partial.take_over(resumable=False) is None
+    assert not live.path.exists()
 
 
 def test_a_kill_between_commit_and_index_is_mended(store: Store) -> None:
