@@ -28,7 +28,7 @@ setup-dev: $(VENV)/.installed-dev  ## the same with the tools for tests and lint
 
 demo: setup  ## raw text to a served model: train, evaluate, answer (at most 8 minutes on 2 cores)
 	@$(BIN)/llmctl run recipes/demo.yaml --store $(STORE)
-	@echo; echo "== Evaluation: held-out documents and questions about functions that no stage trained on =="
+	@echo; echo "== Evaluation: held-out documents and questions about functions that the model never saw =="
 	@$(BIN)/llmctl show demo.eval --store $(STORE)
 	@echo; echo "== Three sample answers =="
 	@$(CHAT) 'What does `os.path.join` do?' 'What does `json.dumps` do?' 'What does `random.shuffle` do?'

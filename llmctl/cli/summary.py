@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-
-from rich.console import RenderableType
-from rich.table import Table
+from typing import TYPE_CHECKING
 
 from llmctl.store.artifact import Artifact
+
+if TYPE_CHECKING:  # a headline in a pipe needs no Rich
+    from rich.console import RenderableType
+    from rich.table import Table
 
 HEADLINE_FIGURES = 4
 BYTE_UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -33,6 +35,8 @@ def summary(artifact: Artifact, following: str) -> Iterator[RenderableType]:
 
 def totals_table(artifact: Artifact) -> Table:
     """Every total of the manifest, one a line; digests are for machines."""
+    from rich.table import Table
+
     table = Table(show_header=False, box=None, pad_edge=False)
     for key, value in artifact.manifest.totals.items():
         if not key.endswith("_digest"):
@@ -42,6 +46,8 @@ def totals_table(artifact: Artifact) -> Table:
 
 def results_tables(artifact: Artifact) -> Iterator[RenderableType]:
     """The tasks of an `eval` artifact, one table: metric, value, standard error, chance, untrained."""
+    from rich.table import Table
+
     results = json.loads(artifact.file("results.json").read_text(encoding="utf-8"))
     table = Table(pad_edge=False)
     for column in ("task", "metric", "value", "± stderr", "chance", "untrained", "n"):
