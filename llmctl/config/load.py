@@ -92,17 +92,28 @@ def user_layer(command: str, path: Path | None = None) -> Layer:
 
 
 def merge(weak: Layer, strong: Layer) -> Layer:
-    """Overlay `strong` on `weak`. A block whose `name` changes is replaced whole (discriminated unions)."""
+    """Overlay `strong` on `weak`. A block whose `name` changes is replaced whole (discriminated unions).
+
+    A weaker block without a name is of its default kind and takes the name that the stronger one gives.
+    """
     merged = dict(weak)
     for key, value in strong.items():
-        old = merged.get(key)
-        if isinstance(value, dict) and isinstance(old, str):
-            old = {"name": old}
-        if isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) == old.get("name"):
-            merged[key] = merge(old, value)
+        old, new = merged.get(key), value
+        if isinstance(old, dict) or isinstance(new, dict):  # a scalar for a block is its name
+            old, new = _as_block(old), _as_block(new)
+        if isinstance(old, dict) and isinstance(new, dict) and _same_kind(old, new):
+            merged[key] = merge(old, new)
         else:
-            merged[key] = value
+            merged[key] = new
     return merged
+
+
+def _as_block(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _same_kind(old: Layer, new: Layer) -> bool:
+    return "name" not in old or "name" not in new or bool(old["name"] == new["name"])
 
 
 def build(model: type[C], layers: Iterable[Layer], where: str = "") -> C:

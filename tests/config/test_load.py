@@ -67,6 +67,14 @@ def test_changing_the_name_replaces_the_block() -> None:
     assert merge({"inner": {"name": "adamw", "lr": 1.0}}, {"inner": {"name": "muon"}}) == {"inner": {"name": "muon"}}
 
 
+def test_a_name_keeps_the_fields_of_an_unnamed_block() -> None:
+    assert merge({"model": {"layers": 4}}, {"model": {"name": "tiny"}}) == {"model": {"layers": 4, "name": "tiny"}}
+    assert merge({"model": {"name": "tiny", "layers": 4}}, {"model": "tiny"}) == {
+        "model": {"name": "tiny", "layers": 4}
+    }
+    assert merge({"model": {"name": "tiny", "layers": 4}}, {"model": "nano"}) == {"model": {"name": "nano"}}
+
+
 def test_all_faults_come_together_with_hints() -> None:
     with pytest.raises(ConfigError) as raised:
         build(Outer, [{"stepz": 3, "inner": {"lr": -1}, "workers": "many"}])
