@@ -4,7 +4,9 @@ Claim: tokens/s of the whole loop (loading, forward, backward, update, logging),
 steps left out. Each run is a process of its own on the same packed rows; runs alternate between the
 precisions, so that a machine whose speed drifts treats both alike.
 
-    python bench/pretrain.py [--runs 5] [--steps 60] [--model tiny]
+    python bench/pretrain.py [--runs 5] [--steps 60] [--batch-rows 16] [--model tiny]
+
+A CPU without bf16 instructions needs minutes for few steps in bf16: ask for fewer there.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-WARM_STEPS = 10
+WARM_STEPS = 3
 
 
 def llmctl(store: Path, *arguments: str) -> None:
@@ -36,10 +38,11 @@ def pack_rows(store: Path) -> None:
     llmctl(store, "pack", "python-docs.tokenize", "--seq-len", "256", "-q")
 
 
-def measure(store: Path, model: str, steps: int, precision: str, run: int) -> float:
+def measure(store: Path, options: argparse.Namespace, precision: str, run: int) -> float:
     """Median tokens/s over the steps after the first few of one run."""
     name = f"{precision}-{run}"
-    settings = ("--model", model, "--steps", str(steps), "--precision", precision, "--name", name, "--force", "-q")
+    size = ("--model", options.model, "--steps", str(options.steps), "--batch-rows", str(options.batch_rows))
+    settings = (*size, "--precision", precision, "--name", name, "--force", "-q")
     llmctl(store, "pretrain", "python-docs.pack", *settings, "eval_every_steps=0", "checkpoint_every_steps=0")
     (metrics,) = (store / name).glob("*/metrics.jsonl")
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
@@ -50,6 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--batch-rows", type=int, default=16)
     parser.add_argument("--model", default="tiny")
     options = parser.parse_args()
     speeds: dict[str, list[float]] = {"fp32": [], "bf16": []}
@@ -58,8 +62,9 @@ def main() -> None:
         pack_rows(store)
         for run in range(options.runs):
             for precision, seen in speeds.items():
-                seen.append(measure(store, options.model, options.steps, precision, run))
-    print(f"{platform.machine()}, {options.model}, 16 rows of 256 a step, {options.runs} runs of {options.steps} steps")
+                seen.append(measure(store, options, precision, run))
+    size = f"{options.model}, {options.batch_rows} rows of 256 a step, {options.runs} runs of {options.steps} steps"
+    print(f"{platform.machine()}, {size}")
     for precision, seen in speeds.items():
         print(f"{precision}: median {statistics.median(seen):,.0f} tokens/s, {min(seen):,.0f} to {max(seen):,.0f}")
     print(f"bf16 / fp32: {statistics.median(b / a for a, b in zip(*speeds.values(), strict=True)):.2f}")
