@@ -30,6 +30,13 @@ def guarded(sink: Sink, body: Callable[[], None]) -> None:
         _report(sink, code, "interrupted", "run the same command again to go on", "interrupted")
     except BrokenPipeError:
         code = EXIT_BROKEN_PIPE
+    except OSError as error:
+        from llmctl.store.files import explain
+
+        told = explain(error, "the output")
+        code = told.exit_code
+        with contextlib.suppress(OSError):  # the place that failed may be stdout itself
+            _report(sink, code, told.what, told.hint, told.one_line)
     except Exception as error:  # noqa: BLE001 - the last line of defence: a bug must still end the stream
         code = EXIT_BUG
         traceback.print_exc(file=sys.stderr)
