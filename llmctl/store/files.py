@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -19,11 +20,12 @@ HASH_BLOCK_BYTES = 1 << 20
 def publish(path: Path, mode: str = "wb") -> Iterator[IO[bytes]]:
     """Open `path` for writing so that it appears whole or not at all.
 
-    The bytes go to `path.tmp`; on a clean exit they are synced and renamed into place, on an exception
-    the temporary file is removed and `path` stays as it was.
+    The bytes go to a temporary file beside it, of this call alone, since several processes may publish one
+    path at once (a pipe's stages make the store together). On a clean exit they are synced and renamed into
+    place; on an exception the temporary file is removed and `path` stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, mode) as handle:
             yield handle

@@ -198,6 +198,26 @@ def test_leftover_temporary_files_are_refused(store: Store) -> None:
             describe_files(run)
 
 
+def _opener(root: Path, barrier: object) -> None:
+    barrier.wait()  # type: ignore[attr-defined]
+    for turn in range(200):
+        publish_bytes(root / "same", f"{turn}".encode())
+        Store.open(root / f"store-{turn}", create=True)
+
+
+def test_many_processes_make_one_store_and_publish_one_path(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    barrier = context.Barrier(3)
+    workers = [context.Process(target=_opener, args=(tmp_path, barrier)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=60)
+        assert worker.exitcode == 0
+    assert (tmp_path / "same").read_bytes() == b"199"
+    assert list(tmp_path.rglob("*.tmp")) == []
+
+
 def _publisher(root: Path, worker: int, barrier: object) -> None:
     store = Store.open(root)
     barrier.wait()  # type: ignore[attr-defined]
