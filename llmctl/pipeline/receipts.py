@@ -70,10 +70,12 @@ def receive(lines: Iterable[bytes]) -> Artifact:
             f"llmctl {first.get('command')} stopped before it finished",
             hint="run the line again; finished stages are cached",
         )
+    if last.get("code") == UpstreamError.exit_code:  # it only passes on what happened further up
+        raise UpstreamError(str(last.get("error")))
     if last.get("ok") is not True:
         raise UpstreamError(
             f"llmctl {first.get('command')} failed: {last.get('error')}",
-            hint="mend that first, then run the line again",
+            hint="mend that first, then run the line again; finished stages are cached",
         )
     return _open(last)
 

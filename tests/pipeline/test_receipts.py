@@ -37,6 +37,7 @@ def test_every_broken_stream_is_refused(artifact: Artifact, first: object, tmp_p
         "nothing came": [],
         "stopped before": lines(first, {"t": "tick"}),
         "failed: no disk": lines(first, end_failed(3, "no disk")),
+        "it stopped": lines(first, end_failed(4, "it stopped")),
         "not a whole receipt": [*lines(first), lines(good)[0][:-20]],
         "not a whole receipt ": [*lines(first), lines(good)[0][:-1]],
         "'plain text'": [b"plain text\n"],
