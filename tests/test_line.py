@@ -168,7 +168,7 @@ def test_two_ranks_follow_the_single_process(packed: Path, tmp_path: Path, zero:
 def test_ranks_of_an_outside_launcher(packed: Path, tmp_path: Path) -> None:
     """As `deepspeed --module llmctl pretrain …`: every rank is a whole command, one of them leads."""
     settings = ["pretrain", "notes.pack", "--model", "nano", "--steps", "4", "batch_rows=4", "--precision", "fp32"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "-m", "llmctl"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "llmctl"]
     for cached in (False, True):
         done = subprocess.run(
             [*launcher, *settings],

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from llmctl.cli.command import (
     DEFAULT_STORE,
     DryRunOption,
@@ -23,6 +25,7 @@ from llmctl.cli.command import (
 )
 from llmctl.cli.failures import guarded
 from llmctl.cli.output import Sink
+from llmctl.config.errors import EXIT_OK
 from llmctl.pipeline.stage import Stage, Verb
 
 if TYPE_CHECKING:
@@ -44,16 +47,22 @@ def stage_command(stage: Stage) -> Callable[..., None]:
 
     def body(given: Given) -> None:
         sink = Sink(stage.command, as_json=given.options["as_json"], quiet=given.options["quiet"])
-        guarded(sink, lambda: _run_as_rank(stage, given, sink))
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            guarded(sink, lambda: _run(stage, given, sink))
+            return
+        from llmctl.train.launch import leave
+
+        try:
+            guarded(sink, lambda: _run_as_rank(stage, given, sink))
+        except typer.Exit as done:
+            leave(done.exit_code)
+        leave(EXIT_OK)
 
     return build_command(stage, COMMON, body)
 
 
 def _run_as_rank(stage: Stage, given: Given, sink: Sink) -> None:
     """Under a launcher every rank gets here: rank 0 runs the command, the others do what it says."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        _run(stage, given, sink)
-        return
     from llmctl.train.launch import dismiss, environment, follow
 
     if environment().rank > 0:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from llmctl.config import errors
 from llmctl.config.errors import LlmctlError
@@ -222,6 +222,17 @@ def dismiss() -> None:
     """
     if environment().world_size > 1 and _followers_wait:
         _broadcast(None)
+
+
+def leave(code: int) -> NoReturn:
+    """End this process, a rank whose work is done, with `code` and without the interpreter's own shutdown.
+
+    The process group and DeepSpeed keep C++ threads, and destroying them while they run aborts the process
+    ("terminate called without an active exception", exit code -6) after everything has been written.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _received() -> dict[str, Any] | None:

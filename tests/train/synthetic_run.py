@@ -134,9 +134,10 @@ def main(words):
     directory, fields = [word for word in words if not word.startswith("--local_rank")]
     if launch.environment().rank:
         launch.follow()
-        return
-    launch.start(make_job(directory, **ast.literal_eval(fields)), "synthetic_run:train")
-    launch.dismiss()
+    else:
+        launch.start(make_job(directory, **ast.literal_eval(fields)), "synthetic_run:train")
+        launch.dismiss()
+    launch.leave(0)
 
 
 if __name__ == "__main__":
