@@ -1,10 +1,16 @@
-"""Where a model runs, and in which number format."""
+"""Where a model runs, and in which number format; and how many cores there are."""
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 Device = Literal["auto", "cpu", "cuda"]
 """`auto` takes an accelerator where there is one."""
 
 Precision = Literal["fp32", "bf16"]
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

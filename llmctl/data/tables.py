@@ -1,31 +1,27 @@
-"""Tables of documents, chats and prompts: their columns, and how they are written, read and fingerprinted."""
+"""Tables of documents, chats and prompts: their columns, and how they are read."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import xxhash
 
 from llmctl.config.errors import InputError
 from llmctl.data.lines import plain_suffix, read_objects, readable
-from llmctl.pipeline.job import FileFacts
 from llmctl.store.artifact import FileInput, Input
-from llmctl.store.files import explained, publish
 
 STRING = pa.string()
 MESSAGE = pa.struct([pa.field("role", STRING, nullable=False), pa.field("content", STRING, nullable=False)])
 
-# lang: the programming language of a code file (`python`), otherwise "".
-DOCUMENT_COLUMNS = ("id", "text", "source", "url", "license", "lang")
+# lang: the programming language of a code file (`python`), or the language found in a text (`en`), or "".
+# time: when the source says that the page was fetched or written (ISO 8601), or "".
+DOCUMENT_COLUMNS = ("id", "text", "source", "url", "license", "lang", "time")
 DOCUMENTS = pa.schema([pa.field(name, STRING, nullable=False) for name in DOCUMENT_COLUMNS])
 # document: the id on which the held-out rule acted; "" where the chat was made from no document.
 CHATS = pa.schema(
@@ -50,46 +46,12 @@ PROMPTS = pa.schema(
 
 SCHEMAS = {"documents": DOCUMENTS, "chats": CHATS, "prompts": PROMPTS}
 SCHEMA_NAMES = {kind: f"llmctl.{kind}/1" for kind in SCHEMAS}
-FILLED_WITH_BLANK = {"source", "url", "license", "lang", "document", "question"}  # in batches
+FILLED_WITH_BLANK = {"source", "url", "license", "lang", "time", "document", "question"}  # in batches
 MAY_BE_LEFT_OUT = FILLED_WITH_BLANK | {"id"}  # in plain files
 
 NOT_OF_TYPE = (pa.ArrowException, TypeError, ValueError, OverflowError)  # what Arrow raises for a wrong cell
 
 BATCH_ROWS = 1024
-GROUP_ROWS = 8192
-GROUP_BYTES = 16 << 20
-
-
-class RowsDigest:
-    """An order-independent fingerprint of rows: the sum mod 2^128 of xxh3_128 of each row.
-
-    A row's canonical bytes are its columns in schema order, each as a 64-bit length and then UTF-8 text
-    (strings) or JSON with sorted keys (everything else). Order, batch and file boundaries do not matter;
-    a row that occurs twice counts twice.
-    """
-
-    def __init__(self) -> None:
-        self.rows = 0
-        self._sum = 0
-
-    def update(self, batch: pa.RecordBatch) -> None:
-        """Add the rows of `batch`."""
-        encoded = [_canonical(column) for column in batch.columns]
-        for parts in zip(*encoded, strict=True):
-            self._sum += xxhash.xxh3_128_intdigest(b"".join(parts))
-        self.rows += batch.num_rows
-
-    def hexdigest(self) -> str:
-        """32 hex digits."""
-        return f"{self._sum % 2**128:032x}"
-
-
-def _canonical(column: pa.Array) -> list[bytes]:
-    values = column.to_pylist()
-    if not pa.types.is_string(column.type):
-        values = [json.dumps(value, sort_keys=True, ensure_ascii=False) for value in values]
-    encoded = [b"" if value is None else value.encode() for value in values]
-    return [len(value).to_bytes(8, "little") + value for value in encoded]
 
 
 def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
@@ -108,128 +70,43 @@ def text_bytes(batch: pa.RecordBatch) -> int:
     return pc.sum(pc.binary_length(batch.column("text"))).as_py() or 0
 
 
-class TableWriter:
-    """Writes batches to `part-00000.parquet`, `part-00001.parquet`, … each whole or not at all.
-
-    Equal batches give equal bytes. Parts left by a killed run are removed first. As a context manager,
-    an exception discards the part that is open, and a writer that was never used writes nothing.
-
-    Args:
-        directory: where the parts go.
-        schema: columns of every batch; other columns are an error.
-        part_bytes: a new part starts once this much (uncompressed, in Arrow's memory) is in one.
-        prefix: what the file names start with.
-    """
-
-    def __init__(self, directory: Path, schema: pa.Schema, part_bytes: int = 64 << 20, prefix: str = "part") -> None:
-        self.directory = directory
-        self.schema = schema
-        self.part_bytes = part_bytes
-        self.prefix = prefix
-        self.digest = RowsDigest()
-        self._facts: dict[str, FileFacts] = {}
-        self._group: list[pa.RecordBatch] = []
-        self._part: contextlib.ExitStack | None = None
-        self._writer: pq.ParquetWriter | None = None
-        self._part_rows = self._part_size = 0
-        with explained(str(directory)):
-            directory.mkdir(parents=True, exist_ok=True)
-            for stale in directory.glob(f"{prefix}-*.parquet*"):
-                stale.unlink()
-
-    def write(self, batch: pa.RecordBatch) -> None:
-        """Append the rows of `batch`. Of its columns, those of the schema are written."""
-        batch = conform(batch, self.schema)
-        if not batch.num_rows:
-            return
-        self.digest.update(batch)
-        self._group.append(batch)
-        if _size(self._group) >= GROUP_BYTES or sum(b.num_rows for b in self._group) >= GROUP_ROWS:
-            self._write_group()
-
-    def write_rows(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Append rows given as dictionaries."""
-        present = pa.schema([field for field in self.schema if any(field.name in row for row in rows)])
-        for start in range(0, len(rows), BATCH_ROWS):
-            self.write(pa.RecordBatch.from_pylist(list(rows[start : start + BATCH_ROWS]), schema=present))
-
-    def close(self) -> dict[str, FileFacts]:
-        """Finish the last part; facts of all parts by file name. At least one part, maybe empty, is written."""
-        if self._group or not self._facts:
-            self._write_group()
-        self._close_part()
-        return dict(self._facts)
-
-    def _write_group(self) -> None:
-        with explained(str(self.directory)):
-            writer = self._writer or self._open_part()
-            table = pa.Table.from_batches(self._group, schema=self.schema)
-            writer.write_table(table, row_group_size=max(1, table.num_rows))
-        self._part_rows += table.num_rows
-        self._part_size += _size(self._group)
-        self._group = []
-        if self._part_size >= self.part_bytes:
-            self._close_part()
-
-    def _open_part(self) -> pq.ParquetWriter:
-        part = contextlib.ExitStack()
-        handle = part.enter_context(publish(self.directory / self._name()))
-        writer: pq.ParquetWriter = part.enter_context(pq.ParquetWriter(handle, self.schema, compression="zstd"))
-        self._part, self._writer = part, writer
-        self._part_rows = self._part_size = 0
-        return writer
-
-    def _close_part(self) -> None:
-        if self._part is None:
-            return
-        part, self._part, self._writer = self._part, None, None
-        with explained(str(self.directory)):
-            part.close()
-        self._facts[self._name()] = FileFacts(rows=self._part_rows)
-
-    def _name(self) -> str:
-        return f"{self.prefix}-{len(self._facts):05d}.parquet"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            if self._group or self._part is not None:
-                self.close()
-        elif self._part is not None:
-            part, self._part, self._writer = self._part, None, None
-            part.__exit__(kind, error, trace)
+Part = Path | FileInput
+"""What one worker reads: a Parquet part of an artifact, or a plain file."""
 
 
-def _size(batches: Sequence[pa.RecordBatch]) -> int:
-    return sum(batch.nbytes for batch in batches)
+def parts_of(given: Input) -> list[Part]:
+    """The `part-*.parquet` files of an artifact in order; a plain file is one part."""
+    if isinstance(given, FileInput):
+        return [given]
+    return [path for path in given.files(suffix=".parquet") if path.name.startswith("part-")]
 
 
 def read_batches(given: Input, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """Batches of at most 1,024 rows of an artifact's parts, or of a .jsonl[.gz|.zst] or .parquet file.
+    """`read_part` of every part, in order."""
+    for part in parts_of(given):
+        yield from read_part(part, columns)
+
+
+def read_part(part: Part, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+    """Batches of at most 1,024 rows of an artifact's part, or of a .jsonl[.gz|.zst] or .parquet file.
 
     Args:
-        given: an artifact (its `part-*.parquet` files in order) or a plain file of the same kind of rows.
+        part: a part, whose rows are known to be sound, or a plain file, whose rows are checked.
         columns: the columns to read, in this order; all of them where left out.
 
     Raises:
         InputError: naming the file, and the line of a JSON Lines file, that is damaged or lacks a column.
     """
-    if not isinstance(given, FileInput):
-        for path in given.files(suffix=".parquet"):
-            if path.name.startswith("part-"):
-                yield from read_parquet(path, columns)
+    if isinstance(part, Path):
+        yield from read_parquet(part, columns)
         return
-    suffix = plain_suffix(given.path)
+    suffix = plain_suffix(part.path)
     if suffix == ".parquet":
-        batches = _plain_parquet_batches(given)
+        batches = _plain_parquet_batches(part)
     elif suffix in {".jsonl", ".ndjson", ".json"}:
-        batches = _jsonl_batches(given)
+        batches = _jsonl_batches(part)
     else:
-        raise InputError(f"{given.path}: unknown format", hint="give a .jsonl, .jsonl.gz, .jsonl.zst or .parquet file")
+        raise InputError(f"{part.path}: unknown format", hint="give a .jsonl, .jsonl.gz, .jsonl.zst or .parquet file")
     for batch in batches:
         yield batch if columns is None else batch.select(list(columns))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from llmctl.data.tables import TableWriter
+from llmctl.data.table_writer import TableWriter
 from llmctl.evals import scoring
 from llmctl.evals.questions import Question
 from llmctl.evals.scoring import Estimate

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from llmctl.config import errors
+from llmctl.config.devices import cores
 from llmctl.config.errors import LlmctlError
 from llmctl.config.train import TrainConfig
 from llmctl.pipeline.job import Job, Product, Progress
@@ -123,7 +124,7 @@ def _free_port() -> int:
 
 
 def _rank_environment(config: TrainConfig) -> dict[str, str]:
-    from llmctl.train.strategy import choose_device, cores
+    from llmctl.train.strategy import choose_device
 
     environ = dict(os.environ)
     environ["DS_ACCELERATOR"] = choose_device(config.device).type  # no probing, and cpu means cpu

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, distributed
 
+from llmctl.config.devices import cores
 from llmctl.config.errors import UsageError
 from llmctl.config.train import TrainConfig
 from llmctl.model.transformer import Transformer
@@ -85,11 +85,6 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
     if not torch.cuda.is_available():
         raise UsageError("device cuda was asked for, but torch finds none", hint="set device=auto or device=cpu")
     return torch.device("cuda", local_rank % torch.cuda.device_count())
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def set_threads(threads: int, ranks_here: int) -> None:

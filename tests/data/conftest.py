@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmctl.config.base import Config
-from llmctl.data.tables import DOCUMENTS, TableWriter
+from llmctl.data.table_writer import TableWriter
+from llmctl.data.tables import DOCUMENTS
 from llmctl.pipeline.job import Job, Product, Silent
 from llmctl.store.artifact import Artifact, Input
 from llmctl.store.files import sha256_file

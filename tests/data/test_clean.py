@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmctl.config.data import CleanConfig, QualityConfig, RepetitionConfig
+from llmctl.config.clean import CleanConfig, QualityConfig, RepetitionConfig
 from llmctl.config.errors import InputError
 from llmctl.data.clean import run
 from llmctl.data.clean.gopher_quality import GopherQuality
@@ -257,7 +257,7 @@ def test_every_document_is_counted(documents: Callable, stage: Callable) -> None
     product, artifact = stage(run, CleanConfig(keep_rejected=True), given)
     assert {row["id"]: row["text"] for row in rows_of(artifact)} == {"good": GOOD, "page.html": GOOD}
     assert rows_of(artifact)[1] == {
-        "id": "page.html", "text": GOOD, "source": "test", "url": "u", "license": "MIT", "lang": "",
+        "id": "page.html", "text": GOOD, "source": "test", "url": "u", "license": "MIT", "lang": "", "time": "",
     }  # fmt: skip
     rejected = {row["id"]: (row["reason"], row["value"]) for row in rows_of(artifact, "rejected-")}
     assert rejected == {"short": ("too_few_words", 2.0), "blank": ("empty", 0.0)}

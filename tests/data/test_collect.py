@@ -12,7 +12,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmctl.config.data import CollectConfig
+from llmctl.config.collect import CollectConfig
 from llmctl.config.errors import InputError, LlmctlError, UsageError
 from llmctl.data.collect import run, sources
 from llmctl.data.collect.document import Tally, UniqueIds
@@ -61,7 +61,7 @@ def test_a_folder_gives_every_known_file_in_order(tree: Path, stage: Callable) -
     assert rows["b.md"]["text"] == "# Título\n\nSome text."
     assert rows["z.rst.zst"]["text"] == "two frames"
     assert rows["sub/code.py"]["lang"] == "python"
-    assert rows["7"] == {"id": "7", "text": "two", "source": "s", "url": "u", "license": "MIT", "lang": ""}
+    assert rows["7"] == {"id": "7", "text": "two", "source": "s", "url": "u", "license": "MIT", "lang": "", "time": ""}
     assert rows["sub/a.txt"]["source"] == "notes"
     assert rows["sub/a.txt"]["license"] == "CC0-1.0"
     assert product.totals["documents"] == 10

@@ -8,7 +8,7 @@ from datasketch import MinHash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmctl.config.data import DedupConfig
+from llmctl.config.dedup import DedupConfig
 from llmctl.data.dedup import run
 from llmctl.data.dedup.clusters import Components, Verifier
 from llmctl.data.dedup.minhash import Signer, bands_and_rows, buckets

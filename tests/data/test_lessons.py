@@ -3,8 +3,10 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from llmctl.config.data import ChatsConfig, CollectConfig, DedupConfig, QuizConfig
+from llmctl.config.collect import CollectConfig
+from llmctl.config.dedup import DedupConfig
 from llmctl.config.errors import InputError
+from llmctl.config.lessons import ChatsConfig, QuizConfig
 from llmctl.data import collect, dedup
 from llmctl.data.lessons import run_chats, run_quiz
 from llmctl.data.lessons.documentation import Entry, entries, read_entries, summary_sentences

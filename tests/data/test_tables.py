@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmctl.config.errors import InputError
-from llmctl.data.tables import CHATS, DOCUMENTS, PROMPTS, RowsDigest, TableWriter, read_batches
+from llmctl.data.table_writer import RowsDigest, TableWriter
+from llmctl.data.tables import CHATS, DOCUMENTS, PROMPTS, read_batches
 from llmctl.store.artifact import FileInput
 
 # Every string that UTF-8 can hold.

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmctl.config.data import CollectConfig
+from llmctl.config.collect import CollectConfig
 from llmctl.config.errors import InputError
 from llmctl.config.evals import EvalConfig
 from llmctl.config.tokens import PackConfig, TokenizeConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from llmctl.config.data import QualityConfig
+from llmctl.config.clean import QualityConfig
 from llmctl.data.clean.kernel import Rule, Verdict
 
 STOP_WORDS = frozenset({"the", "be", "to", "of", "and", "that", "have", "with"})

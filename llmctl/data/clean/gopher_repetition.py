@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from llmctl.config.data import RepetitionConfig
+from llmctl.config.clean import RepetitionConfig
 from llmctl.data.clean.kernel import Rule, Verdict
 
 PARAGRAPH_END = re.compile(r"\n{2,}")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import pyarrow as pa
 
-from llmctl.config.data import CleanConfig
+from llmctl.config.clean import CleanConfig
 from llmctl.config.errors import InputError
 from llmctl.data.clean.gopher_quality import GopherQuality
 from llmctl.data.clean.gopher_repetition import GopherRepetition
@@ -15,7 +17,10 @@ from llmctl.data.clean.html import HtmlToText
 from llmctl.data.clean.kernel import REASON, VALUE, NotEmpty, split_by_verdict, with_verdicts
 from llmctl.data.clean.unicode import ComposeUnicode, RepairEncoding
 from llmctl.data.clean.whitespace import NormalizeWhitespace
-from llmctl.data.tables import DOCUMENTS, SCHEMA_NAMES, TableWriter, conform, read_batches, text_bytes
+from llmctl.data.engine import open_engine
+from llmctl.data.parts import Report, gather, run_parts
+from llmctl.data.table_writer import RowsDigest, TableWriter
+from llmctl.data.tables import DOCUMENTS, SCHEMA_NAMES, Part, conform, parts_of, read_part, text_bytes
 from llmctl.pipeline.job import Job, Product
 
 Kernel = Callable[[pa.RecordBatch], pa.RecordBatch]
@@ -44,36 +49,62 @@ def clean(batch: pa.RecordBatch, chosen: list[Kernel]) -> tuple[pa.RecordBatch, 
     return split_by_verdict(batch)
 
 
+@dataclass(frozen=True)
+class Task:
+    """One part of the input, and how to clean it."""
+
+    part: Part
+    config: CleanConfig
+
+
+def clean_part(task: Task, directory: Path) -> Report:
+    """Clean one part into `part-00000.parquet` and, on request, what was dropped into `rejected-00000.parquet`."""
+    chosen = kernels(task.config)
+    counts: Counter[str] = Counter()
+    with (
+        TableWriter(directory, DOCUMENTS, part_bytes=None) as writer,
+        TableWriter(directory, REJECTED, part_bytes=None, prefix="rejected") as rejects,
+    ):
+        for batch in read_part(task.part):
+            kept, rejected = clean(conform(batch, DOCUMENTS), chosen)
+            writer.write(kept)
+            if task.config.keep_rejected:
+                rejects.write(rejected)
+            counts.update(f"dropped.{reason}" for reason in rejected.column("reason").to_pylist())
+            counts.update({"in": batch.num_rows, "kept": kept.num_rows})
+            counts.update({"bytes_in": text_bytes(batch), "bytes": text_bytes(kept)})
+        files = writer.close() | (rejects.close() if task.config.keep_rejected else {})
+    return Report(files, {"counts": counts, "rows_digest": writer.digest.hexdigest()})
+
+
 def run(job: Job[CleanConfig]) -> Product:
-    """Clean every document into `part-*.parquet`, and the dropped ones, on request, into `rejected-*.parquet`.
+    """Clean every part of the input, part by part.
 
     Every document is counted: in = kept + the sum of all `dropped.<reason>`.
     """
-    chosen = kernels(job.config)
+    tasks = [Task(part, job.config) for part in parts_of(job.inputs["input"])]
     counts: Counter[str] = Counter()
-    dropped: Counter[str] = Counter()
-    with TableWriter(job.out, DOCUMENTS) as writer, TableWriter(job.out, REJECTED, prefix="rejected") as rejects:
-        for batch in read_batches(job.inputs["input"]):
-            kept, rejected = clean(conform(batch, DOCUMENTS), chosen)
-            writer.write(kept)
-            if job.config.keep_rejected:
-                rejects.write(rejected)
-            dropped.update(rejected.column("reason").to_pylist())
-            counts.update({"in": batch.num_rows, "kept": kept.num_rows})
-            counts.update({"bytes_in": text_bytes(batch), "bytes": text_bytes(kept)})
-            job.progress.update(counts["in"], None, "documents", kept=counts["kept"])
-        if not counts["kept"]:
-            raise InputError(f"clean kept none of {counts['in']} documents", hint=_why(dropped))
-        files = writer.close() | (rejects.close() if job.config.keep_rejected else {})
-    totals: dict[str, int | float | str] = {"documents": counts["kept"], **counts}
-    totals |= {f"dropped.{reason}": count for reason, count in sorted(dropped.items())}
-    totals["rows_digest"] = writer.digest.hexdigest()
+    digest = RowsDigest()
+    reports: list[Report] = []
+    for report in run_parts(job, open_engine(job.config), clean_part, tasks):
+        reports.append(report)
+        counts.update(report.figures["counts"])
+        digest.merge(report.figures["rows_digest"], report.figures["counts"]["kept"])
+        job.progress.update(counts["in"], None, "documents", kept=counts["kept"])
+    if not counts["kept"]:
+        raise InputError(f"clean kept none of {counts['in']} documents", hint=_why(counts))
+    files = gather(job, reports)
+    dropped = sorted(key for key in counts if key.startswith("dropped."))
+    totals: dict[str, int | float | str] = {"documents": counts["kept"]}
+    totals |= {key: counts[key] for key in ("in", "kept", "bytes_in", "bytes", *dropped)}
+    totals["rows_digest"] = digest.hexdigest()
     job.log({"stage": "clean", **totals})
     return Product(SCHEMA_NAMES["documents"], totals=totals, files=files)
 
 
-def _why(dropped: Counter[str]) -> str:
+def _why(counts: Counter[str]) -> str:
+    dropped = Counter({key: count for key, count in counts.items() if key.startswith("dropped.")})
     if not dropped:
         return "the input is empty"
-    reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.most_common(3))
+    reasons = ", ".join(f"{key.removeprefix('dropped.')} {count}" for key, count in dropped.most_common(3))
     return f"dropped: {reasons}; loosen these rules, for instance quality.min_words=10"

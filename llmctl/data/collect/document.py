@@ -20,6 +20,7 @@ class Document:
     url: str = ""
     license: str = ""
     lang: str = ""
+    time: str = ""
 
 
 @dataclass

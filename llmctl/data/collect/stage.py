@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from llmctl.config.data import CollectConfig
+from llmctl.config.collect import CollectConfig
 from llmctl.config.errors import InputError, UsageError
 from llmctl.data.collect.document import Document, Source, Tally, UniqueIds
 from llmctl.data.collect.files import open_source, safe_name
 from llmctl.data.collect.python_docs import NAME as PYTHON_DOCS
 from llmctl.data.collect.python_docs import PythonDocs
-from llmctl.data.tables import BATCH_ROWS, DOCUMENTS, SCHEMA_NAMES, TableWriter
+from llmctl.data.table_writer import TableWriter
+from llmctl.data.tables import BATCH_ROWS, DOCUMENTS, SCHEMA_NAMES
 from llmctl.pipeline.job import Job, Product
 from llmctl.store.manifest import sha256_of
 

@@ -11,12 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
-from llmctl.config.data import DedupConfig
+from llmctl.config.dedup import DedupConfig
 from llmctl.config.errors import InputError
 from llmctl.data.dedup.clusters import Verifier
 from llmctl.data.dedup.minhash import Signer, bands_and_rows, buckets
 from llmctl.data.dedup.shingles import Hashes, Shingler
-from llmctl.data.tables import DOCUMENTS, SCHEMA_NAMES, TableWriter, conform, read_batches, text_bytes
+from llmctl.data.table_writer import TableWriter
+from llmctl.data.tables import DOCUMENTS, SCHEMA_NAMES, conform, read_batches, text_bytes
 from llmctl.pipeline.job import FileFacts, Job, Product
 from llmctl.store.artifact import Input
 from llmctl.store.files import explained, publish

@@ -9,11 +9,12 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from llmctl.config.data import ChatsConfig
 from llmctl.config.errors import InputError
+from llmctl.config.lessons import ChatsConfig
 from llmctl.data.lessons.documentation import Entry, read_entries, split_entries
 from llmctl.data.lessons.draw import pick, sample
-from llmctl.data.tables import CHATS, SCHEMA_NAMES, TableWriter
+from llmctl.data.table_writer import TableWriter
+from llmctl.data.tables import CHATS, SCHEMA_NAMES
 from llmctl.pipeline.job import Job, Product
 
 QUESTIONS = {

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from typing import Any
 
-from llmctl.config.data import QuizConfig
 from llmctl.config.errors import InputError
+from llmctl.config.lessons import QuizConfig
 from llmctl.data.lessons.chats import QUESTIONS
 from llmctl.data.lessons.documentation import Entry, read_entries, split_entries
 from llmctl.data.lessons.draw import key, pick, sample
-from llmctl.data.tables import PROMPTS, SCHEMA_NAMES, TableWriter
+from llmctl.data.table_writer import TableWriter
+from llmctl.data.tables import PROMPTS, SCHEMA_NAMES
 from llmctl.pipeline.job import Job, Product
 
 # `prompt` ends in "Answer:" and every choice starts with a space: prompt + choice is scored as it stands.

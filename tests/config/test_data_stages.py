@@ -2,16 +2,11 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from llmctl.config.base import semantic_values
-from llmctl.config.data import (
-    ChatsConfig,
-    CleanConfig,
-    CollectConfig,
-    DedupConfig,
-    QualityConfig,
-    QuizConfig,
-    RepetitionConfig,
-)
+from llmctl.config.clean import CleanConfig, QualityConfig, RepetitionConfig
+from llmctl.config.collect import CollectConfig
+from llmctl.config.dedup import DedupConfig
 from llmctl.config.errors import ConfigError
+from llmctl.config.lessons import ChatsConfig, QuizConfig
 from llmctl.config.load import build, parse_overrides
 
 MODELS = (CollectConfig, QualityConfig, RepetitionConfig, CleanConfig, DedupConfig, ChatsConfig, QuizConfig)

@@ -1,4 +1,4 @@
-"""Configuration of the document stages: collect, clean, dedup, and the lessons made from documentation."""
+"""Configuration of the stage `clean`."""
 
 from __future__ import annotations
 
@@ -6,27 +6,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from llmctl.config.base import Config, execution
-
-
-class CollectConfig(Config):
-    """What to read into documents."""
-
-    sources: tuple[str, ...] = execution(
-        (),
-        description="files, folders, glob patterns, or python-docs; filled from the command's arguments, "
-        "identified by content",
-    )
-    limit: int | None = Field(default=None, ge=1, description="stop after this many documents; all where left out")
-    license: str = Field(
-        default="", max_length=200, description="SPDX identifier for documents that name no licence of their own"
-    )
-    max_document_bytes: int = Field(
-        default=16 << 20,
-        ge=1,
-        le=1 << 30,
-        description="longer documents (UTF-8 bytes, decompressed) are dropped and counted",
-    )
+from llmctl.config.base import Config
+from llmctl.config.engine import EngineConfig
 
 
 class QualityConfig(Config):
@@ -100,7 +81,7 @@ class RepetitionConfig(Config):
         return self
 
 
-class CleanConfig(Config):
+class CleanConfig(EngineConfig):
     """How documents are normalised and which are dropped."""
 
     html: Literal["auto", "always", "never"] = Field(
@@ -116,52 +97,3 @@ class CleanConfig(Config):
     keep_rejected: bool = Field(
         default=False, description="also write dropped documents, with reason and value, to rejected-*.parquet"
     )
-
-
-class DedupConfig(Config):
-    """Which documents count as the same."""
-
-    exact: bool = Field(default=True, description="remove documents equal up to letter case and white space")
-    near: bool = Field(
-        default=True, description="remove near duplicates, found by MinHash and verified by exact Jaccard"
-    )
-    threshold: float = Field(
-        default=0.8,
-        ge=0.3,
-        le=1.0,
-        description="smallest Jaccard similarity of word n-gram sets that counts as duplicate",
-    )
-    permutations: int = Field(default=128, ge=16, le=1024, description="hash functions of a MinHash signature")
-    ngram_words: int = Field(default=5, ge=1, le=100, description="words per shingle")
-    seed: int = Field(default=1, ge=0, le=2**32 - 1, description="seed of the hash functions")
-
-
-class ChatsConfig(Config):
-    """How documentation becomes question-and-answer chats."""
-
-    heldout_fraction: float = Field(
-        default=0.05, ge=0, le=0.5, description="share of entries, by id, kept out of the chats"
-    )
-    seed: int = Field(default=1, ge=0, description="seed of the choice of phrasings")
-    phrasings: int = Field(
-        default=2, ge=1, le=6, description="differently worded questions per entry and kind of question"
-    )
-    reverse: bool = Field(default=True, description="also ask which function does what is described")
-    max_answer_words: int = Field(
-        default=60, ge=5, le=1000, description="longest answer, in words; whole sentences are kept"
-    )
-    limit: int | None = Field(default=None, ge=1, description="at most this many chats; all where left out")
-
-
-class QuizConfig(Config):
-    """How held-out documentation becomes multiple-choice questions."""
-
-    heldout_fraction: float = Field(
-        default=0.05, gt=0, le=1, description="share of entries, by id, asked about; the same as for chats and pack"
-    )
-    choices: int = Field(default=4, ge=2, le=10, description="summaries to choose from, one of them right")
-    seed: int = Field(default=1, ge=0, description="seed of the wrong choices and of the position of the right one")
-    per_document: int = Field(
-        default=5, ge=1, description="at most this many questions on one document (a class and its methods)"
-    )
-    limit: int | None = Field(default=None, ge=1, description="at most this many questions; all where left out")

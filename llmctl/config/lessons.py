@@ -1,0 +1,38 @@
+"""Configuration of the lessons made from documentation: chats and quiz."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from llmctl.config.base import Config
+
+
+class ChatsConfig(Config):
+    """How documentation becomes question-and-answer chats."""
+
+    heldout_fraction: float = Field(
+        default=0.05, ge=0, le=0.5, description="share of entries, by id, kept out of the chats"
+    )
+    seed: int = Field(default=1, ge=0, description="seed of the choice of phrasings")
+    phrasings: int = Field(
+        default=2, ge=1, le=6, description="differently worded questions per entry and kind of question"
+    )
+    reverse: bool = Field(default=True, description="also ask which function does what is described")
+    max_answer_words: int = Field(
+        default=60, ge=5, le=1000, description="longest answer, in words; whole sentences are kept"
+    )
+    limit: int | None = Field(default=None, ge=1, description="at most this many chats; all where left out")
+
+
+class QuizConfig(Config):
+    """How held-out documentation becomes multiple-choice questions."""
+
+    heldout_fraction: float = Field(
+        default=0.05, gt=0, le=1, description="share of entries, by id, asked about; the same as for chats and pack"
+    )
+    choices: int = Field(default=4, ge=2, le=10, description="summaries to choose from, one of them right")
+    seed: int = Field(default=1, ge=0, description="seed of the wrong choices and of the position of the right one")
+    per_document: int = Field(
+        default=5, ge=1, description="at most this many questions on one document (a class and its methods)"
+    )
+    limit: int | None = Field(default=None, ge=1, description="at most this many questions; all where left out")

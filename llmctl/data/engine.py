@@ -1,0 +1,89 @@
+"""Runs a function over many tasks: in this process, in worker processes, or on a Ray cluster."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
+from typing import Protocol, TypeVar
+
+from llmctl.config.devices import cores
+from llmctl.config.engine import EngineConfig
+from llmctl.config.errors import InputError, LlmctlError
+from llmctl.pipeline.stage import load
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+ORPHANED = 143  # as if ended by SIGTERM
+
+
+class Engine(Protocol):
+    """Where the work on parts is done. Functions and tasks must pickle; equal tasks give equal results everywhere."""
+
+    def map(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
+        """`function(task)` of every task, in the order of the tasks."""
+        ...
+
+
+class Native:
+    """Worker processes of this machine; a single task, or a single worker, runs in this process.
+
+    Args:
+        workers: processes; 0 for one on each core that this process may use.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers or cores()
+
+    def map(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
+        """Results as they are due; an error of a worker is raised here."""
+        count = min(self.workers, len(tasks))
+        if count <= 1:
+            yield from map(function, tasks)
+            return
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(count, mp_context=context, initializer=end_with_parent) as pool:
+            futures = [pool.submit(function, task) for task in tasks]
+            try:
+                for future in futures:
+                    yield future.result()
+            except BrokenProcessPool:
+                raise LlmctlError(
+                    "a worker process was killed, maybe for want of memory",
+                    hint="set workers=1 or free memory, then run the same command again: finished parts are kept",
+                ) from None
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+
+def open_engine(config: EngineConfig) -> Engine:
+    """The engine that the configuration names.
+
+    Raises:
+        InputError: Ray is asked for and not installed, or its cluster cannot be reached.
+    """
+    if config.engine == "native":
+        return Native(config.workers)
+    try:
+        engine: Engine = load("llmctl.data.ray_engine:Ray")(config.ray_address, config.workers)
+    except ImportError:
+        raise InputError("engine=ray needs Daft and Ray", hint="pip install 'llmctl[ray]'") from None
+    return engine
+
+
+def end_with_parent() -> None:
+    """Leave at once when the parent dies: a killed stage must not leave workers behind."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(ORPHANED)
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()
