@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from llmctl.config.base import Config
 
 DEFAULT_STORE = "artifacts"
-PANEL_COMMON = "Common options"
 
 StoreOption = Annotated[str, typer.Option("--store", envvar="LLMCTL_STORE", help="Directory of the artifacts.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable lines on stdout.")]

@@ -9,9 +9,10 @@ import threading
 from pathlib import Path
 
 from llmctl.config.errors import LlmctlError
+from llmctl.pipeline import spec
 from llmctl.pipeline.stage import load
 from llmctl.store.files import publish_bytes
-from llmctl.train import launch, spec
+from llmctl.train import launch
 
 ORPHANED = 143  # as if ended by SIGTERM
 
