@@ -236,7 +236,6 @@ class _Attempt:
             metrics_file=self.run.metrics,
             progress=self.progress,
             nested=self.nested,
-            lineage=self.store.find,
         )
         product: Product = load(self.call.stage.run)(job)
         pointer = self.store.commit(self.run, self.manifest(product, started))

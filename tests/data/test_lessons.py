@@ -109,7 +109,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         job = Job(
             config=config, inputs={} if given is None else {"input": given}, out=directory / "data",
             work=directory / "work", metrics_file=directory / "metrics.jsonl", progress=Silent(), nested=unused,
-            lineage=unused,
         )  # fmt: skip
         given = artifact_of(directory, body(job))
     assert given is not None
