@@ -42,7 +42,7 @@ class Given:
     Attributes:
         verb: the declaration.
         flags: configuration path to value, of the options used.
-        words: the arguments: overrides, and an input reference or the items of the verb's list.
+        words: the arguments: overrides, and an input reference, many of them, or the items of the verb's list.
         refs: role to reference, from options.
         options: the common options by parameter name.
     """
@@ -59,15 +59,20 @@ class Given:
         Raises:
             ConfigError: with every fault.
         """
-        from llmctl.config.load import OVERRIDE, build, environment_layer, merge, parse_overrides, set_path, user_layer
+        from llmctl.cli.words import named_inputs, sort_words
+        from llmctl.config.load import build, environment_layer, merge, parse_overrides, set_path, user_layer
 
         verb, refs = self.verb, dict(self.refs)
-        overrides = [word for word in self.words if OVERRIDE.match(word)]
-        others = [word for word in self.words if not OVERRIDE.match(word)]
+        overrides, others = sort_words(verb, self.words)
         layer: dict[str, Any] = {}
         for path, value in self.flags.items():
             set_path(layer, path, value)
-        if verb.words:
+        if verb.many:
+            named, shares = named_inputs(others)
+            refs |= {f"{verb.many}.{name}": ref for name, ref in named.items()}
+            if shares:
+                set_path(layer, verb.inputs[verb.many].share, shares)
+        elif verb.words:
             if others:
                 set_path(layer, verb.words, others)
         elif len(others) > 1:
@@ -88,7 +93,7 @@ def build_command(verb: Verb, common: Mapping[str, Any], body: Callable[[Given],
     """
     model = verb.config_model()
     flags = {_parameter_name(option): (option, path) for option, path in verb.flags.items()}
-    roles = {f"role_{role}": role for role in verb.inputs if role != "input"}
+    roles = {f"role_{role}": role for role, wanted in verb.inputs.items() if role != "input" and not wanted.many}
 
     def callback(**values: Any) -> None:
         refs = {roles[name]: values[name] for name in roles if values[name] is not None}
@@ -129,8 +134,12 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 
 def _words_parameter(verb: Verb) -> inspect.Parameter:
-    what = verb.words.upper() if verb.words else "REF" if "input" in verb.inputs else ""
-    about = verb.inputs["input"].help if "input" in verb.inputs else verb.words
+    if verb.many:
+        wanted = verb.inputs[verb.many]
+        what, about = "REF[=VALUE]" if wanted.share else "REF", wanted.help
+    else:
+        what = verb.words.upper() if verb.words else "REF" if "input" in verb.inputs else ""
+        about = verb.inputs["input"].help if "input" in verb.inputs else verb.words
     text = (
         f"{about[:1].upper()}{about[1:]}"
         + (", or - for the pipe" if what == "REF" else "")

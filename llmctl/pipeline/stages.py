@@ -55,10 +55,42 @@ STAGES: dict[str, Stage] = {
             examples=("llmctl dedup web.clean", "llmctl dedup web.clean --threshold 0.8"),
         ),
         Stage(
+            command="mix",
+            then="tokenize",
+            summary="Mix weighted sources, with a held-out split.",
+            config="llmctl.config.mix:MixConfig",
+            run="llmctl.tokens.mixing:run",
+            resumable=True,
+            output="documents",
+            inputs={
+                "sources": Role(("documents",), "documents to mix, each with its weight", many=True, share="weights"),
+                "tokenizer": Role(
+                    ("tokenizer",),
+                    "tokenizer to count tokens with; estimated from bytes where left out",
+                    required=False,
+                ),
+            },
+            flags={
+                "--by": "by",
+                "--tokens": "tokens",
+                "--documents": "documents",
+                "--bytes": "bytes",
+                "--temperature": "temperature",
+                "--heldout": "heldout_fraction",
+                "--seed": "seed",
+            },
+            examples=(
+                "llmctl mix web.dedup=0.7 books.dedup=0.3 --name corpus",
+                "llmctl mix web:crawl.dedup@v3=7 books.dedup=3 --tokens 100000000 max_epochs=2",
+                "llmctl mix en.dedup de.dedup sw.dedup --temperature 3",
+            ),
+        ),
+        Stage(
             command="chats",
             summary="Turn documentation into question-and-answer chats.",
             config="llmctl.config.lessons:ChatsConfig",
             run="llmctl.data.lessons:run_chats",
+            op_version=2,  # a repeated document (`a~2`) is held out with the first
             output="chats",
             inputs={"input": DOCUMENTS},
             flags={"--heldout": "heldout_fraction", "--seed": "seed"},
@@ -69,6 +101,7 @@ STAGES: dict[str, Stage] = {
             summary="Make multiple-choice questions on held-out entries.",
             config="llmctl.config.lessons:QuizConfig",
             run="llmctl.data.lessons:run_quiz",
+            op_version=2,  # a repeated document (`a~2`) is held out with the first
             output="prompts",
             inputs={"input": DOCUMENTS},
             flags={"--heldout": "heldout_fraction", "--choices": "choices", "--seed": "seed"},
@@ -109,6 +142,7 @@ STAGES: dict[str, Stage] = {
             summary="Pack documents into rows of fixed length.",
             config="llmctl.config.tokens:PackConfig",
             run="llmctl.tokens.pack:run",
+            op_version=2,  # a repeated document (`a~2`) is held out with the first
             output="rows",
             inputs={"input": Role(("tokens",), "token shards to pack")},
             flags={"--seq-len": "seq_len", "--heldout": "heldout_fraction"},
