@@ -7,12 +7,21 @@ import re
 import xxhash
 
 HASH_RANGE = 2**64
-REPEAT = re.compile(r"(?<=.)(?:~[0-9]+)+\Z", re.DOTALL)
+MARK = re.compile(r"(?<=.)(?:~([0-9]{1,9}))+\Z", re.DOTALL)
+
+
+def split_mark(document_id: str) -> tuple[str, int]:
+    """(id without its mark, number): `a~2`, which is what `collect` and `mix` call a second `a`, is ("a", 2).
+
+    The number of an id without a mark is 1; of several marks the last one counts.
+    """
+    found = MARK.search(document_id) if "~" in document_id else None
+    return (document_id, 1) if found is None else (document_id[: found.start()], int(found[1]))
 
 
 def original(document_id: str) -> str:
-    """The id without the mark of a repetition: `a` of `a~2`, which is what `mix` calls the second `a`."""
-    return REPEAT.sub("", document_id) if "~" in document_id else document_id
+    """The id without the mark of a repetition: `a` of `a~2`."""
+    return split_mark(document_id)[0]
 
 
 def identity(document_id: str) -> int:

@@ -90,7 +90,8 @@ def resolve_inputs(
     found: dict[str, Input] = dict(given or {})
     for role, there in found.items():
         _check_kind(there, role, verb)
-    faults: list[LlmctlError] = []
+    missing = (_missing(verb, role, {*found, *refs}) for role in verb.inputs)
+    faults: list[LlmctlError] = [fault for fault in missing if fault is not None]
     for key, ref in refs.items():
         if key in found:
             continue
@@ -98,7 +99,6 @@ def resolve_inputs(
             found[key] = resolve_input(ref, key, verb, store)
         except LlmctlError as error:
             faults.append(error)
-    faults += [missing for role in verb.inputs if (missing := _missing(verb, role, {*found, *refs}))]
     if faults:
         if len(faults) == 1:
             raise faults[0]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +14,7 @@ from llmctl.config.errors import InputError
 from llmctl.config.mix import MixConfig, Unit
 from llmctl.data.dedup.shingles import mix
 from llmctl.data.mix.schedule import Supply, interleave, shares
-from llmctl.data.mix.survey import Ints, Mask, Survey
-
-Number = TypeVar("Number", np.int64, np.uint64)
+from llmctl.data.mix.survey import COLUMNS, Ints, Mask, Survey
 
 
 @dataclass(frozen=True)
@@ -38,9 +35,7 @@ class Source:
 
     def sizes(self, unit: Unit) -> Ints:
         """Size of each document."""
-        if unit == "documents":
-            return np.ones(len(self.heldout), dtype=np.int64)
-        return self.survey.bytes if unit == "bytes" else self.survey.tokens
+        return self.survey.sizes(unit)
 
     def training(self) -> Ints:
         """Indices of the documents that may be trained on."""
@@ -148,16 +143,25 @@ def _collected(turns: npt.NDArray[np.int32], supplies: Sequence[Supply]) -> Draw
     return Drawn(turns, document)
 
 
-def occurrences(identities: npt.NDArray[np.uint64]) -> Ints:
-    """By row, how often its id has come so far, itself included: 1 for the first."""
-    order = np.argsort(identities, kind="stable")
-    ordered = identities[order]
-    fresh = np.concatenate(([True], ordered[1:] != ordered[:-1])) if len(ordered) else np.empty(0, np.bool_)
-    starts = np.flatnonzero(fresh)
-    within = np.arange(len(ordered)) - np.repeat(starts, np.diff(np.append(starts, len(ordered))))
-    counts = np.empty(len(ordered), dtype=np.int64)
-    counts[order] = within + 1
-    return counts
+def new_marks(survey: Survey) -> Ints:
+    """By row of the mixture, the mark that its id gets, so that every id is there once; 0 where it stays as it is.
+
+    The first row of an id keeps it. Every other one gets the next number that no id of the same origin has:
+    `a`, `a~2` (as it came), then `a~3` for a second `a`.
+    """
+    count = len(survey.name)
+    repeated = np.ones(count, dtype=np.bool_)
+    repeated[np.unique(survey.name, return_index=True)[1]] = False
+    family = np.unique(survey.identity, return_inverse=True)[1]
+    highest = np.zeros(count, dtype=np.int64)
+    np.maximum.at(highest, family, survey.mark)
+    rows = np.flatnonzero(repeated)
+    rows = rows[np.argsort(family[rows], kind="stable")]
+    starts = np.flatnonzero(np.diff(family[rows], prepend=-1))
+    within = np.arange(len(rows)) - np.repeat(starts, np.diff(np.append(starts, len(rows))))
+    marks = np.zeros(count, dtype=np.int64)
+    marks[rows] = highest[family[rows]] + 1 + within
+    return marks
 
 
 def cut(sizes: Ints, part_bytes: int) -> Ints:
@@ -168,12 +172,13 @@ def cut(sizes: Ints, part_bytes: int) -> Ints:
     return np.unique(before // part_bytes, return_inverse=True)[1].astype(np.int64)
 
 
-def values_of(
-    sources: Sequence[Source], drawn: Drawn, values: Callable[[Source], npt.NDArray[Number]]
-) -> npt.NDArray[Number]:
-    """`values` of the document of each row."""
-    found: npt.NDArray[Number] = np.empty(len(drawn.source), dtype=values(sources[0]).dtype)
-    for number, source in enumerate(sources):
-        mine = drawn.source == number
-        found[mine] = values(source)[drawn.document[mine]]
-    return found
+def survey_of(sources: Sequence[Source], drawn: Drawn) -> Survey:
+    """What is known of the document of each row."""
+    columns = {}
+    for name in COLUMNS:
+        own = [getattr(source.survey, name) for source in sources]
+        columns[name] = np.empty(len(drawn.source), dtype=own[0].dtype)
+        for number, values in enumerate(own):
+            mine = drawn.source == number
+            columns[name][mine] = values[drawn.document[mine]]
+    return Survey(**columns)

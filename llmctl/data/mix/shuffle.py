@@ -34,14 +34,14 @@ class ScatterTask:
         part: where the documents are.
         row: which document of the part.
         position: its place in the mixture.
-        occurrence: how often its id has come by then; from 2 on the id is marked.
+        mark: the number that its id is marked with; 0 where it stays as it is.
         target: the output part.
     """
 
     part: Part
     row: Ints
     position: Ints
-    occurrence: Ints
+    mark: Ints
     target: Ints
 
 
@@ -54,18 +54,17 @@ def scatter_part(task: ScatterTask, directory: Path) -> Report:
     with publish(directory / SCATTER_FILE) as handle, ipc.new_file(handle, SCATTERED) as writer:
         for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
             rows = table.take(pa.array(task.row[start:end]))
-            counts = task.occurrence[start:end].tolist()
-            ids = [marked(name, count) for name, count in zip(rows.column("id").to_pylist(), counts, strict=True)]
+            marks = task.mark[start:end].tolist()
+            ids = [marked(name, mark) for name, mark in zip(rows.column("id").to_pylist(), marks, strict=True)]
             rows = rows.set_column(0, DOCUMENTS.field("id"), pa.array(ids, pa.string()))
             rows = rows.append_column(POSITION, pa.array(task.position[start:end]))
             writer.write_batch(rows.combine_chunks().to_batches()[0])
     return Report(figures={"targets": targets.tolist()})
 
 
-def marked(document_id: str, occurrence: int) -> str:
-    """The id of a document that comes for the n-th time: `a`, then `a~2`, then `a~3`."""
-    name = original(document_id)
-    return name if occurrence == 1 else f"{name}~{occurrence}"
+def marked(document_id: str, mark: int) -> str:
+    """The id with another mark: `a~3` from `a` or from `a~2`; 0 leaves it as it is."""
+    return f"{original(document_id)}~{mark}" if mark else document_id
 
 
 @dataclass(frozen=True)

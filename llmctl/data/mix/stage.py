@@ -15,7 +15,7 @@ import numpy as np
 from llmctl.config.errors import ConfigError, Problem
 from llmctl.config.mix import MixConfig
 from llmctl.data.engine import Engine, Native, open_engine
-from llmctl.data.mix.draw import Drawn, Source, cut, draw_heldout, draw_training, occurrences, source_shares, values_of
+from llmctl.data.mix.draw import Drawn, Source, cut, draw_heldout, draw_training, new_marks, source_shares, survey_of
 from llmctl.data.mix.near import HeldoutIndex
 from llmctl.data.mix.shuffle import ScatterTask, WriteTask, scatter_part, write_part
 from llmctl.data.mix.survey import (
@@ -68,7 +68,7 @@ def run(job: Job[MixConfig], count_tokens: TokenCounter | None = None) -> Produc
     sources = [_source(number, name, places, surveys, near, config) for number, name in enumerate(given)]
     share = source_shares(sources, config)
     train = draw_training(sources, share, config)
-    size = int(values_of(sources, train, lambda source: source.sizes(config.by)).sum())
+    size = int(survey_of(sources, train).sizes(config.by).sum())
     drawn = {"train": train, "heldout": draw_heldout(sources, share, config, size)}
     _explain(job, sources, share, drawn)
     totals = _totals(config, sources, share, drawn)
@@ -167,8 +167,9 @@ def _totals(
     }
     for name, split in drawn.items():
         totals[f"{name}.documents"] = len(split.source)
-        totals[f"{name}.tokens"] = int(values_of(sources, split, lambda source: source.survey.tokens).sum())
-        totals[f"{name}.bytes"] = int(values_of(sources, split, lambda source: source.survey.bytes).sum())
+        survey = survey_of(sources, split)
+        totals[f"{name}.tokens"] = int(survey.tokens.sum())
+        totals[f"{name}.bytes"] = int(survey.bytes.sum())
     for number, source in enumerate(sources):
         mine = drawn["train"].of(number)
         totals[f"sources.{source.name}.share"] = round(share[source.name], 6)
@@ -190,12 +191,12 @@ def _shuffled(
     splits: list[str] = []
     targets = []
     for name, split in drawn.items():
-        parts = cut(values_of(sources, split, lambda source: source.survey.bytes), PART_BYTES)
+        parts = cut(survey_of(sources, split).bytes, PART_BYTES)
         targets.append(parts + len(splits))
         splits += [name] * (int(parts.max()) + 1 if len(parts) else 0)
     rows = Drawn(*(np.concatenate([getattr(d, field) for d in drawn.values()]) for field in ("source", "document")))
-    occurrence = occurrences(values_of(sources, rows, lambda source: source.survey.identity))
-    tasks = _scatter_tasks(places, surveys, rows, occurrence, np.concatenate(targets))
+    marks = new_marks(survey_of(sources, rows))
+    tasks = _scatter_tasks(places, surveys, rows, marks, np.concatenate(targets))
     pieces: list[list[tuple[str, int]]] = [[] for _ in splits]
     for number, report in enumerate(run_parts(job, engine, scatter_part, tasks, "scatter")):
         for batch, target in enumerate(report.figures["targets"]):
@@ -212,7 +213,7 @@ def _shuffled(
 
 
 def _scatter_tasks(
-    places: Sequence[Place], surveys: Sequence[Survey], rows: Drawn, occurrence: Ints, target: Ints
+    places: Sequence[Place], surveys: Sequence[Survey], rows: Drawn, mark: Ints, target: Ints
 ) -> list[ScatterTask]:
     """By part, the rows that it gives."""
     tasks: list[ScatterTask] = []
@@ -221,6 +222,6 @@ def _scatter_tasks(
         first = 0 if number == 0 or places[number - 1].source != place.source else first
         end = first + len(survey.identity)
         mine = np.flatnonzero((rows.source == place.source) & (rows.document >= first) & (rows.document < end))
-        tasks.append(ScatterTask(place.part, rows.document[mine] - first, mine, occurrence[mine], target[mine]))
+        tasks.append(ScatterTask(place.part, rows.document[mine] - first, mine, mark[mine], target[mine]))
         first = end
     return tasks

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
-from llmctl.config.mix import MixConfig
+from llmctl.config.mix import MixConfig, Unit
 from llmctl.data.mix.near import HeldoutIndex, Shingles
 from llmctl.data.parts import Report
-from llmctl.data.split import HASH_RANGE, identity
+from llmctl.data.split import HASH_RANGE, identity, is_heldout, split_mark
 from llmctl.data.tables import Part, read_part
 from llmctl.store.files import publish
 
@@ -22,6 +23,7 @@ TokenCounter = Callable[[Sequence[str]], Sequence[int]]
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
+COLUMNS = ("identity", "name", "mark", "bytes", "tokens")
 SURVEY_FILE = "survey.npz"
 NEAR_FILE = "near.npy"
 
@@ -46,11 +48,15 @@ class Survey:
     """The documents of a source or a part, in reading order, without their texts.
 
     Attributes:
-        identity: uint64, the hash of the id; it says which documents are one, and which are held out.
+        identity: uint64, the hash of the id without its mark; it says what is held out.
+        name: uint64, the hash of the whole id.
+        mark: int64, the number in the mark (`llmctl.data.split.split_mark`).
         bytes, tokens: int64, sizes.
     """
 
     identity: npt.NDArray[np.uint64]
+    name: npt.NDArray[np.uint64]
+    mark: Ints
     bytes: Ints
     tokens: Ints
 
@@ -58,16 +64,31 @@ class Survey:
     def read(cls, directory: Path) -> Survey:
         """What `survey_part` left in its directory."""
         with np.load(directory / SURVEY_FILE) as arrays:
-            return cls(arrays["identity"], arrays["bytes"], arrays["tokens"])
+            return cls(*(arrays[name] for name in COLUMNS))
 
     @classmethod
     def joined(cls, surveys: Sequence[Survey]) -> Survey:
         """Several parts as one."""
+        if not surveys:
+            return cls.of([], [], [])
+        return cls(*(np.concatenate([getattr(survey, name) for survey in surveys]) for name in COLUMNS))
+
+    @classmethod
+    def of(cls, ids: Sequence[str], sizes: Sequence[int], tokens: Sequence[int]) -> Survey:
+        """The survey of documents with these ids, bytes and tokens."""
         return cls(
-            np.concatenate([np.empty(0, np.uint64), *(survey.identity for survey in surveys)]),
-            np.concatenate([np.empty(0, np.int64), *(survey.bytes for survey in surveys)]),
-            np.concatenate([np.empty(0, np.int64), *(survey.tokens for survey in surveys)]),
+            np.array([identity(name) for name in ids], dtype=np.uint64),
+            np.array([xxhash.xxh64_intdigest(name.encode()) for name in ids], dtype=np.uint64),
+            np.array([split_mark(name)[1] for name in ids], dtype=np.int64),
+            np.array(sizes, dtype=np.int64),
+            np.array(tokens, dtype=np.int64),
         )
+
+    def sizes(self, unit: Unit) -> Ints:
+        """Size of each document."""
+        if unit == "documents":
+            return np.ones(len(self.bytes), dtype=np.int64)
+        return self.bytes if unit == "bytes" else self.tokens
 
     def heldout(self, fraction: float) -> Mask:
         """Which documents the house rule holds out."""
@@ -77,31 +98,27 @@ class Survey:
 def survey_part(task: SurveyTask, directory: Path) -> Report:
     """Measure every document of a part; keep the shingle sets of those that are held out."""
     config = task.config
-    identities: list[int] = []
-    sizes: list[int] = []
-    tokens: list[int] = []
+    surveys: list[Survey] = []
     sets: list[npt.NDArray[np.uint64]] = []
     shingles = Shingles(config.ngram_words)
     for batch in read_part(task.part, ["id", "text"]):
         texts = batch.column("text").to_pylist()
-        these = [identity(document) for document in batch.column("id").to_pylist()]
-        long = [len(text.encode()) for text in texts]
-        estimated = [max(1, round(size / config.bytes_per_token)) for size in long]
-        identities += these
-        sizes += long
-        tokens += estimated if task.count_tokens is None else task.count_tokens(texts)
-        held = np.array(these, dtype=np.uint64) / float(HASH_RANGE) < config.heldout_fraction
+        sizes = [len(text.encode()) for text in texts]
+        estimated = [max(1, round(size / config.bytes_per_token)) for size in sizes]
+        tokens = estimated if task.count_tokens is None else task.count_tokens(texts)
+        survey = Survey.of(batch.column("id").to_pylist(), sizes, tokens)
+        surveys.append(survey)
+        held = survey.heldout(config.heldout_fraction).tolist()
         sets += [shingles(text) for text, out in zip(texts, held, strict=True) if out]
+    survey = Survey.joined(surveys)
     with publish(directory / SURVEY_FILE) as handle:
         np.savez(
             handle,
-            identity=np.array(identities, dtype=np.uint64),
-            bytes=np.array(sizes, dtype=np.int64),
-            tokens=np.array(tokens, dtype=np.int64),
+            **{name: getattr(survey, name) for name in COLUMNS},
             shingles=np.concatenate([np.empty(0, np.uint64), *sets]),
             lengths=np.array([len(one) for one in sets], dtype=np.int64),
         )
-    return Report(figures={"documents": len(sizes), "bytes": sum(sizes)})
+    return Report(figures={"documents": len(survey.identity)})
 
 
 def heldout_sets(directory: Path) -> list[npt.NDArray[np.uint64]]:
@@ -126,10 +143,9 @@ def near_part(task: NearTask, directory: Path) -> Report:
     index, shingles = HeldoutIndex(task.index, config.near_threshold), Shingles(config.ngram_words)
     near: list[bool] = []
     for batch in read_part(task.part, ["id", "text"]):
-        ids = np.array([identity(document) for document in batch.column("id").to_pylist()], dtype=np.uint64)
-        held = (ids / float(HASH_RANGE) < config.heldout_fraction).tolist()
-        texts = batch.column("text").to_pylist()
-        near += [not out and index.has_near(shingles(text)) for text, out in zip(texts, held, strict=True)]
+        for document, text in zip(batch.column("id").to_pylist(), batch.column("text").to_pylist(), strict=True):
+            heldout = is_heldout(document, config.heldout_fraction)
+            near.append(not heldout and index.has_near(shingles(text)))
     with publish(directory / NEAR_FILE) as handle:
         np.save(handle, np.array(near, dtype=np.bool_))
     return Report(figures={"documents": len(near), "near": sum(near)})

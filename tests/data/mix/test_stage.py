@@ -172,8 +172,13 @@ def test_equal_ids_of_different_sources_stay_apart(source: Callable, mixed: Call
     given = {"a": source("a", texts(1, 30), ids), "b": source("b", texts(2, 30), ids)}
     artifact = mixed(given, heldout_fraction=0, by="documents")
     assert {row["id"] for row in rows_of(artifact, "train")} == {*ids, *(f"{name}~2" for name in ids)}
-    again = mixed({"all": artifact}, heldout_fraction=0)
-    assert {row["id"] for row in rows_of(again, "train")} == {*ids, *(f"{name}~2" for name in ids)}
+    texts_by_id = {row["id"]: row["text"] for row in rows_of(artifact, "train")}
+    again = mixed({"all": artifact}, heldout_fraction=0, seed=9)
+    assert {row["id"]: row["text"] for row in rows_of(again, "train")} == texts_by_id
+    twice = mixed({"all": artifact}, heldout_fraction=0, documents=120)
+    copies = [row for row in rows_of(twice, "train") if row["id"] not in texts_by_id]
+    assert {row["id"] for row in copies} == {f"{name}~{number}" for name in ids for number in (3, 4)}
+    assert_accounted(twice)
 
 
 def test_the_result_depends_on_the_seed_alone(
