@@ -265,3 +265,8 @@ def test_bad_input(source: Callable, mixed: Callable, config: dict, error: type[
 def test_bad_settings(config: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MixConfig(**config)
+
+
+def test_an_empty_source(source: Callable, mixed: Callable, documents: Callable) -> None:
+    with pytest.raises(InputError, match="the source none holds no document to train on: it is empty"):
+        mixed({"web": source("web", texts(1, 20)), "none": documents([])})
