@@ -21,7 +21,7 @@ from llmctl.config.errors import InputError, LlmctlError, UsageError, together
 from llmctl.pipeline.events import EventLog, Overheard, now
 from llmctl.pipeline.job import Job, Product, Progress
 from llmctl.pipeline.partial import Partial
-from llmctl.pipeline.stage import Stage, Verb, load
+from llmctl.pipeline.stage import Role, Stage, Verb, load
 from llmctl.pipeline.stages import stage_named
 from llmctl.store.artifact import Artifact, FileInput, Input
 from llmctl.store.files import explain, explained
@@ -36,6 +36,8 @@ from llmctl.store.manifest import (
     sha256_of,
 )
 from llmctl.store.store import Store, describe_files
+
+LONGEST_ROOT = 80  # characters of a default name made from many inputs
 
 
 @dataclass(frozen=True)
@@ -99,17 +101,13 @@ def resolve_inputs(
     found: dict[str, Input] = dict(given or {})
     for role, there in found.items():
         _check_kind(there, role, verb)
-    faults: list[LlmctlError] = []
-    for role, wanted in verb.inputs.items():
-        if role in found:
-            continue
-        if role not in refs:
-            if wanted.required and role not in later:
-                option = "an argument or a pipe" if role == "input" else f"--{role} REF"
-                faults.append(UsageError(f"{verb.command} needs {wanted.help}", hint=f"give {option}"))
+    missing = (_missing(verb, role, {*found, *refs, *later}) for role in verb.inputs)
+    faults: list[LlmctlError] = [fault for fault in missing if fault is not None]
+    for key, ref in refs.items():
+        if key in found:
             continue
         try:
-            found[role] = resolve_input(refs[role], role, verb, store)
+            found[key] = resolve_input(ref, key, verb, store)
         except LlmctlError as error:
             faults.append(error)
     if faults:
@@ -127,9 +125,18 @@ def input_faults(verb: Verb, refs: Mapping[str, str], store: Store) -> list[Llmc
     return []
 
 
+def _missing(verb: Verb, role: str, keys: set[str]) -> UsageError | None:
+    """What to say where a role that must be filled has no input among `keys`."""
+    wanted = verb.inputs[role]
+    if not wanted.required or any(key.partition(".")[0] == role for key in keys):
+        return None
+    option = "an argument or a pipe" if role == "input" else "one or more as arguments" if wanted.many else ""
+    return UsageError(f"{verb.command} needs {wanted.help}", hint=f"give {option or f'--{role} REF'}")
+
+
 def resolve_input(ref: str, role: str, verb: Verb, store: Store) -> Input:
     """The artifact that `ref` names, or the plain file where the role takes one, checked by kind."""
-    wanted = verb.inputs[role]
+    wanted = _role(verb, role)
     path = Path(ref).expanduser()
     if wanted.files and path.is_file():
         try:
@@ -141,9 +148,17 @@ def resolve_input(ref: str, role: str, verb: Verb, store: Store) -> Input:
     return artifact
 
 
+def _role(verb: Verb, key: str) -> Role:
+    wanted = verb.role(key)
+    if wanted is None:
+        raise UsageError(f"{verb.command} has no input {key!r}", hint=f"it takes {', '.join(verb.inputs) or 'none'}")
+    return wanted
+
+
 def _check_kind(given: Input, role: str, verb: Verb) -> None:
-    if given.kind not in verb.inputs[role].kinds:
-        fitting = " or ".join(verb.inputs[role].kinds)
+    kinds = _role(verb, role).kinds
+    if given.kind not in kinds:
+        fitting = " or ".join(kinds)
         raise InputError(
             f"{given.ref} is a {given.kind} artifact; {verb.command} takes {fitting} as {role}", hint="see llmctl ls"
         )
@@ -205,7 +220,9 @@ def _identify(call: Call) -> tuple[str, dict[str, str]]:
     if call.stage.sources is not None:
         base, read = load(call.stage.sources)(call.config)
         return call.name or base, {**digests, **read}
-    root = call.inputs["input"].name.partition(".")[0]
+    many = call.stage.many
+    named = [given for key, given in call.inputs.items() if key.partition(".")[0] == (many or "input")]
+    root = "-".join(sorted({given.name.partition(".")[0] for given in named}))[:LONGEST_ROOT]
     return call.name or f"{root}.{call.stage.command}", digests
 
 

@@ -101,6 +101,11 @@ class Job(Generic[C]):
             raise InputError(f"{role} must be an artifact, got {shown}", hint="see llmctl ls")
         return given
 
+    def group(self, role: str) -> dict[str, Input]:
+        """The inputs of a role that takes many, by their own names, sorted."""
+        head = f"{role}."
+        return {key.removeprefix(head): self.inputs[key] for key in sorted(self.inputs) if key.startswith(head)}
+
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one row to the run's metrics.
 

@@ -63,6 +63,37 @@ STAGES: dict[str, Stage] = {
             examples=("llmctl dedup web.clean", "llmctl dedup web.clean --threshold 0.8"),
         ),
         Stage(
+            command="mix",
+            then="tokenize",
+            summary="Mix weighted sources, with a held-out split.",
+            config="llmctl.config.mix:MixConfig",
+            run="llmctl.tokens.mixing:run",
+            resumable=True,
+            output="documents",
+            inputs={
+                "sources": Role(("documents",), "documents to mix, each with its weight", many=True, share="weights"),
+                "tokenizer": Role(
+                    ("tokenizer",),
+                    "tokenizer to count tokens with; estimated from bytes where left out",
+                    required=False,
+                ),
+            },
+            flags={
+                "--by": "by",
+                "--tokens": "tokens",
+                "--documents": "documents",
+                "--bytes": "bytes",
+                "--temperature": "temperature",
+                "--heldout": "heldout_fraction",
+                "--seed": "seed",
+            },
+            examples=(
+                "llmctl mix web.dedup=0.7 books.dedup=0.3 --name corpus",
+                "llmctl mix web:crawl.dedup@v3=7 books.dedup=3 --tokens 100000000 max_epochs=2",
+                "llmctl mix en.dedup de.dedup sw.dedup --temperature 3",
+            ),
+        ),
+        Stage(
             command="chats",
             summary="Turn documentation into question-and-answer chats.",
             config="llmctl.config.lessons:ChatsConfig",
