@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ulid import ULID
 
@@ -19,13 +20,13 @@ import llmctl
 from llmctl.config.base import Config, semantic_values
 from llmctl.config.errors import InputError, LlmctlError, UsageError
 from llmctl.pipeline.events import EventLog, now
-from llmctl.pipeline.job import Job, Product, Progress
+from llmctl.pipeline.job import Job, Product, Progress, Silent
 from llmctl.pipeline.partial import Partial
 from llmctl.pipeline.stage import Stage, Verb, load
 from llmctl.pipeline.stages import stage_named
 from llmctl.store.artifact import Artifact, FileInput, Input
 from llmctl.store.files import explain, explained, sha256_file
-from llmctl.store.layout import RunDirectory
+from llmctl.store.layout import RunDirectory, downloads_directory
 from llmctl.store.manifest import (
     FileEntry,
     InputEntry,
@@ -137,7 +138,8 @@ def execute(call: Call, store: Store, progress: Progress) -> Outcome:
         LlmctlError: nothing was published; what a resumable stage saved is kept for the same call again.
     """
     begun = time.monotonic()
-    name, digests = _identify(call)
+    fetched = _fetch(call, store, progress)
+    name, digests = _identify(call, fetched)
     partial = Partial(store, _action_key(call, digests))
     partial.finish_commit()
     if not call.force and (pointer := store.cached(partial.key)) is not None:
@@ -151,7 +153,7 @@ def execute(call: Call, store: Store, progress: Progress) -> Outcome:
     try:
         with held, explained(f"the store {store.root}"):
             events.add("START", command=call.stage.command, action=partial.key, argv=list(call.argv), name=name)
-            artifact = _Attempt(call, name, run, partial, digests, progress).carry_out()
+            artifact = _Attempt(call, name, run, partial, digests, progress, fetched).carry_out()
             events.add("COMPLETE", ref=artifact.ref, digest=artifact.digest)
     except BaseException as error:
         with contextlib.suppress(OSError):  # the disk may be full: the first error is the one to tell
@@ -163,8 +165,11 @@ def execute(call: Call, store: Store, progress: Progress) -> Outcome:
 
 
 def plan(call: Call, store: Store) -> dict[str, object]:
-    """What `execute` would do, without doing it: the resolved configuration, inputs, name and cache state."""
-    name, digests = _identify(call)
+    """What `execute` would do, without doing it: the resolved configuration, inputs, name and cache state.
+
+    What lies elsewhere is fetched all the same, since its bytes decide whether the cache has the answer.
+    """
+    name, digests = _identify(call, _fetch(call, store, Silent()))
     key = _action_key(call, digests)
     return {
         "command": call.stage.command,
@@ -177,11 +182,17 @@ def plan(call: Call, store: Store) -> dict[str, object]:
     }
 
 
-def _identify(call: Call) -> tuple[str, dict[str, str]]:
+def _fetch(call: Call, store: Store, progress: Progress) -> Any:
+    if call.stage.fetch is None:
+        return None
+    return load(call.stage.fetch)(call.config, downloads_directory(store.root), progress)
+
+
+def _identify(call: Call, fetched: Any) -> tuple[str, dict[str, str]]:
     """The artifact's name, and the digest of everything that will be read, by role."""
     digests = {role: given.digest for role, given in call.inputs.items()}
     if call.stage.sources is not None:
-        base, read = load(call.stage.sources)(call.config)
+        base, read = load(call.stage.sources)(call.config, fetched)
         return call.name or base, {**digests, **read}
     root = call.inputs["input"].name.partition(".")[0]
     return call.name or f"{root}.{call.stage.command}", digests
@@ -208,6 +219,7 @@ class _Attempt:
     partial: Partial
     digests: Mapping[str, str]
     progress: Progress
+    fetched: Any
     nested_inputs: dict[str, Artifact] = field(default_factory=dict)
 
     @property
@@ -227,6 +239,7 @@ class _Attempt:
             progress=self.progress,
             nested=self.nested,
             lineage=self.store.find,
+            fetched=self.fetched,
         )
         product: Product = load(self.call.stage.run)(job)
         pointer = self.store.commit(self.run, self.manifest(product, started))

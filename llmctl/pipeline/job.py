@@ -78,6 +78,7 @@ class Job(Generic[C]):
         progress: where to report.
         nested: runs another stage through the cache and returns its artifact (`tokenize` trains a tokenizer so).
         lineage: finds an artifact by digest in the same store.
+        fetched: what the stage's `fetch` gave; None where it has none.
     """
 
     config: C
@@ -88,6 +89,7 @@ class Job(Generic[C]):
     progress: Progress
     nested: Callable[[str, Config, Mapping[str, Input]], Artifact]
     lineage: Callable[[str], Artifact]
+    fetched: Any = None
 
     def artifact(self, role: str = "input") -> Artifact:
         """The input of `role`, which must be an artifact of this store."""

@@ -68,8 +68,10 @@ class Stage(Verb):
         run: `module:function`, called as `run(job) -> Product`.
         output: kind of the artifact that it makes.
         op_version: bumped by hand when the same inputs would give other bytes; part of the action key.
-        sources: `module:function` from the configuration of a stage without `input` to the default name and
-            the `{role: digest}` of what it will read.
+        fetch: `module:function` from the configuration, a directory that outlives the run and a `Progress` to
+            whatever `sources` and the body need of what lies elsewhere (`job.fetched`); called before them.
+        sources: `module:function` from the configuration of a stage without `input`, and what `fetch` gave, to
+            the default name and the `{role: digest}` of what it will read.
         resumable: whether a killed run keeps its work directory for the next one with the same action key.
         then: the command that usually comes next.
     """
@@ -77,6 +79,7 @@ class Stage(Verb):
     run: str
     output: str
     op_version: int = 1
+    fetch: str | None = None
     sources: str | None = None
     resumable: bool = False
     then: str = ""

@@ -40,7 +40,7 @@ def make_words(job: Job[WordsConfig]) -> Product:
     )
 
 
-def sources(config: WordsConfig) -> tuple[str, dict[str, str]]:
+def sources(config: WordsConfig, fetched: None) -> tuple[str, dict[str, str]]:
     return "numbers", {"source": f"sha256:{config.words:064x}"}
 
 
