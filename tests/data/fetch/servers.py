@@ -25,10 +25,11 @@ Page = Callable[[Handler], None]
 
 
 class Site:
-    """A web server. A page is a function of the request handler; a path without one is a 404."""
+    """A web server. A page is a function of the request handler; a path without one is left to `rest`."""
 
     def __init__(self) -> None:
         self.pages: dict[str, Page] = {}
+        self.rest: Page = status(404)
         self.requests: list[Request] = []
         site = self
 
@@ -37,12 +38,12 @@ class Site:
 
             def do_GET(self) -> None:
                 site.requests.append(Request(self.path, self.headers))
-                page = site.pages.get(self.path, status(404))
+                page = site.pages.get(self.path, site.rest)
                 with contextlib.suppress(ConnectionError):  # the client may hang up
                     page(self)
                 self.close_connection = True
 
-            do_HEAD = do_GET
+            do_HEAD = do_POST = do_GET
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -79,10 +80,11 @@ def reply(handler: Handler, code: int, body: bytes = b"", **headers: str) -> Non
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     if "Content-Length" not in named and "Transfer-Encoding" not in named:
         named["Content-Length"] = str(len(body))
+    handler.send_header("Connection", "close")
     for name, value in named.items():
         handler.send_header(name, value)
     handler.end_headers()
-    if handler.command == "GET":
+    if handler.command != "HEAD":
         handler.wfile.write(body)
 
 

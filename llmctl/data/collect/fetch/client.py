@@ -193,5 +193,6 @@ def with_retries(
                 with attempt:
                     return step()
         except LostError as error:
+            deadline.remaining()
             if progress() <= before:
                 raise InputError(str(error), hint="run the same command again: it goes on where it stopped") from error

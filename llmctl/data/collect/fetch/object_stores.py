@@ -148,14 +148,19 @@ def _endpoint(network: Network, *variables: str) -> str | None:
 def _open_s3(network: Network, limits: Limits) -> ObjectStore:
     import s3fs
 
-    key = os.environ.get("AWS_ACCESS_KEY_ID")
+    key, secret = os.environ.get("AWS_ACCESS_KEY_ID") or None, os.environ.get("AWS_SECRET_ACCESS_KEY") or None
+    if (key is None) != (secret is None):
+        raise InputError(
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY go together, and one is missing",
+            hint="set both, or neither for public data",
+        )
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     endpoint = _endpoint(network, "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
     files = s3fs.S3FileSystem(
         anon=key is None,
         key=key,
-        secret=os.environ.get("AWS_SECRET_ACCESS_KEY"),
-        token=os.environ.get("AWS_SESSION_TOKEN"),
+        secret=secret,
+        token=os.environ.get("AWS_SESSION_TOKEN") or None,
         endpoint_url=endpoint,
         client_kwargs={"region_name": region} if region else {},
         cache_regions=region is None and endpoint is None,
@@ -189,7 +194,9 @@ def _open_gs(network: Network, limits: Limits) -> ObjectStore:
 
 def _open_hf(network: Network, _limits: Limits) -> ObjectStore:
     from huggingface_hub import HfApi, HfFileSystem
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # its retries are not the user's business
     token = os.environ.get("HF_TOKEN") or False
     endpoint = _endpoint(network, "HF_ENDPOINT")
     files = HfFileSystem(endpoint=endpoint, token=token, use_listings_cache=False, skip_instance_cache=True)
