@@ -43,7 +43,7 @@ class Site:
                     page(self)
                 self.close_connection = True
 
-            do_HEAD = do_POST = do_GET
+            do_HEAD = do_POST = do_GET  # noqa: N815 - the library's names
 
             def log_message(self, *_: object) -> None:
                 pass

@@ -33,7 +33,9 @@ def test_a_redirect_is_read_relative_to_its_page(location: str, target: str) -> 
     assert str(parse_url("https://a.org/dir/page?q").join(location)) == target
 
 
-@pytest.mark.parametrize("location", ["\\\\b.org/x", "/\\b.org", "javascript:1", "file:///etc/passwd", "http:b.org", ""])
+@pytest.mark.parametrize(
+    "location", ["\\\\b.org/x", "/\\b.org", "javascript:1", "file:///etc/passwd", "http:b.org", ""]
+)
 def test_a_redirect_that_could_be_read_otherwise_is_refused(location: str) -> None:
     if location == "":
         assert parse_url("https://a.org/d").join("").origin == "https://a.org"
@@ -58,7 +60,7 @@ def test_no_address_is_public_that_the_library_calls_private(ip: ipaddress.IPv4A
     nat64 = ip.version == 6 and int(ip) >> 32 == int(ipaddress.IPv6Address("64:ff9b::")) >> 32
     if is_public(str(ip)) and not nat64:
         assert ip.is_global
-        assert not (ip.is_private or ip.is_multicast or ip.is_loopback or ip.is_link_local or ip.is_unspecified)
+        assert not any((ip.is_private, ip.is_multicast, ip.is_loopback, ip.is_link_local, ip.is_unspecified))
 
 
 @given(st.ip_addresses(v=4))

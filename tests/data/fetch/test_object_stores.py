@@ -261,7 +261,7 @@ def test_a_broken_download_goes_on(scheme: str, bucket: Bucket, fetch: Callable,
 
 def test_what_does_not_match_its_checksum_is_refused(scheme: str, bucket: Bucket, fetch: Callable) -> None:
     bucket.files["big.txt"] = BIG
-    bucket.etags["big.txt"] = ("00" * 32 if scheme == "hf" else "00" * 16)
+    bucket.etags["big.txt"] = "00" * 32 if scheme == "hf" else "00" * 16
     with pytest.raises(InputError, match="damaged or another file"):
         fetch(f"{ROOTS[scheme]}/big.txt")
 
@@ -285,7 +285,9 @@ def test_bounds_and_missing_files(scheme: str, bucket: Bucket, fetch: Callable) 
     assert bucket.reads == []
 
 
-@pytest.mark.parametrize("address", ["s3://", "s3:///key", "s3://a b/c", "gs://../x", "s3://b\\x/y", "hf://a%2f/b", "s3://b/\n"])
+@pytest.mark.parametrize(
+    "address", ["s3://", "s3:///key", "s3://a b/c", "gs://../x", "s3://b\\x/y", "hf://a%2f/b", "s3://b/\n"]
+)
 def test_names_that_are_no_buckets(address: str, fetch: Callable) -> None:
     with pytest.raises(InputError, match="no bucket's name"):
         fetch(address)

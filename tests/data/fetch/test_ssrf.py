@@ -56,7 +56,7 @@ SPELLINGS = [
     "http://localhost.:PORT/",
     "http://[::1%25lo]:PORT/",
     "http://[fe80::1%25eth0]:PORT/",
-    "http://１２７.０.０.１:PORT/",
+    "http://\uff11\uff12\uff17.\uff10.\uff10.\uff11:PORT/",  # full-width digits
     "http://127。0。0。1:PORT/",
     "http://ⓛⓞⓒⓐⓛⓗⓞⓢⓣ:PORT/",
     "http://user@127.0.0.1:PORT/",

@@ -23,10 +23,20 @@ from llmctl.data.collect.fetch.downloads import Slot
 from llmctl.data.collect.fetch.web import file_name
 from llmctl.pipeline.job import Silent
 from tests.data.fetch.conftest import QUICK
-from tests.data.fetch.servers import Handler, Site, Stored, redirect, reply, status
+from tests.data.fetch.servers import Handler, Page, Site, Stored, redirect, reply, status
 
 CONTENT = bytes(range(256)) * 8192  # 2 MiB
 DATE = "Wed, 01 Oct 2025 10:00:00 GMT"
+
+
+def in_turn(*pages: Page) -> Page:
+    """Each request gets the next page."""
+    waiting = list(pages)
+
+    def page(handler: Handler) -> None:
+        waiting.pop(0)(handler)
+
+    return page
 
 
 def sha256(content: bytes) -> str:
@@ -237,14 +247,12 @@ def test_a_pinned_file_that_is_there_needs_no_server(site: Site, fetch: Callable
 
 @pytest.mark.parametrize("code", [429, 500, 502, 503, 504])
 def test_a_busy_server_is_asked_again(code: int, site: Site, fetch: Callable) -> None:
-    answers = iter([status(code, Retry_After="0"), status(code), status(200, b"text")])
-    site.pages["/a.txt"] = lambda handler: next(answers)(handler)
+    site.pages["/a.txt"] = in_turn(status(code, Retry_After="0"), status(code), status(200, b"text"))
     assert fetch(f"{site.url}/a.txt").files[0].path.read_bytes() == b"text"
 
 
 def test_retry_after_is_waited_for_within_bounds(site: Site, fetch: Callable) -> None:
-    answers = iter([status(429, Retry_After="1"), status(200, b"text")])
-    site.pages["/a.txt"] = lambda handler: next(answers)(handler)
+    site.pages["/a.txt"] = in_turn(status(429, Retry_After="1"), status(200, b"text"))
     begun = time.monotonic()
     fetch(f"{site.url}/a.txt")
     assert time.monotonic() - begun >= 1

@@ -6,6 +6,7 @@ An endpoint that the environment names is checked like any other address.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping
@@ -194,9 +195,8 @@ def _open_gs(network: Network, limits: Limits) -> ObjectStore:
 
 def _open_hf(network: Network, _limits: Limits) -> ObjectStore:
     from huggingface_hub import HfApi, HfFileSystem
-    from huggingface_hub.utils import logging
 
-    logging.set_verbosity_error()  # its retries are not the user's business
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries are not the user's business
     token = os.environ.get("HF_TOKEN") or False
     endpoint = _endpoint(network, "HF_ENDPOINT")
     files = HfFileSystem(endpoint=endpoint, token=token, use_listings_cache=False, skip_instance_cache=True)
