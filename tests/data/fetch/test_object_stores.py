@@ -213,7 +213,7 @@ def test_a_file_a_folder_and_a_pattern(scheme: str, bucket: Bucket, fetch: Calla
     (file,) = one.files
     assert file.sha256 == hashlib.sha256(b"first").hexdigest()
     assert file.path.name == "a.txt"
-    assert re.fullmatch(rf"{root}(@[0-9a-f]{{40}})?/texts/a\.txt", file.url)
+    assert file.url == f"{root}/texts/a.txt"
     if scheme != "hf":
         assert file.time.startswith("2025-10-01T10:00:00")
 
@@ -356,3 +356,29 @@ def test_many_files_come_in_order(tmp_path: Path, site: Site, monkeypatch: pytes
     haul = hauls["s3://bucket/many"]
     assert [file.path.read_bytes() for file in haul.files] == [str(number).encode() for number in range(60)]
     assert Slot(tmp_path, "s3://bucket/many/007.txt").folder.is_dir()
+
+
+def test_a_full_disk_is_called_that(tmp_path: Path, site: Site) -> None:
+    """A file system without room for the file: the command says so, and is no bug."""
+    bucket = Bucket()
+    bucket.files["big.txt"] = BIG
+    site.rest = bucket.s3
+    code = (
+        "import resource, signal, sys; from pathlib import Path; from llmctl.data.collect.fetch import *\n"
+        "from llmctl.pipeline.job import Silent; from llmctl.config.errors import InputError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
+        "try: fetch_all([sys.argv[1]], Path(sys.argv[2]), Limits(), Network(True), Silent())\n"
+        "except InputError as error: print(error.one_line)"
+    )
+    environment = {**os.environ, "AWS_ENDPOINT_URL": site.url, "AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
+    site.pages["/web.txt"] = lambda handler: reply(handler, 200, BIG)
+    for url in ("s3://bucket/big.txt", f"{site.url}/web.txt"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, url, str(tmp_path)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            check=True,
+        )
+        assert "File too large" in done.stdout, done
+    assert [path for path in site.paths() if path == "/web.txt"] == ["/web.txt"]  # no further try

@@ -31,12 +31,14 @@ class Entry:
     """One file of a store.
 
     Attributes:
-        path: `bucket/key`.
+        path: `bucket/key`, at a fixed commit where the store has such.
+        address: `bucket/key` as the user would write it, the same at every commit.
         name: within what the user asked for.
         info: the listing's entry.
     """
 
     path: str
+    address: str
     name: str
     info: Mapping[str, Any]
 
@@ -92,19 +94,18 @@ def listed(store: ObjectStore, path: str, where: str, limits: Limits) -> tuple[s
 def _list(store: ObjectStore, path: str) -> tuple[str, list[Entry]]:
     parts = PurePosixPath(path).parts
     static = next((number for number, part in enumerate(parts) if MAGIC.search(part)), len(parts))
-    folder = store.settled("/".join(parts[:static]))
+    base = "/".join(parts[:static])
+    folder = store.settled(base)
     if static < len(parts):
         found = store.files.glob("/".join((folder, *parts[static:])), detail=True)
     else:
         info = store.files.info(folder)
         if info["type"] == "file":
-            return parts[-1], [Entry(folder, parts[-1], info)]
+            return parts[-1], [Entry(folder, base, parts[-1], info)]
         found = store.files.find(folder, detail=True)
-    entries = [
-        Entry(name, name.removeprefix(f"{folder}/"), info)
-        for name, info in found.items()
-        if info["type"] == "file" and not name.endswith("/")
-    ]
+    paths = [path for path, info in found.items() if info["type"] == "file" and not path.endswith("/")]
+    names = [path.removeprefix(f"{folder}/") for path in paths]
+    entries = [Entry(path, f"{base}/{name}", name, found[path]) for path, name in zip(paths, names, strict=True)]
     return parts[static - 1], entries
 
 
@@ -121,7 +122,7 @@ def fetch_objects(
         meter.expect(store.version(entry.info).bytes)
 
     def one(entry: Entry) -> Fetched:
-        slot = Slot(directory, f"{scheme}://{entry.path}")
+        slot = Slot(directory, f"{scheme}://{entry.address}")
         with slot.held(limits.total_s):
             record = _Download(store, entry, slot, limits, meter, stop.is_set).record(wanted)
         meter.done()
@@ -177,22 +178,25 @@ class _Download:
 
     def _attempt(self, deadline: Deadline) -> dict[str, str]:
         """Read what is missing; the digests that the store promises."""
-        partial, path = self.slot.partial, self.entry.path
+        partial = self.slot.partial
         with told(self.slot.url):
             promised = self.store.promised(self.entry.info)
-            with self.store.files.open(path, "rb", block_size=BLOCK_BYTES) as handle:
-                if self.store.version(handle.details).etag != self.version.etag:
-                    raise InputError(
-                        f"{self.slot.url} was changed while it was read", hint="run the same command again"
-                    )
-                handle.seek(partial.bytes)
-                while block := handle.read(BLOCK_BYTES):
-                    deadline.remaining()
-                    if self.stopped():
-                        raise InputError(f"{self.slot.url} was not finished", hint="run the same command again")
-                    partial.write(block)
-                    self.meter.add(len(block))
+        for block in self._blocks(partial.bytes):
+            deadline.remaining()
+            if self.stopped():
+                raise InputError(f"{self.slot.url} was not finished", hint="run the same command again")
+            partial.write(block)
+            self.meter.add(len(block))
         if partial.bytes != self.version.bytes:
             partial.begin(self.version)
             raise LostError(f"{self.slot.url} is not as long as the store says")
         return promised
+
+    def _blocks(self, start: int) -> Iterator[bytes]:
+        """The bytes from `start` on."""
+        with told(self.slot.url), self.store.files.open(self.entry.path, "rb", block_size=BLOCK_BYTES) as handle:
+            if self.store.version(handle.details).etag != self.version.etag:
+                raise InputError(f"{self.slot.url} was changed while it was read", hint="run the same command again")
+            handle.seek(start)
+            while block := handle.read(BLOCK_BYTES):
+                yield block
