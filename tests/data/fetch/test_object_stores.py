@@ -305,6 +305,24 @@ def test_an_s3_etag_that_is_no_md5_is_not_compared(
     assert contents(fetch("s3://bucket/other.txt")) == {"other.txt": b"elsewhere"}
 
 
+@pytest.mark.parametrize("scheme", ["s3"], indirect=True)
+def test_an_object_that_changes_while_it_is_read_is_refused(bucket: Bucket, fetch: Callable, tmp_path: Path) -> None:
+    bucket.etags["other.txt"] = "0" * 32 + "-2"  # no MD5 that would tell
+    send, heads = bucket.send, []
+
+    def changing(handler: Handler, key: str, **headers: str) -> None:
+        if handler.command == "HEAD":
+            heads.append(key)
+            bucket.etags[key] = f"{len(heads):032}-2"
+            headers["ETag"] = f'"{bucket.etag(key)}"'
+        send(handler, key, **headers)
+
+    bucket.send = changing  # type: ignore[method-assign]
+    with pytest.raises(InputError, match="was changed while it was read"):
+        fetch("s3://bucket/other.txt")
+    assert not list((tmp_path / "downloads").rglob("*.txt"))
+
+
 @pytest.mark.parametrize("scheme", ["s3", "hf"], indirect=True)
 def test_credentials_come_from_the_environment_and_stay_there(
     scheme: str, bucket: Bucket, site: Site, fetch: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

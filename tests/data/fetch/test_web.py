@@ -1,4 +1,5 @@
 import base64
+import contextlib
 import email.utils
 import hashlib
 import json
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmctl.config.errors import InputError, LockedError
@@ -146,6 +147,34 @@ def test_a_later_process_goes_on_too_unless_the_file_changed(site: Site, fetch: 
     page.content, page.etag, page.cuts = CONTENT[1:], '"three"', []
     assert fetch(url, once).files[0].path.read_bytes() == CONTENT[1:]
     assert page.sent == [200, 206, 200]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cuts=st.lists(st.integers(0, 90_000), max_size=4), changes=st.sets(st.integers(0, 4), max_size=2))
+def test_however_it_breaks_the_bytes_are_the_last_version(
+    cuts: list[int], changes: set[int], site: Site, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The server breaks off at random points and has a new version before some of the answers."""
+    version = 0
+
+    class Changing(Stored):
+        def __call__(self, handler: Handler) -> None:
+            nonlocal version
+            if len(self.sent) in changes:
+                version += 1
+                self.content, self.etag = bytes([version]) * (80_000 + version), f'"{version}"'
+            super().__call__(handler)
+
+    page = site.pages["/a.bin"] = Changing(bytes(80_000), '"0"')
+    page.cuts = list(cuts)
+    url, directory = f"{site.url}/a.bin", tmp_path_factory.mktemp("downloads")
+    haul = None
+    while haul is None:  # each call is a command of its own; each uses up a cut at least
+        with contextlib.suppress(InputError):
+            once = Limits(attempts=1, idle_s=5)
+            haul = fetch_all([url], directory, once, Network(allow_private=True), Silent())[url]
+    assert haul.files[0].path.read_bytes() == page.content
+    assert len(page.sent) <= len(cuts) + 1
 
 
 def test_a_part_that_does_not_fit_is_not_joined(site: Site, fetch: Callable) -> None:
