@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmctl.config.errors import InputError
+from llmctl.store.files import sha256_file
 from llmctl.store.manifest import InputEntry, Manifest
 
 
@@ -48,13 +49,9 @@ class Artifact:
         """Size of all published files."""
         return sum(entry.bytes for entry in self.manifest.files)
 
-    def files(self, *, suffix: str = "", split: str | None = None) -> list[Path]:
-        """Published files in manifest order, by ending and by split where given."""
-        return [
-            self.path / entry.path
-            for entry in self.manifest.files
-            if entry.path.endswith(suffix) and (split is None or entry.split == split)
-        ]
+    def files(self, *, suffix: str = "") -> list[Path]:
+        """Published files in manifest order, by ending where given."""
+        return [self.path / entry.path for entry in self.manifest.files if entry.path.endswith(suffix)]
 
     def file(self, name: str) -> Path:
         """The one published file `data/<name>`; `InputError` where the manifest does not list it."""
@@ -80,6 +77,11 @@ class FileInput:
     path: Path
     digest: str
     kind: str
+
+    @classmethod
+    def of(cls, path: Path, kind: str) -> FileInput:
+        """Hash `path`; an `OSError` where it cannot be read."""
+        return cls(path, "sha256:" + sha256_file(path), kind)
 
     @property
     def name(self) -> str:
