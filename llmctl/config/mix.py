@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from llmctl.config.engine import EngineConfig
+from llmctl.config.heldout import HELDOUT_FRACTION
 
 Unit = Literal["documents", "tokens", "bytes"]
 UNITS: tuple[Unit, ...] = ("documents", "tokens", "bytes")
@@ -42,7 +43,7 @@ class MixConfig(EngineConfig):
         default=4.0, gt=0, le=1000, description="how tokens are estimated from bytes where no tokenizer is given"
     )
     heldout_fraction: float = Field(
-        default=0.02,
+        default=HELDOUT_FRACTION,
         ge=0,
         lt=1,
         description="share of the documents held out, by the hash of their ids; give pack the same number",

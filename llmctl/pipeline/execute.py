@@ -12,6 +12,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ulid import ULID
 
@@ -19,13 +20,13 @@ import llmctl
 from llmctl.config.base import Config, semantic_values
 from llmctl.config.errors import InputError, LlmctlError, UsageError, together
 from llmctl.pipeline.events import EventLog, Overheard, now
-from llmctl.pipeline.job import Job, Product, Progress
+from llmctl.pipeline.job import Job, Product, Progress, Silent
 from llmctl.pipeline.partial import Partial
 from llmctl.pipeline.stage import Role, Stage, Verb, load
 from llmctl.pipeline.stages import stage_named
 from llmctl.store.artifact import Artifact, FileInput, Input
 from llmctl.store.files import explain, explained
-from llmctl.store.layout import RunDirectory
+from llmctl.store.layout import RunDirectory, downloads_directory
 from llmctl.store.manifest import (
     FileEntry,
     InputEntry,
@@ -103,7 +104,8 @@ def resolve_inputs(
         _check_kind(there, role, verb)
     missing = (_missing(verb, role, {*found, *refs, *later}) for role in verb.inputs)
     faults: list[LlmctlError] = [fault for fault in missing if fault is not None]
-    for key, ref in refs.items():
+    order = {role: place for place, role in enumerate(verb.inputs)}
+    for key, ref in sorted(refs.items(), key=lambda item: order.get(item[0].partition(".")[0], len(order))):
         if key in found:
             continue
         try:
@@ -172,7 +174,8 @@ def execute(call: Call, store: Store, progress: Progress) -> Outcome:
     """
     begun = time.monotonic()
     call = call.with_derived(store)
-    name, digests = _identify(call)
+    fetched = _fetch(call, store, progress)
+    name, digests = _identify(call, fetched)
     partial = Partial(store, _action_key(call, digests))
     if not call.force:
         partial.finish_commit()
@@ -187,7 +190,7 @@ def execute(call: Call, store: Store, progress: Progress) -> Outcome:
         with held, explained(f"the store {store.root}"):
             facts = {"command": call.stage.command, "action": partial.key, "argv": list(call.argv), "name": name}
             events.add("START", receipt=call.run_id, **facts)
-            artifact = _Attempt(call, name, run, partial, digests, heard).carry_out()
+            artifact = _Attempt(call, name, run, partial, digests, heard, fetched).carry_out()
             events.add("COMPLETE", ref=artifact.ref, digest=artifact.digest)
     except BaseException as error:
         with contextlib.suppress(OSError):  # the disk may be full: the first error is the one to tell
@@ -199,9 +202,12 @@ def execute(call: Call, store: Store, progress: Progress) -> Outcome:
 
 
 def plan(call: Call, store: Store) -> dict[str, object]:
-    """What `execute` would do, without doing it: the resolved configuration, inputs, name and cache state."""
+    """What `execute` would do, without doing it: the resolved configuration, inputs, name and cache state.
+
+    What lies elsewhere is fetched all the same, since its bytes decide whether the cache has the answer.
+    """
     call = call.with_derived(store)
-    name, digests = _identify(call)
+    name, digests = _identify(call, _fetch(call, store, Silent()))
     key = _action_key(call, digests)
     return {
         "command": call.stage.command,
@@ -214,11 +220,17 @@ def plan(call: Call, store: Store) -> dict[str, object]:
     }
 
 
-def _identify(call: Call) -> tuple[str, dict[str, str]]:
+def _fetch(call: Call, store: Store, progress: Progress) -> Any:
+    if call.stage.fetch is None:
+        return None
+    return load(call.stage.fetch)(call.config, downloads_directory(store.root), progress)
+
+
+def _identify(call: Call, fetched: Any) -> tuple[str, dict[str, str]]:
     """The artifact's name, and the digest of everything that will be read, by role."""
     digests = {role: given.digest for role, given in call.inputs.items()}
     if call.stage.sources is not None:
-        base, read = load(call.stage.sources)(call.config)
+        base, read = load(call.stage.sources)(call.config, fetched)
         return call.name or base, {**digests, **read}
     many = call.stage.many
     named = [given for key, given in call.inputs.items() if key.partition(".")[0] == (many or "input")]
@@ -249,6 +261,7 @@ class _Attempt:
     partial: Partial
     digests: Mapping[str, str]
     heard: Overheard
+    fetched: Any
     nested_inputs: dict[str, Artifact] = field(default_factory=dict)
 
     @property
@@ -268,6 +281,7 @@ class _Attempt:
             progress=self.heard,
             nested=self.nested,
             event=self.heard.events.add,
+            fetched=self.fetched,
         )
         product: Product = load(self.call.stage.run)(job)
         pointer = self.store.commit(self.run, self.manifest(product, started))

@@ -82,6 +82,7 @@ class Job(Generic[C]):
         progress: where to report.
         nested: runs another stage through the cache and returns its artifact (`tokenize` trains a tokenizer so).
         event: appends an event with its facts to the run's log, `runs/<run-id>.jsonl`.
+        fetched: what the stage's `fetch` gave; None where it has none.
     """
 
     config: C
@@ -92,6 +93,7 @@ class Job(Generic[C]):
     progress: Progress
     nested: Callable[[str, Config, Mapping[str, Input]], Artifact]
     event: Callable[..., None] = _no_event
+    fetched: Any = None
 
     def artifact(self, role: str = "input") -> Artifact:
         """The input of `role`, which must be an artifact of this store."""

@@ -88,8 +88,10 @@ class Stage(Verb):
         run: `module:function`, called as `run(job) -> Product`.
         output: kind of the artifact that it makes.
         op_version: bumped by hand when the same inputs would give other bytes; part of the action key.
-        sources: `module:function` from the configuration of a stage without `input` to the default name and
-            the `{role: digest}` of what it will read.
+        fetch: `module:function` from the configuration, a directory that outlives the run and a `Progress` to
+            whatever `sources` and the body need of what lies elsewhere (`job.fetched`); called before them.
+        sources: `module:function` from the configuration of a stage without `input`, and what `fetch` gave, to
+            the default name and the `{role: digest}` of what it will read.
         derive: `module:function` from the inputs by role, and a function that finds an artifact by digest, to further
             inputs by role that follow from them; part of the action key and of the manifest like those given.
         nests: commands of stages that the body may run through `job.nested`; the op_version of each is part of the
@@ -101,6 +103,7 @@ class Stage(Verb):
     run: str
     output: str
     op_version: int = 1
+    fetch: str | None = None
     sources: str | None = None
     derive: str | None = None
     nests: tuple[str, ...] = ()

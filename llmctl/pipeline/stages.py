@@ -21,14 +21,19 @@ STAGES: dict[str, Stage] = {
         Stage(
             command="collect",
             then="clean",
-            summary="Read files, folders or Python's own documentation.",
+            summary="Read files, folders, URLs or Python's own documentation.",
             config="llmctl.config.collect:CollectConfig",
             run="llmctl.data.collect:run",
+            fetch="llmctl.data.collect:fetch_sources",
             sources="llmctl.data.collect:sources",
             output="documents",
             words="sources",
-            flags={"--limit": "limit", "--license": "license"},
-            examples=("llmctl collect python-docs", "llmctl collect notes/ 'crawl/*.jsonl.gz' --name web"),
+            flags={"--limit": "limit", "--license": "license", "--allow-private": "allow_private"},
+            examples=(
+                "llmctl collect python-docs",
+                "llmctl collect notes/ 'crawl/*.jsonl.gz' --name web",
+                "llmctl collect https://example.org/texts.jsonl.gz 's3://bucket/texts/*.parquet'",
+            ),
         ),
         Stage(
             command="clean",
