@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from llmctl.config.model import ModelConfig
-from llmctl.model.attention import Attend, scaled_dot_product
+from llmctl.model.attention import PLAIN, Attend, Scoring, distances, scored
 
 
 class KVCache:
@@ -41,10 +41,10 @@ class KVCache:
         """
         rows = slice(first, first + count)
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring = PLAIN) -> Tensor:
             self.keys[layer, rows, : k.shape[1]] = k
             self.values[layer, rows, : v.shape[1]] = v
-            return scaled_dot_product(q, k, v, None, is_causal=True)
+            return scored(q, k, v, None, scoring, lambda: distances(q.shape[1], q.device), is_causal=True)
 
         return attend
 
@@ -54,14 +54,14 @@ class KVCache:
         count, longest = len(lengths), max(lengths) + 1
         rows = torch.arange(count, device=device)
         places = torch.tensor(lengths, device=device)
-        mask = None
-        if min(lengths) + 1 < longest:
-            mask = (torch.arange(longest, device=device) <= places[:, None])[:, None, None]  # [B,1,1,S]
+        away = (places[:, None] - torch.arange(longest, device=device))[:, None, None]  # [B,1,1,S]
+        mask = away >= 0 if min(lengths) + 1 < longest else None
 
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring = PLAIN) -> Tensor:
             self.keys[layer, rows, places] = k[:, 0]
             self.values[layer, rows, places] = v[:, 0]
-            return scaled_dot_product(q, self.keys[layer, :count, :longest], self.values[layer, :count, :longest], mask)
+            keys, values = self.keys[layer, :count, :longest], self.values[layer, :count, :longest]
+            return scored(q, keys, values, mask, scoring, lambda: away)
 
         return attend
 
