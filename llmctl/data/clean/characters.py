@@ -3,7 +3,7 @@
 The facts are spaCy 3.8's (its English tokenizer and its sentencizer) and datatrove 0.10's (the punctuation
 that makes no word), restated as ranges of code points: `0041-005A` is A to Z. Sentence ends are Unicode's
 property Sentence_Terminal. Symbols are Unicode's category So as this Python knows it; spaCy lists those of
-an older Unicode, so it leaves emoji of the last years attached to a word.
+an older Unicode, so it leaves emoji of 2019 and later attached to a word.
 """
 
 # ruff: noqa: RUF001 - characters that look alike are told apart here

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 
 from llmctl.config.rules import RepetitionConfig
 from llmctl.data.clean.ngrams import Ngrams
 from llmctl.data.clean.rules import Document, Measure, MeasuredRules
-
-PARAGRAPH_END = re.compile(r"\n{2,}")
-LINE_END = re.compile(r"\n+")
 
 
 class GopherRepetition(MeasuredRules):
@@ -25,12 +21,12 @@ class GopherRepetition(MeasuredRules):
     def measures(self, document: Document) -> Iterator[Measure]:
         """All measures with their bounds."""
         limits, text, length = self.config, document.text, max(1, len(document.text))
-        paragraphs = PARAGRAPH_END.split(text.strip())
+        paragraphs = paragraphs_of(text)
         repeated, characters = repeated_parts(paragraphs)
         yield "duplicate_paragraphs", repeated / len(paragraphs), None, limits.max_duplicate_paragraphs
         most = limits.max_duplicate_paragraph_characters
         yield "duplicate_paragraph_characters", characters / length, None, most
-        lines = LINE_END.split(text)
+        lines = lines_of(text)
         repeated, characters = repeated_parts(lines)
         yield "duplicate_lines", repeated / len(lines), None, limits.max_duplicate_lines
         yield "duplicate_line_characters", characters / length, None, limits.max_duplicate_line_characters
@@ -47,6 +43,19 @@ class GopherRepetition(MeasuredRules):
             if not grams.repeat(n):
                 break
             yield f"duplicate_{n}gram", grams.repeated_characters(n) / length, None, most
+
+
+def paragraphs_of(text: str) -> list[str]:
+    r"""The parts between runs of two or more line ends, the text stripped: a split at `\n{2,}`, but faster."""
+    # Of an odd run of line ends one is left, at the start of the part behind it.
+    parts = [part.lstrip("\n") for part in text.strip().split("\n\n")]
+    return [part for part in parts if part] or [""]
+
+
+def lines_of(text: str) -> list[str]:
+    r"""The parts between line ends, an empty one at either end of the text counted: a split at `\n+`, but faster."""
+    lines = [line for line in text.split("\n") if line]
+    return lines + [""] * (text.startswith("\n") + text.endswith("\n")) or [""]
 
 
 def repeated_parts(parts: Sequence[str]) -> tuple[int, int]:

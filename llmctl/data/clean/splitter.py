@@ -87,7 +87,12 @@ def _split(chunk: str, specials: dict[str, tuple[str, ...]]) -> list[str]:
         start, end = start + prefix, end - suffix
     if start < end:
         middle = chunk[start:end]
-        words += specials.get(middle) or ([middle] if is_address(middle) else _split_inside(middle))
+        if special := specials.get(middle):
+            words += special
+        elif middle.isalnum() or is_address(middle):
+            words.append(middle)
+        else:
+            words += _split_inside(middle)
     return words + behind[::-1]
 
 

@@ -70,6 +70,7 @@ class Vocabulary(dict[str, int]):
 
     def __missing__(self, chunk: str) -> int:
         words = split_chunk(chunk)
+        self._characters += len(chunk)
         first = len(self._members)
         spelled = spelled_characters = alphabetic = stops = 0
         for word in words:
@@ -84,7 +85,6 @@ class Vocabulary(dict[str, int]):
             stops |= facts[3]
         number = self[chunk] = len(self._chunks)
         self._chunks.values.extend((first, len(words), spelled, spelled_characters, alphabetic, stops))
-        self._characters += len(chunk)
         return number
 
     def _learn(self, word: str) -> int:

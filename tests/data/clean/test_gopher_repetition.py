@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 from typing import Any
 
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from llmctl.config.rules import RepetitionConfig
 from llmctl.data.clean import ngrams
-from llmctl.data.clean.gopher_repetition import GopherRepetition, repeated_parts
+from llmctl.data.clean.gopher_repetition import GopherRepetition, lines_of, paragraphs_of, repeated_parts
 from llmctl.data.clean.ngrams import Ngrams
 from tests.data.clean.conftest import reason_of
 
@@ -55,6 +56,12 @@ def test_an_end_of_line_at_the_end_makes_a_line() -> None:
 def test_repeated_parts_counts_second_and_later_ones(parts: list[str]) -> None:
     again = [part for place, part in enumerate(parts) if part in parts[:place]]
     assert repeated_parts(parts) == (len(again), sum(map(len, again)))
+
+
+@given(st.text(alphabet="ab \n", max_size=30))
+def test_parts_are_those_of_plain_splits(text: str) -> None:
+    assert paragraphs_of(text) == re.split(r"\n{2,}", text.strip())
+    assert Counter(lines_of(text)) == Counter(re.split(r"\n+", text))  # the order does not matter
 
 
 def test_top_ngrams() -> None:
