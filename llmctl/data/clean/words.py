@@ -15,6 +15,9 @@ from llmctl.data.clean.splitter import split_chunk
 Integers = npt.NDArray[np.int64]
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")  # Rae et al. 2021, section A.1.1
+# Of a word: its number; whether it holds more than punctuation, and how many characters then; whether it holds a
+# letter; the bit of the stop word that it is.
+Facts = tuple[int, int, int, int, int]
 MOST_CHUNKS = 1 << 18
 MOST_CHARACTERS = 1 << 25
 
@@ -54,8 +57,7 @@ class Vocabulary(dict[str, int]):
     def _forget(self) -> None:
         self.clear()
         self._characters = 0
-        self._numbers: dict[str, int] = {}
-        self._facts: list[tuple[int, int, int, int]] = []
+        self._words: dict[str, Facts] = {}
         self._lengths = Growing(1)
         self._members = Growing(1)
         self._chunks = Growing(6)
@@ -72,37 +74,35 @@ class Vocabulary(dict[str, int]):
         words = split_chunk(chunk)
         self._characters += len(chunk)
         first = len(self._members)
-        spelled = spelled_characters = alphabetic = stops = 0
+        spelled = characters = alphabetic = stops = 0
         for word in words:
-            number = self._numbers.get(word)
-            if number is None:
-                number = self._learn(word)
-            self._members.values.append(number)
-            facts = self._facts[number]
-            spelled += facts[0]
-            spelled_characters += facts[1]
-            alphabetic += facts[2]
-            stops |= facts[3]
+            facts = self._words.get(word) or self._learn(word)
+            self._members.values.append(facts[0])
+            spelled += facts[1]
+            characters += facts[2]
+            alphabetic += facts[3]
+            stops |= facts[4]
         number = self[chunk] = len(self._chunks)
-        self._chunks.values.extend((first, len(words), spelled, spelled_characters, alphabetic, stops))
+        self._chunks.values.extend((first, len(words), spelled, characters, alphabetic, stops))
         return number
 
-    def _learn(self, word: str) -> int:
-        """A number for a new word; what a chunk counts of it is kept under that number."""
-        number = self._numbers[word] = len(self._numbers)
+    def _learn(self, word: str) -> Facts:
+        """What a chunk counts of a new word, with a number for it."""
+        number = len(self._words)
         self._lengths.values.append(len(word))
         if word.isalpha():
             stop = 1 << STOP_WORDS.index(word) if word in STOP_WORDS else 0
-            self._facts.append((1, len(word), 1, stop))
+            facts = (number, 1, len(word), 1, stop)
         else:
             spelled = not NO_WORD_CHARACTERS.issuperset(word)
-            self._facts.append((int(spelled), len(word) * spelled, int(any(map(str.isalpha, word))), 0))
-        return number
+            facts = (number, int(spelled), len(word) * spelled, int(any(map(str.isalpha, word))), 0)
+        self._words[word] = facts
+        return facts
 
     @property
     def size(self) -> int:
         """One more than the largest number of a word."""
-        return len(self._numbers)
+        return len(self._words)
 
     def members(self, chunks: Integers) -> Integers:
         """The numbers of the words of these chunks (rows of what is known of them), in order."""
