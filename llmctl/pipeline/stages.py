@@ -41,6 +41,7 @@ STAGES: dict[str, Stage] = {
             summary="Extract, normalise and filter text, counting reasons.",
             config="llmctl.config.clean:CleanConfig",
             run="llmctl.data.clean:run",
+            op_version=2,
             resumable=True,
             output="documents",
             inputs={"input": DOCUMENTS},

@@ -11,10 +11,9 @@ import pyarrow as pa
 
 from llmctl.config.clean import CleanConfig
 from llmctl.config.errors import InputError
-from llmctl.data.clean.gopher_quality import GopherQuality
-from llmctl.data.clean.gopher_repetition import GopherRepetition
 from llmctl.data.clean.html import HtmlToText
 from llmctl.data.clean.kernel import REASON, VALUE, NotEmpty, split_by_verdict, with_verdicts
+from llmctl.data.clean.rule_sets import rules
 from llmctl.data.clean.unicode import ComposeUnicode, RepairEncoding
 from llmctl.data.clean.whitespace import NormalizeWhitespace
 from llmctl.data.parts import Report, gather, run_parts
@@ -34,11 +33,7 @@ def kernels(config: CleanConfig) -> list[Kernel]:
     if config.repair_unicode:
         chosen.append(RepairEncoding())
     chosen += [NormalizeWhitespace(), ComposeUnicode(), NotEmpty()]
-    if config.quality.enabled:
-        chosen.append(GopherQuality(config.quality))
-    if config.repetition.enabled:
-        chosen.append(GopherRepetition(config.repetition))
-    return chosen
+    return chosen + rules(config)
 
 
 def clean(batch: pa.RecordBatch, chosen: list[Kernel]) -> tuple[pa.RecordBatch, pa.RecordBatch]:
