@@ -7,6 +7,16 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from llmctl.config.base import Config
+from llmctl.config.clean_steps import (
+    BoilerplateConfig,
+    HarmfulWordsConfig,
+    LanguageConfig,
+    PerplexityConfig,
+    PiiConfig,
+    QualityModelConfig,
+    SegmentConfig,
+    UrlConfig,
+)
 from llmctl.config.engine import EngineConfig
 
 
@@ -88,12 +98,30 @@ class CleanConfig(EngineConfig):
         default="auto",
         description="turn HTML to text: where the url, id or text says it is HTML, for every document, or never",
     )
+    extractor: Literal["resiliparse", "trafilatura"] = Field(
+        default="resiliparse",
+        description="trafilatura: main content with more care, 12 times slower (pip install 'llmctl[trafilatura]')",
+    )
     main_content: bool = Field(
         default=False, description="keep only the main content of HTML pages, without menus and footers"
     )
     repair_unicode: bool = Field(default=True, description="repair wrongly decoded text (mojibake) with ftfy")
+    urls: UrlConfig = Field(default_factory=UrlConfig, description="URL and domain lists")
+    boilerplate: BoilerplateConfig = Field(
+        default_factory=BoilerplateConfig, description="removal of lines that recur in many documents of a site"
+    )
+    language: LanguageConfig = Field(default_factory=LanguageConfig, description="language identification")
     quality: QualityConfig = Field(default_factory=QualityConfig, description="Gopher quality rules")
     repetition: RepetitionConfig = Field(default_factory=RepetitionConfig, description="Gopher repetition rules")
+    harmful: HarmfulWordsConfig = Field(default_factory=HarmfulWordsConfig, description="lists of harmful words")
+    classifier: QualityModelConfig = Field(
+        default_factory=QualityModelConfig, description="limits for the scores of a quality classifier"
+    )
+    perplexity: PerplexityConfig = Field(
+        default_factory=PerplexityConfig, description="limits for the perplexity by an n-gram model"
+    )
+    pii: PiiConfig = Field(default_factory=PiiConfig, description="personal data and secrets")
+    segment: SegmentConfig = Field(default_factory=SegmentConfig, description="cutting into sections or paragraphs")
     keep_rejected: bool = Field(
         default=False, description="also write dropped documents, with reason and value, to rejected-*.parquet"
     )
