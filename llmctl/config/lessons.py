@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from llmctl.config.base import Config
+from llmctl.config.base import INTEGER_LIMIT, Config
 
 
 class ChatsConfig(Config):
@@ -13,7 +13,7 @@ class ChatsConfig(Config):
     heldout_fraction: float = Field(
         default=0.05, ge=0, le=0.5, description="share of entries, by id, kept out of the chats"
     )
-    seed: int = Field(default=1, ge=0, description="seed of the choice of phrasings")
+    seed: int = Field(default=1, ge=0, lt=INTEGER_LIMIT, description="seed of the choice of phrasings")
     phrasings: int = Field(
         default=2, ge=1, le=6, description="differently worded questions per entry and kind of question"
     )
@@ -31,7 +31,9 @@ class QuizConfig(Config):
         default=0.05, gt=0, le=1, description="share of entries, by id, asked about; the same as for chats and pack"
     )
     choices: int = Field(default=4, ge=2, le=10, description="summaries to choose from, one of them right")
-    seed: int = Field(default=1, ge=0, description="seed of the wrong choices and of the position of the right one")
+    seed: int = Field(
+        default=1, ge=0, lt=INTEGER_LIMIT, description="seed of the wrong choices and of the position of the right one"
+    )
     per_document: int = Field(
         default=5, ge=1, description="at most this many questions on one document (a class and its methods)"
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from llmctl.config.base import Config, execution
+from llmctl.config.base import INTEGER_LIMIT, Config, execution
 from llmctl.config.model import ModelConfig
 
 
@@ -90,7 +90,9 @@ class TrainConfig(Config):
         description="bf16: matrix products under autocast, with fp32 weights, gradients and optimizer state. "
         "Fast on GPUs and on CPUs with AMX or AVX512-BF16, very slow on others.",
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the initial weights and of the order of the rows.")
+    seed: int = Field(
+        0, ge=0, lt=INTEGER_LIMIT, description="Seed of the initial weights and of the order of the rows."
+    )
     checkpoint_every_steps: int = execution(
         100, ge=0, description="Steps between resumable states; 0: none. A killed run loses at most so many."
     )

@@ -38,7 +38,7 @@ class Verb:
         config: `module:Class` of its configuration model.
         inputs: by role; the role `input` comes from the pipe or the first argument.
         flags: option name to configuration path, for the fields used most.
-        words: configuration path of a list that takes the other arguments; empty where there are none.
+        words: configuration path of a list that takes the arguments after the input; empty where there are none.
         examples: command lines for `--help`, first things first.
     """
 

@@ -6,6 +6,14 @@ from llmctl.config.errors import UsageError
 from llmctl.pipeline.stage import Role, Stage
 
 DOCUMENTS = Role(("documents",), "documents to read")
+TRAINING_FLAGS = {
+    "--batch-rows": "batch_rows",
+    "--lr": "optimizer.lr",
+    "--precision": "precision",
+    "--nproc": "nproc",
+    "--zero": "zero",
+    "--seed": "seed",
+}
 
 STAGES: dict[str, Stage] = {
     stage.command: stage
@@ -123,16 +131,7 @@ STAGES: dict[str, Stage] = {
             output="checkpoint",
             resumable=True,
             inputs={"input": Role(("rows",), "packed rows to train on")},
-            flags={
-                "--model": "model.name",
-                "--steps": "steps",
-                "--batch-rows": "batch_rows",
-                "--lr": "optimizer.lr",
-                "--precision": "precision",
-                "--nproc": "nproc",
-                "--zero": "zero",
-                "--seed": "seed",
-            },
+            flags={"--model": "model.name", "--steps": "steps", **TRAINING_FLAGS},
             examples=(
                 "llmctl pretrain web.pack --model tiny --steps 200",
                 "llmctl pretrain web.pack --model tiny model.layers=6 optimizer.lr=1e-3",
@@ -151,15 +150,7 @@ STAGES: dict[str, Stage] = {
                 "input": Role(("checkpoint",), "checkpoint to start from"),
                 "chats": Role(("chats",), "chats in the messages form: an artifact or a .jsonl file", files=True),
             },
-            flags={
-                "--epochs": "epochs",
-                "--batch-rows": "batch_rows",
-                "--lr": "optimizer.lr",
-                "--precision": "precision",
-                "--nproc": "nproc",
-                "--zero": "zero",
-                "--seed": "seed",
-            },
+            flags={"--epochs": "epochs", **TRAINING_FLAGS},
             examples=("llmctl sft web.pretrain --chats chats.jsonl --epochs 3",),
         ),
         Stage(

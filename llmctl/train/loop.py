@@ -239,11 +239,7 @@ class Run:
         if self.held is None or self.held.rows.count == 0:
             return
         self.measured = self._score(self.held)
-        self._log(
-            heldout_loss=self.measured.loss,
-            heldout_bits_per_byte=self.measured.bits_per_byte,
-            heldout_targets=self.measured.targets,
-        )
+        self._log(**_heldout_figures(self.measured))
         bits = self.measured.bits_per_byte
         self._note(f"step {self.step}: held-out loss {self.measured.loss:.4f}, {bits:.4f} bits per byte")
 
@@ -358,9 +354,7 @@ class Run:
             "train_s": self.train_s,
         }
         if self.measured is not None:
-            values["heldout_loss"] = self.measured.loss
-            values["heldout_bits_per_byte"] = self.measured.bits_per_byte
-            values["heldout_targets"] = self.measured.targets
+            values |= _heldout_figures(self.measured)
         return values
 
     def _meet(self) -> None:
@@ -379,3 +373,10 @@ class Run:
             self.job.progress.update(
                 self.step, self.plan.steps, "steps", loss=self.loss, lr=lr, tokens_per_s=tokens_per_s
             )
+
+
+def _heldout_figures(measured: HeldOut) -> dict[str, int | float]:
+    """What was measured, by the names of metrics and totals; what is undefined (no targets, no text) is left out."""
+    figures = {"heldout_loss": measured.loss, "heldout_bits_per_byte": measured.bits_per_byte}
+    defined = {name: value for name, value in figures.items() if math.isfinite(value)}
+    return {**defined, "heldout_targets": measured.targets}

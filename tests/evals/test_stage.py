@@ -25,7 +25,6 @@ from llmctl.pipeline.execute import Call, execute
 from llmctl.pipeline.job import Progress
 from llmctl.pipeline.stages import stage_named
 from llmctl.store.artifact import Artifact, FileInput, Input
-from llmctl.store.files import sha256_file
 from llmctl.store.store import Store
 from llmctl.tokens.rows import Rows
 from llmctl.tokens.tokenizer import Tokenizer
@@ -106,11 +105,7 @@ def tuned(line: Line, base: Artifact, folder: Path) -> Artifact:
     chats = folder / "chats.jsonl"
     turns = [{"role": "user", "content": "what is a list?"}, {"role": "assistant", "content": "sorted"}]
     chats.write_text("".join(json.dumps({"messages": turns, "id": str(n)}) + "\n" for n in range(8)))
-    return line.run("sft", SftConfig.model_validate(TRAIN), {"input": base, "chats": plain(chats, "chats")})
-
-
-def plain(path: Path, kind: str) -> FileInput:
-    return FileInput(path, "sha256:" + sha256_file(path), kind)
+    return line.run("sft", SftConfig.model_validate(TRAIN), {"input": base, "chats": FileInput.of(chats, "chats")})
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +121,7 @@ def quiz(folder: Path) -> FileInput:
     ]
     path = folder / "quiz.jsonl"
     path.write_text("".join(json.dumps(question) + "\n" for question in questions))
-    return plain(path, "prompts")
+    return FileInput.of(path, "prompts")
 
 
 def results(evaluation: Artifact) -> Any:
@@ -267,7 +262,7 @@ def test_a_question_that_does_not_fit_stops_it(line: Line, base: Artifact, folde
     path = folder / "long.jsonl"
     path.write_text(json.dumps({"id": "long-one", "prompt": text(1, 200), "choices": ["a", "b"], "answer": 0}) + "\n")
     with pytest.raises(InputError, match=r"question long-one: choice 0 needs \d+ tokens, the model reads 64"):
-        line.eval(base, choices=plain(path, "prompts"))
+        line.eval(base, choices=FileInput.of(path, "prompts"))
 
 
 def test_a_checkpoint_from_elsewhere_needs_rows_or_questions(

@@ -15,7 +15,6 @@ import sentencepiece
 
 from llmctl.config.tokens import TokenizerConfig
 from llmctl.store.artifact import FileInput
-from llmctl.store.files import sha256_file
 from llmctl.tokens.huggingface import companion_files
 from llmctl.tokens.tokenizer import MODEL_FILE, Tokenizer
 from llmctl.tokens.train import sentences_of, train
@@ -86,7 +85,7 @@ def write_documents(tmp_path: Path) -> WriteDocuments:
             "source": [f"source {number % 3}" for number in range(len(texts))],
         }
         pq.write_table(pa.table({key: pa.array(values, pa.string()) for key, values in columns.items()}), path)
-        return FileInput(path, f"sha256:{sha256_file(path)}", "documents")
+        return FileInput.of(path, "documents")
 
     return write
 
