@@ -8,8 +8,8 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from llmctl.config.base import Config
 
-PII_KINDS = ("key", "iban", "card", "ssn", "ip", "email", "phone")
 PiiKind = Literal["key", "iban", "card", "ssn", "ip", "email", "phone"]
+PII_KINDS: tuple[PiiKind, ...] = ("key", "iban", "card", "ssn", "ip", "email", "phone")
 
 
 def _listed(value: Any) -> Any:

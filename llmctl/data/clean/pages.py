@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import html as entities
 import re
+from typing import Any
 
 from resiliparse.extract.html2text import extract_plain_text
-from resiliparse.parse.html import DOMNode, HTMLTree
+from resiliparse.parse.html import HTMLTree
 
 from llmctl.config.errors import InputError
 
@@ -41,7 +42,32 @@ MARKUP = re.compile(
     r"|<[!?][^>]*+(?:>|\Z)",
     re.IGNORECASE | re.DOTALL,
 )
-WITHIN_A_LINE = frozenset("a abbr b big cite code em font i kbd mark q s samp small span strong sub sup tt u var".split())
+WITHIN_A_LINE = frozenset(
+    [
+        "a",
+        "abbr",
+        "b",
+        "big",
+        "cite",
+        "code",
+        "em",
+        "font",
+        "i",
+        "kbd",
+        "mark",
+        "q",
+        "s",
+        "samp",
+        "small",
+        "span",
+        "strong",
+        "sub",
+        "sup",
+        "tt",
+        "u",
+        "var",
+    ]
+)
 
 TEX_WRAPPER = re.compile(r"\{\\(?:displaystyle|textstyle) ?(.*)\}", re.DOTALL)
 TEX_SCRIPT = "script[type^='math/tex']"
@@ -89,7 +115,7 @@ def keep_tex(tree: HTMLTree) -> None:
 
     MathML without TeX stays as it is.
     """
-    root = tree.document
+    root: Any = tree.document  # its types leave out what elements have
     scripts = root.query_selector_all(TEX_SCRIPT)
     formulas = root.query_selector_all("math")
     found = [(node, _script_tex(node)) for node in scripts] + [(node, _mathml_tex(node)) for node in formulas]
@@ -102,13 +128,15 @@ def keep_tex(tree: HTMLTree) -> None:
             node.parent.replace_child(tree.create_text_node(tex), node)
 
 
-def _script_tex(node: DOMNode) -> str:
+def _script_tex(node: Any) -> str:
     display = "mode=display" in (node.getattr("type") or "")
     return _between_dollars(node.text or "", display=display)
 
 
-def _mathml_tex(node: DOMNode) -> str:
-    notes = (note for note in node.query_selector_all("annotation") if "tex" in (note.getattr("encoding") or "").lower())
+def _mathml_tex(node: Any) -> str:
+    notes = (
+        note for note in node.query_selector_all("annotation") if "tex" in (note.getattr("encoding") or "").lower()
+    )
     note = next(notes, None)
     tex = (note.text if note is not None else node.getattr("alttext")) or ""
     return _between_dollars(tex, display=node.getattr("display") == "block")
@@ -150,5 +178,5 @@ def trafilatura_text(html: str) -> str:
         return page_text(html, main_content=False)
     if "<math" in html or "math/tex" in html:
         keep_tex(tree)
-        html = tree.document.html
+        html = str(tree)
     return extract(html, include_comments=False, include_tables=True) or ""
