@@ -72,8 +72,11 @@ class QualityModelConfig(Config):
 
     min_score: float | None = Field(default=None, ge=0, le=1, description="drop documents that score lower")
     keep_quantile: float | None = Field(
-        default=None, gt=0, le=1, description="keep this share of the documents, those that score highest; reads them twice"
-    )  # fmt: skip
+        default=None,
+        gt=0,
+        le=1,
+        description="keep this share of the documents, those that score highest; reads them twice",
+    )
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
@@ -123,6 +126,6 @@ class SegmentConfig(Config):
     def _ordered(self) -> Self:
         if self.max_characters is not None and self.min_characters > self.max_characters:
             raise ValueError(
-                f"min_characters {self.min_characters} is above max_characters {self.max_characters}; nothing would be kept"
+                f"min_characters {self.min_characters} is above max_characters {self.max_characters}; none is left"
             )
         return self

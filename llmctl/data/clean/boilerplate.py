@@ -64,13 +64,11 @@ class LineCounts:
 
     def write(self, directory: Path) -> None:
         """Write `lines-00000.parquet`, sorted by key, and `sites-00000.parquet`."""
-        lines = [(key, site, count) for (key, site), count in sorted(self.lines.items())]
-        columns = [pa.array(column, field.type) for column, field in zip(zip(*lines, strict=True), LINES, strict=True)]
-        table = pa.Table.from_arrays(columns, schema=LINES) if lines else LINES.empty_table()
-        sites = sorted(self.sites.items())
-        known = pa.Table.from_pydict(
-            {"site": [site for site, _ in sites], "documents": [count for _, count in sites]}, schema=SITES
-        )
+        keys = sorted(self.lines)
+        counted = {"key": [key for key, _ in keys], "site": [site for _, site in keys]}
+        table = pa.Table.from_pydict({**counted, "documents": [self.lines[key] for key in keys]}, schema=LINES)
+        sites = sorted(self.sites)
+        known = pa.Table.from_pydict({"site": sites, "documents": [self.sites[site] for site in sites]}, schema=SITES)
         for name, content in ((LINES_FILE, table), (SITES_FILE, known)):
             with explained(str(directory / name)), publish(directory / name) as handle:
                 pq.write_table(content, handle, compression="zstd", row_group_size=GROUP_ROWS)

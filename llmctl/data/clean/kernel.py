@@ -60,9 +60,9 @@ class Measure(ABC):
     def values(self, batch: pa.RecordBatch) -> list[float | None]:
         """The figure of every document; None where there is none."""
 
+    @abstractmethod
     def judge(self, value: float) -> str | None:
         """The reason to drop a document with this figure; None keeps it."""
-        return None
 
     def __call__(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """`batch` with the column, and with `reason` and `value` brought up to date."""

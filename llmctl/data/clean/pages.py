@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html as entities
+import logging
 import re
 from typing import Any
 
@@ -38,36 +39,12 @@ INERT_TAG = re.compile(rf"</?(?:{INERT})(?=[\s/>]){FIELDS}>", re.IGNORECASE)
 
 # Each alternative ends at the end of the text at the latest, so nothing is read twice.
 MARKUP = re.compile(
-    r"<!--.*?(?:-->|\Z)|<(?P<raw>script|style|template|noscript)\b.*?(?:</(?P=raw)|\Z)|</?(?P<name>[a-zA-Z][^\s/>]*+)[^>]*+(?:>|\Z)"
+    r"<!--.*?(?:-->|\Z)|<(?P<raw>script|style|template|noscript)\b.*?(?:</(?P=raw)[^>]*+>?|\Z)"
+    r"|</?(?P<name>[a-zA-Z][^\s/>]*+)[^>]*+(?:>|\Z)"
     r"|<[!?][^>]*+(?:>|\Z)",
     re.IGNORECASE | re.DOTALL,
 )
-WITHIN_A_LINE = frozenset(
-    [
-        "a",
-        "abbr",
-        "b",
-        "big",
-        "cite",
-        "code",
-        "em",
-        "font",
-        "i",
-        "kbd",
-        "mark",
-        "q",
-        "s",
-        "samp",
-        "small",
-        "span",
-        "strong",
-        "sub",
-        "sup",
-        "tt",
-        "u",
-        "var",
-    ]
-)
+WITHIN_A_LINE = frozenset(f"{FORMATTING}|{INERT}|kbd|mark|samp|var".split("|")) - {"br"}
 
 TEX_WRAPPER = re.compile(r"\{\\(?:displaystyle|textstyle) ?(.*)\}", re.DOTALL)
 TEX_SCRIPT = "script[type^='math/tex']"
@@ -170,6 +147,7 @@ def trafilatura_text(html: str) -> str:
         from trafilatura import extract
     except ImportError:
         raise InputError("extractor=trafilatura needs trafilatura", hint="pip install 'llmctl[trafilatura]'") from None
+    logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # a page without content is counted, not told
     if MANY_ATTRIBUTES.search(html):
         return strip_markup(html)
     html = without_copies(html)

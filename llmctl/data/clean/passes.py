@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 
 from llmctl.data.clean.boilerplate import LineCounts
 from llmctl.data.clean.chain import SEGMENT_STEP, Kernel, Setting, Stretch
-from llmctl.data.clean.funnel import REJECTED_PREFIX, Funnel
 from llmctl.data.clean.kernel import REASON, VALUE, split_by_verdict, with_text, with_verdicts
 from llmctl.data.clean.pii import Pii
+from llmctl.data.funnel import REJECTED_PREFIX, Funnel
 from llmctl.data.parts import Report
 from llmctl.data.table_writer import TableWriter
 from llmctl.data.tables import Part, conform, documents_schema, read_part, text_bytes

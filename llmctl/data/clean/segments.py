@@ -55,7 +55,7 @@ def outside_fences(lines: list[str]) -> Iterator[tuple[int, str]]:
     fence = ""
     for number, line in enumerate(lines):
         mark = FENCE.match(line)
-        if not fence and mark:
+        if not fence and mark and not (number and _is_title(lines[number - 1], line)):  # reST underlines with ~~~~
             fence = mark[1]
         elif fence:
             if mark and mark[1].startswith(fence) and not line.strip().strip(fence[0]):

@@ -15,8 +15,8 @@ from llmctl.config.clean import CleanConfig
 from llmctl.config.errors import InputError
 from llmctl.data.clean.boilerplate import recurring
 from llmctl.data.clean.chain import BOILERPLATE_FILE, SEGMENT_STEP, Setting
-from llmctl.data.clean.funnel import REJECTED_PREFIX, Funnel, write_funnel
 from llmctl.data.clean.passes import Task, clean_part, scores_of
+from llmctl.data.funnel import REJECTED_PREFIX, Funnel, write_funnel
 from llmctl.data.parts import Report, gather, run_parts
 from llmctl.data.table_writer import RowsDigest
 from llmctl.data.tables import SCHEMA_NAMES, Part, extra_columns, parts_of

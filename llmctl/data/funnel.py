@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.compute as pc
+from typing import TYPE_CHECKING, Any
 
 from llmctl.config.errors import InputError
-from llmctl.data.tables import read_parquet
 from llmctl.store.artifact import Artifact
 from llmctl.store.files import publish_bytes
+
+if TYPE_CHECKING:  # a summary in the terminal reads the funnel, and no table
+    import pyarrow as pa
 
 FUNNEL_FILE = "funnel.json"
 FUNNEL_FORMAT = "llmctl.funnel/1"
@@ -86,8 +86,8 @@ def _cut(rows: list[Row], left: int, added: int) -> int:
 
 
 def excerpt(text: str, most: int = EXAMPLE_CHARACTERS) -> str:
-    """The start of a text in one line."""
-    line = " ".join(text[: 4 * most].split())
+    """The start of a text in one line, without characters that a terminal would obey (controls, bidi marks)."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * most]).split())
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
@@ -98,7 +98,7 @@ def write_funnel(directory: Path, content: Row) -> None:
 
 def read_funnel(artifact: Artifact) -> Row | None:
     """The artifact's funnel; None where it has none."""
-    if not any(entry.path == f"data/{FUNNEL_FILE}" for entry in artifact.manifest.files):
+    if not artifact.holds(FUNNEL_FILE):
         return None
     content: Row = json.loads(artifact.file(FUNNEL_FILE).read_bytes())
     return content
@@ -127,11 +127,16 @@ def rejected_examples(artifact: Artifact, rule: str, most: int) -> Iterator[Row]
     if not kept:
         yield rows[rule]["example"]
         return
-    given = 0
-    for path in kept:
-        for batch in read_parquet(path):
+    yield from itertools.islice(_kept_rows(kept, rule), most)
+
+
+def _kept_rows(paths: Iterable[Path], rule: str) -> Iterator[Row]:
+    import pyarrow.compute as pc
+
+    from llmctl.data.tables import read_parquet
+
+    for path in paths:
+        for batch in read_parquet(path, ["id", "source", "url", "value", "text", "reason"]):
             for row in batch.filter(pc.equal(batch.column("reason"), rule)).to_pylist():
-                if given == most:
-                    return
-                given += 1
-                yield {name: row[name] for name in ("id", "source", "url", "value", "text")}
+                del row["reason"]
+                yield row
