@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from llmctl.data.funnel import FUNNEL_FILE, read_funnel
+from llmctl.data.funnel import FUNNEL_FILE, excerpt, read_funnel
 from llmctl.store.artifact import Artifact
 
 if TYPE_CHECKING:  # a headline in a pipe needs no Rich
@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # a headline in a pipe needs no Rich
     from rich.table import Table
 
 HEADLINE_FIGURES = 4
+EXAMPLE_CHARACTERS = 50
 BYTE_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -57,10 +58,10 @@ def funnel_table(artifact: Artifact) -> Iterator[Table]:
     table = Table(box=None, pad_edge=False, title_justify="left")
     for column in ("rule", "in", "dropped", "out", "size", "for example"):
         left = column in ("rule", "for example")
-        table.add_column(column, justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
+        table.add_column(column, justify="left" if left else "right", no_wrap=left, overflow="ellipsis")
     for row in funnel["rules"]:
         example = row["example"] or {}
-        shown = f"{example['value']:.4g}  {example['text']}" if example else ""
+        shown = f"{example['value']:.4g}  {excerpt(example['text'], EXAMPLE_CHARACTERS)}" if example else ""
         counts = (figure(row[key]) for key in ("in", "dropped", "out"))
         table.add_row(row["rule"], *counts, byte_size(row["bytes"]), Text(shown))
     yield table

@@ -66,6 +66,7 @@ def _write_lines(job: Job[ClassifierConfig]) -> Counter[tuple[str, str]]:
     """Write both splits as fastText reads them; the number of documents by split and label."""
     config = job.config
     counts: Counter[tuple[str, str]] = Counter()
+    job.work.mkdir(parents=True, exist_ok=True)
     with (
         explained(str(job.work)),
         open(job.work / TRAIN, "w", encoding="utf-8") as train,

@@ -92,7 +92,7 @@ def test_boilerplate_in_the_stage_over_parts(stage: Callable, tmp_path: Path) ->
     product, artifact = stage(run, config, given)
     texts = [row["text"] for row in rows_of(artifact)]
     assert texts == [f"Page {n} has a text of its own." for n in range(8)] + ["Home | About us"]
-    assert product.totals["dropped.empty"] == 1
+    assert product.totals["dropped.only_boilerplate"] == 1
     assert product.totals["boilerplate.lines"] == 18
     assert [row["id"] for row in rows_of(artifact, "rejected")] == ["8"]
     plain, _ = stage(run, CleanConfig(workers=1, **OFF), given)

@@ -99,7 +99,7 @@ class Setting:
         if self.boilerplate is not None:
             from llmctl.data.clean.boilerplate import WithoutBoilerplate
 
-            chosen += [WithoutBoilerplate(config.boilerplate, np.load(self.boilerplate)), NotEmpty()]
+            chosen += [WithoutBoilerplate(config.boilerplate, np.load(self.boilerplate)), NotEmpty("only_boilerplate")]
         if config.language.enabled:
             from llmctl.data.clean.language import Language
 

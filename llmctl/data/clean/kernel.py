@@ -73,11 +73,14 @@ class Measure(ABC):
 
 
 class NotEmpty(Rule):
-    """Drops what has nothing left but white space."""
+    """Drops what has nothing left but white space, for the reason given."""
+
+    def __init__(self, reason: str = "empty") -> None:
+        self.reason = reason
 
     def judge(self, text: str) -> Verdict | None:
-        """`empty`."""
-        return None if text.strip() else Verdict("empty", 0.0)
+        """The reason, where there is no text."""
+        return None if text.strip() else Verdict(self.reason, 0.0)
 
 
 def with_text(batch: pa.RecordBatch, texts: list[str]) -> pa.RecordBatch:
