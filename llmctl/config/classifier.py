@@ -20,4 +20,4 @@ class ClassifierConfig(Config):
     heldout_fraction: float = Field(
         default=0.1, ge=0, le=0.5, description="share of the documents (by id) that are not trained on but measured"
     )
-    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="seed of the first weights")
+    seed: int = Field(default=0, ge=0, le=2**32 - 1, description="seed of the first weights")

@@ -41,7 +41,7 @@ def run(job: Job[ClassifierConfig]) -> Product:
         epoch=config.epochs,
         lr=config.lr,
         minCount=config.min_count,
-        seed=config.seed,
+        seed=config.seed % 2**31,  # a C int
         thread=1,  # with more, the model depends on their timing
         verbose=0,
     )

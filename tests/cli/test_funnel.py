@@ -7,7 +7,7 @@ from pathlib import Path
 GOOD = (
     "The small bakery at the corner opens before sunrise. By the time that first commuters walk past, smells of fresh "
     "bread have filled our street, and its owner greets everyone by name while she wraps warm rolls in brown paper. "
-    "Children stop here on their way to school, press noses against glass, and think for a long while about what to buy."
+    "Children stop on their way to school, press noses against glass, and think for a long time about what to buy."
 )
 
 

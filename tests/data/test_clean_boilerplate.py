@@ -35,9 +35,19 @@ LINES = ["Home | About", "  Home | About ", "All rights reserved", "}", "", "a l
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @examples(
-    st.lists(st.lists(st.tuples(st.sampled_from(["http://a.org/1", "http://b.org/", ""]), st.lists(st.sampled_from(LINES), max_size=6)), max_size=8), min_size=1, max_size=3),
-    st.sampled_from([0.3, 0.5, 1.0]), st.integers(2, 4),
-)  # fmt: skip
+    st.lists(
+        st.lists(
+            st.tuples(
+                st.sampled_from(["http://a.org/1", "http://b.org/", ""]), st.lists(st.sampled_from(LINES), max_size=6)
+            ),
+            max_size=8,
+        ),
+        min_size=1,
+        max_size=3,
+    ),
+    st.sampled_from([0.3, 0.5, 1.0]),
+    st.integers(2, 4),
+)
 def test_counts_are_those_of_plain_python(
     tmp_path_factory, parts: list[list[tuple[str, list[str]]]], share: float, least: int
 ) -> None:

@@ -19,26 +19,57 @@ from tests.data.conftest import rows_of
 GOOD = (
     "The small bakery at the corner opens before sunrise. By the time that first commuters walk past, smells of fresh "
     "bread have filled our street, and its owner greets everyone by name while she wraps warm rolls in brown paper. "
-    "Children stop here on their way to school, press noses against glass, and think for a long while about what to buy."
+    "Children stop on their way to school, press noses against glass, and think for a long time about what to buy."
 )
-TEXTS = [GOOD, GOOD + "\n\n" + GOOD.upper() + " mail a@b.org", "short text", "", "\x00\n", "short a@b.org",
-         "Das ist ein deutscher Satz über das Wetter und den Regen, der heute gefallen ist. " * 3, "<html><body><p>" + GOOD,
-         "# Head\n\n" + GOOD + "\n\nshort\n", "bad word " + GOOD, "x " * 200, "\ud7ff\u202e" + GOOD]  # fmt: skip
+TEXTS = [
+    GOOD,
+    GOOD + "\n\n" + GOOD.upper() + " mail a@b.org",
+    "short text",
+    "",
+    "\x00\n",
+    "short a@b.org",
+    "Das ist ein deutscher Satz über das Wetter und den Regen, der heute gefallen ist. " * 3,
+    "<html><body><p>" + GOOD,
+    "# Head\n\n" + GOOD + "\n\nshort\n",
+    "bad word " + GOOD,
+    "x " * 200,
+    "\ud7ff\u202e" + GOOD,
+]
 CONFIGS = [
     CleanConfig(keep_rejected=True),
-    CleanConfig(keep_rejected=True, language={"keep": "en"}, pii={"action": "drop"}, segment={"by": "paragraph", "min_characters": 20}),
-    CleanConfig(keep_rejected=True, boilerplate={"enabled": True, "by": "source", "min_documents": 2}, language={"identify": True},
-                segment={"by": "section", "max_characters": 400}, pii={"action": "redact"}, quality={"min_words": 3}),
-    CleanConfig(keep_rejected=True, pii={"action": "tag"}, repetition={"enabled": False}, quality={"enabled": False},
-                segment={"max_characters": 400}),
-]  # fmt: skip
+    CleanConfig(
+        keep_rejected=True,
+        language={"keep": "en"},
+        pii={"action": "drop"},
+        segment={"by": "paragraph", "min_characters": 20},
+    ),
+    CleanConfig(
+        keep_rejected=True,
+        boilerplate={"enabled": True, "by": "source", "min_documents": 2},
+        language={"identify": True},
+        segment={"by": "section", "max_characters": 400},
+        pii={"action": "redact"},
+        quality={"min_words": 3},
+    ),
+    CleanConfig(
+        keep_rejected=True,
+        pii={"action": "tag"},
+        repetition={"enabled": False},
+        quality={"enabled": False},
+        segment={"max_characters": 400},
+    ),
+]
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.lists(st.tuples(st.sampled_from(TEXTS), st.sampled_from(["", "http://bad.org/", "http://x.org/"])), min_size=1, max_size=15),
+    st.lists(
+        st.tuples(st.sampled_from(TEXTS), st.sampled_from(["", "http://bad.org/", "http://x.org/"])),
+        min_size=1,
+        max_size=15,
+    ),
     st.sampled_from(CONFIGS),
-)  # fmt: skip
+)
 def test_in_is_kept_and_dropped(
     documents: Callable, stage: Callable, tmp_path: Path, rows: list[tuple[str, str]], config: CleanConfig
 ) -> None:
@@ -83,14 +114,19 @@ def _rows(path: Path) -> list[dict[str, object]]:
 def test_the_funnel_is_in_the_order_of_the_steps(documents: Callable, stage: Callable, tmp_path: Path) -> None:
     (tmp_path / "list").write_text("bad.org")
     rows = [
-        {"id": "a", "text": GOOD}, {"id": "b", "text": "few"}, {"id": "c", "text": "x", "url": "http://bad.org"},
-        {"id": "d", "text": ""}, {"id": "e", "text": "few words"},
-    ]  # fmt: skip
+        {"id": "a", "text": GOOD},
+        {"id": "b", "text": "few"},
+        {"id": "c", "text": "x", "url": "http://bad.org"},
+        {"id": "d", "text": ""},
+        {"id": "e", "text": "few words"},
+    ]
     _, artifact = stage(run, CleanConfig(), documents(rows), blocklist=FileInput.of(tmp_path / "list", "list"))
     funnel = json.loads(artifact.file("funnel.json").read_text())
     assert [(row["rule"], row["in"], row["dropped"], row["out"], row["bytes"]) for row in funnel["rules"]] == [
-        ("url", 5, 1, 4, 1), ("empty", 4, 1, 3, 0), ("too_few_words", 3, 2, 1, 12),
-    ]  # fmt: skip
+        ("url", 5, 1, 4, 1),
+        ("empty", 4, 1, 3, 0),
+        ("too_few_words", 3, 2, 1, 12),
+    ]
     assert funnel["rules"][2]["example"] == {"id": "b", "source": "test", "url": "", "value": 1.0, "text": "few"}
 
 

@@ -94,7 +94,11 @@ def test_area_under_roc() -> None:
     assert area_under_roc(np.array([0.1, 0.4, 0.35, 0.8]), np.array([False, False, True, True])) == 0.75
 
 
-ARPA = "\\data\\\nngram 1=5\nngram 2=1\n\n\\1-grams:\n-1.0\t<unk>\n-99\t<s>\t0\n-1.0\t</s>\n-0.5\tthe\t0\n-1.5\tcat\n\n\\2-grams:\n-0.2\tthe cat\n\n\\end\\\n"
+ARPA = (
+    "\\data\\\nngram 1=5\nngram 2=1\n\n"
+    "\\1-grams:\n-1.0\t<unk>\n-99\t<s>\t0\n-1.0\t</s>\n-0.5\tthe\t0\n-1.5\tcat\n\n"
+    "\\2-grams:\n-0.2\tthe cat\n\n\\end\\\n"
+)
 
 
 @pytest.fixture

@@ -21,10 +21,12 @@ SENTENCE = "A sentence of the article that is long enough to be taken for its ma
 PAGE_OF_ALL = f"""<!doctype html><html><head><title>T</title></head><body><nav><ul><li><a href=/>Home</a></ul></nav>
 <main><h1>Heading</h1><p>{SENTENCE * 3}</p><p>Cost $a^2$ stays. Inline <code>x = 1</code> too.</p><pre><code>{CODE}
 </code></pre><table><tr><th>A<th>B</tr><tr><td>1<td>2 <b>x</b></tr></table>
-<p>By annotation <math><semantics><mi>x</mi><annotation encoding="application/x-tex">{{\\displaystyle x^{{2}}}}</annotation>
+<p>By annotation <math><semantics>
+<mi>x</mi><annotation encoding="application/x-tex">{{\\displaystyle x^{{2}}}}</annotation>
 </semantics></math> by alttext <math display=block alttext="\\frac12"><mn>1</mn></math> by MathJax
 <span class="MathJax">drawn</span><script type="math/tex; mode=display">\\int f</script> by KaTeX <span class="katex">
-<span class="katex-mathml"><math><semantics><mi>y</mi><annotation encoding="application/x-tex">y_1</annotation></semantics>
+<span class="katex-mathml"><math><semantics>
+<mi>y</mi><annotation encoding="application/x-tex">y_1</annotation></semantics>
 </math></span><span class="katex-html">y1y1</span></span> plain <math><mi>z</mi></math>.</p></main>
 <footer>Imprint</footer></body></html>"""
 
@@ -58,7 +60,9 @@ def test_trafilatura_by_flag(documents: Callable, stage: Callable) -> None:
 
 def test_resiliparse_needs_no_trafilatura() -> None:
     code = "import sys, llmctl.data.clean.stage; print(sorted({'trafilatura', 'fasttext', 'kenlm'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 N = 1_000_000

@@ -62,20 +62,40 @@ def test_rest_sections() -> None:
     assert cut(REST, "section")[0] == "=====\nTitle\n=====\n\nIntro."
 
 
-@pytest.mark.parametrize("text", ["a long sentence here\n---", "word\n\n----\nmore", "| a |\n-----", "#hashtag\n#!shebang", "x\n==", "- item\n------"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a long sentence here\n---",
+        "word\n\n----\nmore",
+        "| a |\n-----",
+        "#hashtag\n#!shebang",
+        "x\n==",
+        "- item\n------",
+    ],
+)
 def test_what_is_no_heading(text: str) -> None:
     assert cut(text, "section") == [text]
 
 
 def test_paragraphs() -> None:
     assert cut(MARKDOWN, "paragraph") == [
-        "Before all.", "# First", "Text with `code`.", "```python\n# no heading\n\nx = 1\n```", "## Second\nMore.",
-    ]  # fmt: skip
+        "Before all.",
+        "# First",
+        "Text with `code`.",
+        "```python\n# no heading\n\nx = 1\n```",
+        "## Second\nMore.",
+    ]
     assert cut("~~~\na\n\nb\n```\n\nc", "paragraph") == ["~~~\na\n\nb\n```\n\nc"]  # a fence that is never closed
     assert cut("", "paragraph") == [""]
 
 
-@given(st.lists(st.sampled_from(["# h", "text", "", "  ", "===", "Title", "-----", "```", "~~~~", "* x", "    code"]), max_size=30), st.sampled_from(["section", "paragraph"]))  # fmt: skip
+@given(
+    st.lists(
+        st.sampled_from(["# h", "text", "", "  ", "===", "Title", "-----", "```", "~~~~", "* x", "    code"]),
+        max_size=30,
+    ),
+    st.sampled_from(["section", "paragraph"]),
+)
 def test_every_line_lands_in_one_segment(lines: list[str], by: str) -> None:
     pieces = cut("\n".join(lines), by)
     kept = [line for piece in pieces for line in piece.split("\n") if line.strip()]
