@@ -9,6 +9,9 @@ from pydantic import Field
 from llmctl.config.base import INTEGER_LIMIT, Config, execution
 from llmctl.config.devices import Device, Precision
 
+RESULTS_FILE = "results.json"
+"""Where an `eval` artifact keeps its figures, with what decided them."""
+
 
 class EvalConfig(Config):
     """`llmctl eval`: held-out loss, and multiple choice by log-likelihood where questions are given."""

@@ -62,11 +62,11 @@ def _canonical(column: pa.Array) -> list[bytes]:
 class TableWriter:
     """Writes batches to `part-00000.parquet`, `part-00001.parquet`, … each whole or not at all.
 
-    Equal batches give equal bytes. Parts left by a killed run are removed first. As a context manager,
-    an exception discards the part that is open, and a writer that was never used writes nothing.
+    Equal batches give equal bytes. As a context manager, an exception discards the part that is open, and a writer
+    that was never used writes nothing.
 
     Args:
-        directory: where the parts go.
+        directory: where the parts go; it holds none yet, as a run's directory is empty at its start.
         schema: columns of every batch; other columns are an error.
         part_bytes: a new part starts once this much (uncompressed, in Arrow's memory) is in one; None: never.
         prefix: what the file names start with.
@@ -88,8 +88,6 @@ class TableWriter:
         self._part_rows = self._part_size = 0
         with explained(str(directory)):
             directory.mkdir(parents=True, exist_ok=True)
-            for stale in directory.glob(f"{prefix}-*.parquet*"):
-                stale.unlink()
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Append the rows of `batch`. Of its columns, those of the schema are written."""

@@ -10,8 +10,8 @@ import torch
 from llmctl.config.devices import Device, Precision
 from llmctl.inference.engine import Engine
 from llmctl.inference.request import Completion, Request
+from llmctl.model.device import choose_device
 from llmctl.tokens.chat import render_prompt
-from llmctl.train.strategy import choose_device
 
 DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -60,6 +60,12 @@ class Call:
     argv: tuple[str, ...] = ()
     run_id: str = field(default_factory=lambda: str(ULID()))
 
+    def with_derived(self, store: Store) -> Call:
+        """The same call with the inputs that follow from those given, which nobody has to name."""
+        if self.stage.derive is None:
+            return self
+        return self.with_inputs({**load(self.stage.derive)(self.inputs, store.find), **self.inputs})
+
     def with_inputs(self, inputs: Mapping[str, Input]) -> Call:
         """The same call, once its inputs are known."""
         return dataclasses.replace(self, inputs=inputs)
@@ -150,6 +156,7 @@ def execute(call: Call, store: Store, progress: Progress) -> Outcome:
         LlmctlError: nothing was published; what a resumable stage saved is kept for the same call again.
     """
     begun = time.monotonic()
+    call = call.with_derived(store)
     name, digests = _identify(call)
     partial = Partial(store, _action_key(call, digests))
     if not call.force:
@@ -178,6 +185,7 @@ def execute(call: Call, store: Store, progress: Progress) -> Outcome:
 
 def plan(call: Call, store: Store) -> dict[str, object]:
     """What `execute` would do, without doing it: the resolved configuration, inputs, name and cache state."""
+    call = call.with_derived(store)
     name, digests = _identify(call)
     key = _action_key(call, digests)
     return {
@@ -202,10 +210,12 @@ def _identify(call: Call) -> tuple[str, dict[str, str]]:
 
 
 def _action_key(call: Call, digests: Mapping[str, str]) -> str:
+    nested = [command for command in call.stage.nests if command not in call.inputs]
     return sha256_of(
         {
             "command": call.stage.command,
             "op_version": call.stage.op_version,
+            "nested": {command: stage_named(command).op_version for command in nested},
             "config": semantic_values(call.config),
             "inputs": dict(digests),
         }
@@ -240,7 +250,6 @@ class _Attempt:
             metrics_file=self.run.metrics,
             progress=self.heard,
             nested=self.nested,
-            lineage=self.store.find,
             event=self.heard.events.add,
         )
         product: Product = load(self.call.stage.run)(job)
@@ -250,6 +259,8 @@ class _Attempt:
 
     def nested(self, command: str, config: Config, inputs: Mapping[str, Input]) -> Artifact:
         """Run another stage through the cache; what it makes becomes an input of this run, under its command."""
+        if command not in self.call.stage.nests:
+            raise RuntimeError(f"the stage {self.call.stage.command} does not declare that it nests {command}")
         name = f"{self.name.partition('.')[0]}.{command}"
         inner = Call(stage_named(command), config, inputs, name=name, argv=self.call.argv)
         self.nested_inputs[command] = execute(inner, self.store, self.heard.progress).artifact

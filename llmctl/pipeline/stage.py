@@ -70,6 +70,10 @@ class Stage(Verb):
         op_version: bumped by hand when the same inputs would give other bytes; part of the action key.
         sources: `module:function` from the configuration of a stage without `input` to the default name and
             the `{role: digest}` of what it will read.
+        derive: `module:function` from the inputs by role, and a function that finds an artifact by digest, to further
+            inputs by role that follow from them; part of the action key and of the manifest like those given.
+        nests: commands of stages that the body may run through `job.nested`; the op_version of each is part of the
+            action key, unless an input of that role stands in for it.
         resumable: whether a killed run keeps its work directory for the next one with the same action key.
         then: the command that usually comes next.
     """
@@ -78,6 +82,8 @@ class Stage(Verb):
     output: str
     op_version: int = 1
     sources: str | None = None
+    derive: str | None = None
+    nests: tuple[str, ...] = ()
     resumable: bool = False
     then: str = ""
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from llmctl.config.base import semantic_values
 from llmctl.config.errors import GateError, InputError, IntegrityError, InterruptedRunError
 from llmctl.config.train import TrainConfig
+from llmctl.model.device import choose_device
+from llmctl.model.likelihood import Tensors
 from llmctl.model.transformer import Transformer
 from llmctl.pipeline.job import Job
 from llmctl.store.artifact import Artifact
@@ -27,12 +29,11 @@ from llmctl.train import checkpoints, heldout
 from llmctl.train.checkpoints import State
 from llmctl.train.heldout import HeldOut
 from llmctl.train.launch import environment
-from llmctl.train.likelihood import Tensors
 from llmctl.train.loader import Loader, Plan, RowSource
 from llmctl.train.local import Local
 from llmctl.train.schedules import rate_factor
 from llmctl.train.stop import Stop
-from llmctl.train.strategy import Strategy, choose_device, keep_freed_memory, precision_warning, set_threads
+from llmctl.train.strategy import Strategy, keep_freed_memory, precision_warning, set_threads
 
 SHOWN_ROWS = 16
 DIVERGED_HINT = "lower optimizer.lr or clip_norm"

@@ -7,10 +7,11 @@ import sys
 from pathlib import Path
 
 from llmctl.config.errors import LlmctlError
+from llmctl.pipeline import spec
 from llmctl.pipeline.processes import end_with_stdin
 from llmctl.pipeline.stage import load
 from llmctl.store.files import publish_bytes
-from llmctl.train import launch, spec
+from llmctl.train import launch
 
 
 def main(words: list[str]) -> int:

@@ -3,7 +3,9 @@ from __future__ import annotations
 import json
 import math
 import multiprocessing
-from multiprocessing.synchronize import Event
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,16 @@ from pydantic import Field
 
 from llmctl.config.base import Config, execution
 from llmctl.config.errors import InputError, IntegrityError, LockedError, UsageError
+from llmctl.config.tokens import TokenizerConfig
 from llmctl.pipeline.execute import Call, execute, plan, resolve_inputs
 from llmctl.pipeline.job import FileFacts, Job, Product, Silent
 from llmctl.pipeline.partial import Partial
 from llmctl.pipeline.stage import Role, Stage
-from llmctl.store.artifact import Artifact, FileInput
+from llmctl.pipeline.stages import STAGES
+from llmctl.store.artifact import Artifact, FileInput, Input
 from llmctl.store.files import publish_bytes
 from llmctl.store.layout import RunDirectory, index_file
+from llmctl.store.manifest import InputEntry
 from llmctl.store.store import Store
 from llmctl.store.verify import verify_store
 
@@ -122,6 +127,56 @@ def test_the_op_version_changes_the_key(store: Store) -> None:
     assert not run(store, stage(sources=FIRST.sources, op_version=2)).cached
 
 
+def the_newest_numbers(inputs: Mapping[str, Input], find: Callable[[str], Artifact]) -> dict[str, Artifact]:
+    """What the artifact in `input` was made from, found in the store."""
+    given = inputs["input"]
+    assert isinstance(given, Artifact)
+    return {"numbers": find(given.manifest.inputs["input"].digest)}
+
+
+def test_derived_inputs_are_in_the_key_and_in_the_manifest(store: Store) -> None:
+    numbers = run(store).artifact
+    given = {"input": run(store, SECOND, inputs={"input": numbers}).artifact}
+    deriving = stage(command="third", inputs=SECOND.inputs, derive=f"{__name__}:the_newest_numbers")
+    made = run(store, deriving, inputs=given).artifact
+    assert made.manifest.inputs["numbers"].digest == numbers.digest
+    bare = plan(Call(stage(command="third", inputs=SECOND.inputs), WordsConfig(), given), store)
+    planned = plan(Call(deriving, WordsConfig(), given), store)
+    assert planned["inputs"] == {"input": given["input"].digest, "numbers": numbers.digest}
+    assert planned["action_key"] == made.manifest.producer.action_key != bare["action_key"]
+    other = run(store, config=WordsConfig(words=9)).artifact
+    assert not run(store, deriving, inputs={**given, "numbers": other}).cached  # one that is given stands
+    entry = InputEntry(digest="sha256:0", kind="documents", ref="gone")
+    lost = numbers.manifest.model_copy(update={"inputs": {"input": entry}})
+    with pytest.raises(InputError, match="holds nothing with digest"):
+        run(store, deriving, inputs={"input": Artifact(numbers.path, lost, "lost")})
+
+
+def nest_words(job: Job[WordsConfig]) -> Product:
+    job.nested("tokenizer", TokenizerConfig.model_validate({}), {})
+    return Product("llmctl.words/1")
+
+
+def test_the_op_version_of_a_nested_stage_changes_the_key(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    nesting = stage(command="more", inputs=SECOND.inputs, nests=("tokenizer",))
+    given = {"input": run(store).artifact}
+    calls = [Call(nesting, WordsConfig(), inputs) for inputs in (given, {**given, "tokenizer": given["input"]})]
+    keys = [plan(call, store)["action_key"] for call in calls]
+    monkeypatch.setitem(STAGES, "tokenizer", replace(STAGES["tokenizer"], op_version=99))
+    bumped = [plan(call, store)["action_key"] for call in calls]
+    assert [old == new for old, new in zip(keys, bumped, strict=True)] == [False, True]  # not where one is given
+
+
+def test_a_stage_nests_only_what_it_declares(store: Store) -> None:
+    undeclared = stage(run=f"{__name__}:nest_words", sources=FIRST.sources)
+    with pytest.raises(RuntimeError, match="words does not declare that it nests tokenizer"):
+        run(store, undeclared)
+
+
+def test_tokenize_declares_the_tokenizer() -> None:
+    assert STAGES["tokenize"].nests == ("tokenizer",)
+
+
 def test_failure_publishes_nothing_and_leaves_an_event_log(store: Store) -> None:
     with pytest.raises(InputError, match="asked to fail"):
         run(store, config=WordsConfig(fail=True))
@@ -200,10 +255,12 @@ def test_a_resumed_run_is_published_under_the_name_asked_for(store: Store) -> No
     left, held = store.begin("old", "01OLD")
     with held:
         (left.work / "calls").write_text("x")
+        (left.data / "stale.txt").write_text("half a file")
     key = str(plan(Call(resumable, WordsConfig(), {}), store)["action_key"])
     Partial(store, key).mark(left)
     made = run(store, resumable, name="new").artifact
     assert (made.ref, made.path, made.manifest.totals) == ("new@v1", left.path, {"calls": 2})
+    assert [entry.path for entry in made.manifest.files] == ["data/words.txt"]
     assert store.names() == ["new"]
 
 
@@ -254,30 +311,31 @@ def test_a_resumable_run_is_not_done_by_two(store: Store, force: bool) -> None:
     assert partial.marked() is None
 
 
-def _starter(root: Path, number: int, ready: Event) -> None:
-    partial = Partial(Store.open(root), "sha256:" + "0" * 64)
-    ready.wait(60)
-    for turn in range(20):
+def _starter(root: Path, number: int, barrier: Barrier) -> None:
+    store = Store.open(root)
+    for turn in range(40):
+        partial = Partial(store, f"sha256:{turn:064x}")
+        barrier.wait(60)
         try:
             _, held = partial.start("numbers", f"01-{number}-{turn}", resumable=True, anew=False)
         except LockedError:
-            continue
-        with held, open(root / "alone", "x"):
-            (root / "alone").unlink()
+            barrier.wait(60)
+        else:
+            with held:
+                barrier.wait(60)  # held until every other one has tried
+                (root / f"winner-{turn}").touch(exist_ok=False)
 
 
-def test_racing_starts_are_alone(store: Store) -> None:
-    """Every one that is let in makes a file that must not be there, so two at a time would fail."""
+def test_of_racing_starts_one_is_let_in(store: Store) -> None:
     context = multiprocessing.get_context("spawn")
-    ready = context.Event()
-    racers = [context.Process(target=_starter, args=(store.root, number, ready)) for number in range(3)]
+    barrier = context.Barrier(3)
+    racers = [context.Process(target=_starter, args=(store.root, number, barrier)) for number in range(3)]
     for racer in racers:
         racer.start()
-    ready.set()
     for racer in racers:
         racer.join(timeout=120)
         assert racer.exitcode == 0
-    assert len(list((store.root / "numbers").glob("01-*"))) == 1  # all others went on with the first one's run
+    assert len(list(store.root.glob("winner-*"))) == len(list((store.root / "numbers").glob("01-*"))) == 40
 
 
 def test_force_gets_past_a_damaged_manifest_of_a_marked_run(store: Store) -> None:

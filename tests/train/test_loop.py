@@ -294,7 +294,7 @@ def test_the_hint_of_a_divergence_shows_its_rows(tmp_path):
 def test_the_loss_function_is_the_sum_over_targets(tmp_path):
     model = Transformer(make_job(tmp_path).config.model, VOCAB)
     model.init_weights(0)
-    from llmctl.train.likelihood import Tensors
+    from llmctl.model.likelihood import Tensors
 
     batch = MadeUpRows(4).batch(np.arange(4))
     total = next_token(model, Tensors.of(batch, torch.device("cpu")))
