@@ -106,7 +106,7 @@ def test_every_document_is_counted(documents: Callable, stage: Callable) -> None
 def test_rejected_documents_are_written_on_request_only(documents: Callable, stage: Callable) -> None:
     given = documents([{"id": "good", "text": GOOD}, {"id": "short", "text": "the of"}])
     _, artifact = stage(run, CleanConfig(), given)
-    assert [path.name for path in artifact.files()] == ["part-00000.parquet"]
+    assert [path.name for path in artifact.files()] == ["funnel.json", "part-00000.parquet"]
 
 
 def test_nothing_kept_says_why(documents: Callable, stage: Callable) -> None:
