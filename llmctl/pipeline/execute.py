@@ -227,6 +227,7 @@ class _Attempt:
             progress=self.progress,
             nested=self.nested,
             lineage=self.store.find,
+            promised=self.digests,
         )
         product: Product = load(self.call.stage.run)(job)
         pointer = self.store.commit(self.run, self.manifest(product, started))

@@ -78,6 +78,8 @@ class Job(Generic[C]):
         progress: where to report.
         nested: runs another stage through the cache and returns its artifact (`tokenize` trains a tokenizer so).
         lineage: finds an artifact by digest in the same store.
+        promised: the digests that the action key was made from, by role, those of sources included; empty where
+            a body is called outside the pipeline.
     """
 
     config: C
@@ -88,6 +90,7 @@ class Job(Generic[C]):
     progress: Progress
     nested: Callable[[str, Config, Mapping[str, Input]], Artifact]
     lineage: Callable[[str], Artifact]
+    promised: Mapping[str, str] = field(default_factory=dict)
 
     def artifact(self, role: str = "input") -> Artifact:
         """The input of `role`, which must be an artifact of this store."""
