@@ -82,7 +82,7 @@ def gzip_zeros(mebibytes: int, fill: bytes = b"\0") -> bytes:
     out = io.BytesIO()
     with gzip.GzipFile(fileobj=out, mode="wb", mtime=0) as handle:
         for _ in range(mebibytes):
-            handle.write(fill * (1 << 20))
+            handle.write(fill * ((1 << 20) // len(fill)))
     return out.getvalue()
 
 

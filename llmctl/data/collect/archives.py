@@ -11,9 +11,8 @@ import re
 import struct
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from llmctl.data.collect.document import UnreadableError
 from llmctl.data.collect.entry import Entry
@@ -98,7 +97,7 @@ def _tar_damage(archive: Entry) -> Iterator[None]:
     try:
         with damage(archive.where):
             yield
-    except (tarfile.TarError, ValueError, OverflowError, struct.error) as error:
+    except (ValueError, OverflowError, struct.error) as error:
         reason = (str(error).splitlines() or ["unreadable"])[0]
         what = f"{archive.where} is truncated or damaged: {reason}"
         raise UnreadableError("damaged", what, "copy or download it again") from error
@@ -118,7 +117,7 @@ def zip_members(archive: Entry) -> Iterator[Entry]:
     with table:
         for info in table.infolist():
             kind = (info.external_attr >> 16) & 0o170000  # the Unix mode, where there is one
-            if info.is_dir() or kind == 0o040000:
+            if info.filename.endswith("/") or kind == 0o040000:
                 continue
             if kind not in (0, 0o100000):
                 tally.skipped["link" if kind == 0o120000 else "special"] += 1
@@ -133,29 +132,14 @@ def zip_members(archive: Entry) -> Iterator[Entry]:
 def _open_zip_member(archive: Entry, table: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[Entry]:
     where = f"{archive.where}/{inner_name(info.filename)}"
     try:
-        with table.open(info) as member:
-            handle = charged(_ZipMember(member), archive.reading.budget, where)
+        with damage(where), table.open(info) as member:
+            handle = charged(member, archive.reading.budget, where)
             if (entry := _member(archive, info.filename, handle)) is not None:
                 yield entry
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, EOFError, zlib.error, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
+    except UnreadableError as fault:
+        archive.reading.tally.drop(fault.reason, fault.what)
+    except (ValueError, NotImplementedError, struct.error) as error:
         archive.reading.tally.drop("damaged", f"{where} is damaged: {error}")
-
-
-class _ZipMember:
-    """A member whose damage is an `EOFError`, which every reader knows."""
-
-    def __init__(self, member: Any) -> None:
-        self._member = member
-
-    def read(self, count: int) -> bytes:
-        """Up to `count` bytes."""
-        try:
-            data: bytes = self._member.read(count)
-        except (zipfile.BadZipFile, zlib.error, ValueError) as error:
-            raise EOFError(str(error)) from error
-        return data
 
 
 def _check_directory(source: BinaryIO, where: str) -> None:

@@ -78,22 +78,18 @@ class Entry:
         return cast("BinaryIO", io.BytesIO(self.whole(most))) if self.depth else self.handle
 
     def lines(self, longest: int) -> Iterator[tuple[int, int, bytes | None]]:
-        """(number from 1, offset, bytes) of each line; None for one longer than `longest`, which is passed over."""
-        offset, number = 0, 0
+        """(number from 1, offset, bytes) of each line with anything in it; None for one over `longest` bytes."""
+        number = end = 0
         handle = self.open()
-        while True:
-            with damage(self.where):
-                line = handle.readline(longest + 1)
-            if not line:
-                return
-            number += 1
-            start = offset
-            offset += len(line)
-            if len(line) <= longest:
-                yield number, start, line
-                continue
-            while line and not line.endswith(b"\n"):
-                with damage(self.where):
+        with damage(self.where):
+            while line := handle.readline(longest + 1):
+                number += 1
+                start, end = end, end + len(line)
+                if len(line) <= longest:
+                    if line != b"\n":
+                        yield number, start, line
+                    continue
+                while line and not line.endswith(b"\n"):
                     line = handle.readline(1 << 20)
-                offset += len(line)
-            yield number, start, None
+                    end += len(line)
+                yield number, start, None

@@ -44,7 +44,8 @@ class Grammar:
 WARC = Grammar(
     starts=re.compile(rb"WARC/[01]\."),
     header=re.compile(
-        rb"WARC/[01]\.\d{1,3}[ \t]*\r?\n(?:(?!content-length:)[^\n]+\n)*?content-length:[ \t]*(\d{1,15})[ \t]*\r?\n"
+        rb"WARC/[01]\.\d{1,3}[ \t]*\r?\n(?:(?!content-length:|WARC/)[^\r\n][^\n]*\n)*?"
+        rb"content-length:[ \t]*(\d{1,15})[ \t]*\r?\n"
         rb"(?:[^\r\n][^\n]*\n)*\r?\n",
         re.IGNORECASE,
     ),
@@ -187,22 +188,31 @@ class Framer:
         self._longest = longest
         self._buffer = bytearray()
         self._next = next(source, None)
+        self._told = False  # whether a record that the wall ahead cut off has been counted
 
     def frames(self) -> Iterator[Frame]:
         """Every record in order; a run of bytes that is none counts once."""
+        garbage = False
         while True:
             self._skip_blank()
             if self._buffer:
                 header = self._header()
-                yield self._broken(1) if header is None else self._record(*header)
+                if header is not None:
+                    yield self._record(*header)
+                elif not garbage:
+                    yield self._broken(1)
+                else:
+                    self._resync(1)
+                garbage = header is None
                 continue
             block = self._next  # at a wall: begin afresh behind it
             if block is None:
                 return
             self._buffer += block.data
             self._next = next(self._source, None)
-            if block.broken:
+            if block.broken and not self._told:
                 yield Frame(None, reason="damaged")
+            self._told = False
 
     def _fill(self) -> bool:
         """One block more; False at a wall: the end, lost bytes, or a member that starts with a header."""
@@ -223,7 +233,7 @@ class Framer:
     def _header(self) -> tuple[int, int] | None:
         """Length of the header that the buffer starts with, and of its body; None where there is none."""
         while True:
-            found = self._grammar.header.match(bytes(self._buffer[:LONGEST_HEADER_BYTES]))
+            found = self._grammar.header.match(self._buffer, 0, LONGEST_HEADER_BYTES)
             if found:
                 return found.end(), int(found[1])
             if len(self._buffer) >= LONGEST_HEADER_BYTES or not self._fill():
@@ -234,7 +244,9 @@ class Framer:
         if length > self._longest:
             dropped = self._resync(head)
             return Frame(None, reason="too_large" if dropped >= end else "damaged")
-        while len(self._buffer) < end + len(BLANK) * 4 and self._fill():
+        while len(self._buffer) < end and self._fill():
+            pass
+        while len(self._buffer) < end + 8 and not (self._next and self._next.starts) and self._fill():
             pass
         if len(self._buffer) < end or not self._another_at(end):
             return self._broken(head)
@@ -264,6 +276,7 @@ class Framer:
                 if self._fill():
                     continue
                 place = len(self._buffer)
+                self._told = True
             del self._buffer[:place]
             return dropped + place
 

@@ -29,7 +29,7 @@ from llmctl.data.collect.spdx import is_license_file, joined, license_of
 from llmctl.data.collect.streams import Budget
 from llmctl.store.manifest import sha256_of
 
-SAFE = ("-c", "protocol.allow=never", "-c", "safe.directory=*", "-c", "core.fsmonitor=false")
+SAFE = ("-c", "safe.directory=*", "-c", "core.fsmonitor=false")
 FILE_MODES = {"100644", "100755", "100664"}
 LICENSE_BYTES = 1 << 20
 LARGEST_BLOB_BYTES = 64 << 20  # one is in memory at a time
@@ -63,6 +63,7 @@ def _environment() -> dict[str, str]:
     return {
         "PATH": os.environ.get("PATH", os.defpath),
         "LC_ALL": "C",
+        "GIT_ALLOW_PROTOCOL": "none",  # stronger than whatever the repository allows
         "GIT_CONFIG_NOSYSTEM": "1",
         "GIT_CONFIG_GLOBAL": os.devnull,
         "GIT_NO_LAZY_FETCH": "1",
@@ -199,8 +200,8 @@ class GitSource:
                 tally.skipped["submodule"] += 1
             elif mode not in FILE_MODES:
                 tally.skipped["link"] += 1
-            elif size.isdigit():
-                yield Blob(oid, path.decode("utf-8", "replace"), int(size))
+            else:  # an object that is missing has no size; whoever asks for it will count it
+                yield Blob(oid, path.decode("utf-8", "replace"), int(size) if size.isdigit() else 0)
 
     def _time(self) -> str:
         """When HEAD was committed, in UTC."""

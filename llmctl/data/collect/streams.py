@@ -7,6 +7,9 @@ import hashlib
 import io
 import lzma
 import os
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
@@ -18,6 +21,8 @@ from llmctl.data.lines import COMPRESSED, Decompressed
 
 BLOCK_BYTES = 1 << 17
 FREE_BYTES = 4 << 20  # no bomb yet, whatever the ratio: blank pages and padded archives are small
+
+DAMAGE = (EOFError, lzma.LZMAError, zlib.error, pa.ArrowException, tarfile.TarError, zipfile.BadZipFile)
 
 
 class HashedFile(io.RawIOBase):
@@ -138,7 +143,7 @@ def damage(where: str, what: str = "truncated or damaged") -> Iterator[None]:
     """Turn what decompressors and Arrow raise at damage into `UnreadableError`; the system's own errors pass."""
     try:
         yield
-    except (EOFError, lzma.LZMAError, pa.ArrowException) as error:
+    except DAMAGE as error:
         fault: BaseException = error
     except OSError as error:
         if error.errno is not None:

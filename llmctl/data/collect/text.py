@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from llmctl.data.collect.document import Document, UnreadableError
 from llmctl.data.collect.entry import Entry
 from llmctl.data.collect.formats import format_of, language_of, language_of_script
+from llmctl.data.collect.streams import damage
 
 SPDX_LINE = re.compile(r"SPDX-License-Identifier:\s*\(?([A-Za-z0-9.+-]+(?:\s+(?:OR|AND|WITH)\s+[A-Za-z0-9.+-]+)*)")
 HEAD_CHARACTERS = 2000  # where a file's own licence line stands
@@ -19,7 +20,8 @@ def read_text(entry: Entry) -> Iterator[Document]:
     reading = entry.reading
     language = language_of(entry.name)
     if format_of(entry.name) == "script":
-        language = language_of_script(entry.open().peek(256)[:256])  # type: ignore[attr-defined]
+        with damage(entry.where):
+            language = language_of_script(entry.open().peek(256)[:256])  # type: ignore[attr-defined]
         if not language:
             reading.tally.skipped["unknown_format"] += 1
             return

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pyarrow as pa
+
 from llmctl.data.collect.document import Document, UnreadableError
 from llmctl.data.collect.entry import Entry
 from llmctl.data.collect.framing import ARC, WARC, Frame, Framer, Grammar, blocks
@@ -16,6 +18,10 @@ RESPONSE, RESOURCE, CONVERSION = 4, 8, 128  # fastwarc's WarcRecordType; the typ
 PAGE_TYPES = {"text/html", "text/plain", "application/xhtml+xml"}
 HEADER_BYTES = 1 << 20  # of HTTP, beside a body of the longest document
 READ_BYTES = 1 << 18
+# Arrow's names; its gzip takes zlib's format too, which is what `deflate` means.
+CONTENT_CODECS = {
+    "": "", "identity": "", "gzip": "gzip", "x-gzip": "gzip", "deflate": "gzip", "br": "brotli", "zstd": "zstd",
+}  # fmt: skip
 WARC_DATE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?Z?")
 ARC_DATE = re.compile(rb"(\d{4})(\d\d)(\d\d)(\d\d)(\d\d)(\d\d)")
 
@@ -113,7 +119,7 @@ def _of_arc(frame: Frame, number: int, entry: Entry) -> Document:
 
 def _page(record: Any, entry: Entry, frame: Frame) -> str:
     """The text of an HTTP response: unchunked, decompressed, decoded."""
-    record.parse_http(auto_decode="all")
+    record.parse_http(auto_decode="transfer")
     http = record.http_headers
     status = http.status_code if http is not None else None
     if status is None:
@@ -123,7 +129,7 @@ def _page(record: Any, entry: Entry, frame: Frame) -> str:
     kind = (record.http_content_type or "").strip().lower()
     if kind not in PAGE_TYPES:
         raise UnreadableError("content_type", "")
-    content = _body(record, entry, len(frame.raw or b""))
+    content = _body(_decoded(record.reader, http.get("Content-Encoding") or ""), entry, len(frame.raw or b""))
     return guess(content, record.http_charset or "", html=kind != "text/plain")
 
 
@@ -132,14 +138,25 @@ def _plain(record: Any, content_type: str, entry: Entry) -> str:
     if kind.strip() not in PAGE_TYPES:
         raise UnreadableError("content_type", "")
     charset = parameters.partition("charset=")[2].strip(' "')
-    return guess(_body(record, entry, record.content_length), charset or "utf-8", html="html" in kind)
+    return guess(_body(record.reader, entry, record.content_length), charset or "utf-8", html="html" in kind)
 
 
-def _body(record: Any, entry: Entry, stored: int) -> bytes:
+def _decoded(reader: Any, encodings: str) -> Any:
+    """A reader of the decompressed payload. fastwarc would unfold all of it at once."""
+    for name in reversed(encodings.lower().split(",")):
+        codec = CONTENT_CODECS.get(name.strip())
+        if codec is None:
+            raise UnreadableError("damaged", "")
+        if codec:
+            reader = pa.CompressedInputStream(pa.BufferReader(reader.read()), codec)
+    return reader
+
+
+def _body(reader: Any, entry: Entry, stored: int) -> bytes:
     """The payload, read no further than the longest document or the ratio allows."""
     config = entry.reading.config
     content = bytearray()
-    while data := record.reader.read(READ_BYTES):
+    while data := reader.read(READ_BYTES):
         content += data
         if len(content) > FREE_BYTES and len(content) > config.max_ratio * stored:
             raise UnreadableError(
