@@ -44,7 +44,9 @@ def test_a_bad_csv_is_one_clear_line(tmp_path: Path, stage: Callable, content: b
 
 def test_parquet_columns(tmp_path: Path, stage: Callable) -> None:
     table = pa.table({
-        "text": pa.array(["a", "a", None]), "date": [dt.datetime(2024, 1, 2, 3, tzinfo=dt.UTC), None, None], "score": [1.0, 2.0, 3.0],
+        "text": pa.array(["a", "a", None]),
+        "date": [dt.datetime(2024, 1, 2, 3, tzinfo=dt.UTC), None, None],
+        "score": [1.0, 2.0, 3.0],
         "language": ["en", None, "x" * 200],
     })  # fmt: skip
     pq.write_table(table, tmp_path / "t.parquet")
