@@ -282,6 +282,7 @@ class _Attempt:
             nested=self.nested,
             event=self.heard.events.add,
             fetched=self.fetched,
+            promised=self.digests,
         )
         product: Product = load(self.call.stage.run)(job)
         pointer = self.store.commit(self.run, self.manifest(product, started))
