@@ -184,7 +184,7 @@ BOMBS = {
     "one.txt.xz": lambda: lzma.compress(bytes(300 << 20)),
     "page.warc.gz": lambda: gzip_zeros(300, b"x"),
     "inner.warc": lambda: record(http(gzip_zeros(300), "Content-Encoding: gzip")),
-    "nested.tar.gz": lambda: gzip.compress(tar({"b.tar.gz": gzip.compress(gzip_zeros(300))})),
+    "nested.tar.gz": lambda: gzip.compress(tar({"b.tar.gz": gzip.compress(tar({"z.txt.gz": gzip_zeros(300)}))})),
     "long.tar.gz": lambda: gzip.compress(tar({"b.txt": bytes(300 << 20)})),
     "many.zip": lambda: zipped({f"{n}.txt": bytes(15 << 20) for n in range(24)}),
     "pax.tar": lambda: special_header(4 << 30),
