@@ -44,15 +44,31 @@ STAGES: dict[str, Stage] = {
             summary="Remove exact and near duplicates (MinHash).",
             config="llmctl.config.dedup:DedupConfig",
             run="llmctl.data.dedup:run",
+            op_version=2,
+            resumable=True,
             output="documents",
-            inputs={"input": DOCUMENTS},
+            inputs={
+                "input": DOCUMENTS,
+                "against": Role(
+                    ("documents",),
+                    "earlier documents, deduplicated with index=true: what is among them goes",
+                    required=False,
+                ),
+            },
             flags={
+                "--unit": "unit",
+                "--keep": "keep",
+                "--engine": "engine",
                 "--threshold": "threshold",
                 "--permutations": "permutations",
                 "--ngram": "ngram_words",
                 "--seed": "seed",
             },
-            examples=("llmctl dedup web.clean", "llmctl dedup web.clean --threshold 0.8"),
+            examples=(
+                "llmctl dedup web.clean",
+                "llmctl dedup web.clean --threshold 0.8 index=true",
+                "llmctl dedup new.clean --against web.dedup",
+            ),
         ),
         Stage(
             command="chats",
