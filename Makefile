@@ -55,5 +55,5 @@ format: setup-dev  ## bring the code into its form
 bench: setup-dev  ## measure speed; see docs/benchmarks.md
 	$(BIN)/python bench/pretrain.py
 
-clean:  ## remove the virtual environment and the demo's store
-	rm -rf $(VENV) $(STORE)
+clean:  ## remove what setup and demo make by default; a STORE or VENV of your own stays
+	rm -rf .venv demo

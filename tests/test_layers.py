@@ -71,6 +71,11 @@ def test_data_and_tokens_do_without_torch() -> None:
     assert [p for p in low if any(name.partition(".")[0] == "torch" for name in imports_of(p))] == []
 
 
+def test_generating_and_serving_do_without_training() -> None:
+    rooms = [p for p in modules() if p.relative_to(PACKAGE).parts[0] in ("model", "inference", "serve")]
+    assert [p for p in rooms if any(name.startswith("llmctl.train") for name in imports_of(p))] == []
+
+
 def test_files_are_short() -> None:
     long = {str(p): n for p in modules() if (n := len(p.read_text(encoding="utf-8").splitlines())) > MAX_LINES}
     assert long == {}

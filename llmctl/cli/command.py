@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from llmctl.config.errors import ConfigError, Problem, UsageError
+from llmctl.config.errors import ConfigError, LlmctlError, Problem, UsageError, together
 from llmctl.pipeline.stage import Verb
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from llmctl.config.base import Config
 
 DEFAULT_STORE = "artifacts"
-PANEL_COMMON = "Common options"
 
 StoreOption = Annotated[str, typer.Option("--store", envvar="LLMCTL_STORE", help="Directory of the artifacts.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable lines on stdout.")]
@@ -54,28 +53,71 @@ class Given:
     options: Mapping[str, Any]
 
     def resolve(self) -> tuple[Config, dict[str, str]]:
-        """The merged, validated configuration, and the references by role (`-` stands for the pipe).
+        """The validated configuration, and the references by role (`-` stands for the pipe).
+
+        Raises:
+            LlmctlError: with every fault of the configuration and of the name, and with those of the inputs that
+                are named beside them. Faults of inputs alone are left to `resolve_inputs`.
+        """
+        from llmctl.pipeline.execute import input_faults
+        from llmctl.store.layout import check_name
+        from llmctl.store.store import Store
+
+        refs = self.references()
+        faults: list[LlmctlError] = []
+        try:
+            config = self.config()
+        except ConfigError as error:
+            faults.append(error)
+        try:
+            check_name(self.options.get("name") or "unnamed")
+        except UsageError as error:
+            faults.append(error)
+        if faults:
+            raise together([*faults, *input_faults(self.verb, refs, Store.expected(self.options["store"]))])
+        return config, refs
+
+    def references(self) -> dict[str, str]:
+        """What was named as inputs, by role; the first word is the input of a verb that has one."""
+        words = self._split()[1] if "input" in self.verb.inputs else []
+        return {**self.refs, **({"input": words[0]} if words else {})}
+
+    def config(self) -> Config:
+        """The merged, validated configuration.
 
         Raises:
             ConfigError: with every fault.
         """
-        from llmctl.config.load import OVERRIDE, build, environment_layer, merge, parse_overrides, set_path, user_layer
+        from llmctl.config.load import build, environment_layer, merge, parse_overrides, set_path, user_layer
 
-        verb, refs = self.verb, dict(self.refs)
-        overrides = [word for word in self.words if OVERRIDE.match(word)]
-        others = [word for word in self.words if not OVERRIDE.match(word)]
+        verb = self.verb
+        overrides, words = self._split()
+        words = words[1:] if "input" in verb.inputs else words
         layer: dict[str, Any] = {}
         for path, value in self.flags.items():
             set_path(layer, path, value)
-        if verb.words:
-            if others:
-                set_path(layer, verb.words, others)
-        elif len(others) > 1:
-            raise ConfigError([Problem(others[1], "is one argument too many", "an override is written key=value")])
-        elif others:
-            refs["input"] = others[0]
-        strong = merge(layer, parse_overrides(overrides))
-        return build(verb.config_model(), [user_layer(verb.command), environment_layer(verb.command), strong]), refs
+        problems: list[Problem] = []
+        if words and verb.words:
+            set_path(layer, verb.words, words)
+        elif words:
+            problems.append(Problem(words[0], "is one argument too many", "an override is written key=value"))
+        try:
+            strong = merge(layer, parse_overrides(overrides))
+            config = build(verb.config_model(), [user_layer(verb.command), environment_layer(verb.command), strong])
+        except ConfigError as error:
+            raise ConfigError([*problems, *error.problems]) from None
+        if problems:
+            raise ConfigError(problems)
+        return config
+
+    def _split(self) -> tuple[list[str], list[str]]:
+        """(overrides, other words) in the order typed."""
+        from llmctl.config.load import OVERRIDE
+
+        return (
+            [word for word in self.words if OVERRIDE.match(word)],
+            [word for word in self.words if not OVERRIDE.match(word)],
+        )
 
 
 def build_command(verb: Verb, common: Mapping[str, Any], body: Callable[[Given], None]) -> Callable[..., None]:
@@ -129,14 +171,15 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 
 def _words_parameter(verb: Verb) -> inspect.Parameter:
-    what = verb.words.upper() if verb.words else "REF" if "input" in verb.inputs else ""
-    about = verb.inputs["input"].help if "input" in verb.inputs else verb.words
-    text = (
-        f"{about[:1].upper()}{about[1:]}"
-        + (", or - for the pipe" if what == "REF" else "")
-        + "; a.b=value sets any field."
-    )
-    argument = typer.Argument(metavar=f"{what}|KEY=VALUE", help=text, show_default=False)
+    names, about = ["KEY=VALUE"], ["a.b=value sets any field."]
+    if verb.words:
+        names.insert(0, verb.words.upper())
+        about.insert(0, verb.words)
+    if "input" in verb.inputs:
+        names.insert(0, "REF")
+        about.insert(0, f"{verb.inputs['input'].help}, or - for the pipe")
+    text = "; ".join(about)
+    argument = typer.Argument(metavar="|".join(names), help=f"{text[:1].upper()}{text[1:]}", show_default=False)
     return _parameter("words", Annotated[list[str] | None, argument], None)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import typer
 
 from llmctl.cli.output import Sink
-from llmctl.config.errors import EXIT_BUG, EXIT_OK, ConfigError, LlmctlError
+from llmctl.config.errors import EXIT_BUG, EXIT_OK, LlmctlError
 
 EXIT_INTERRUPTED_BY_KEY = 130
 EXIT_BROKEN_PIPE = 141
@@ -55,11 +55,8 @@ def guarded(sink: Sink, body: Callable[[], None]) -> None:
 
 def _shown(error: LlmctlError) -> tuple[str, str]:
     """The message for a terminal: several faults stand on a line each."""
-    if isinstance(error, ConfigError):
-        lines = [f"{p.where}: {p.what}" + (f" ({p.hint})" if p.hint else "") for p in error.problems]
-        if len(lines) > 1:
-            return "\n  ".join([f"{len(lines)} faults in the configuration:", *lines]), ""
-        return lines[0], ""
+    if len(error.faults) > 1:
+        return "\n  ".join([f"{len(error.faults)} faults:", *error.faults]), ""
     return error.what, error.hint
 
 

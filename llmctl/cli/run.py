@@ -41,11 +41,12 @@ def command(
 
 
 def _run(path: Path, overrides: tuple[str, ...], location: str, force: bool, dry_run: bool, sink: Sink) -> None:
-    from llmctl.pipeline.recipe import read_recipe, run_recipe
+    from llmctl.pipeline.recipe import outside_inputs, read_recipe, run_recipe
     from llmctl.store.store import Store
 
     recipe = read_recipe(path, overrides)
     if dry_run:
+        outside_inputs(recipe, Store.expected(location))
         _show_plan(recipe, sink)
         return
     opened = Store.open(location, create=True)

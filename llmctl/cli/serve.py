@@ -43,10 +43,10 @@ def _run(given: Given, sink: Sink) -> None:
     from llmctl.store.artifact import Artifact
     from llmctl.store.store import Store
 
-    config, refs = given.resolve()
     if given.options["print_config"]:
-        sink.write(config.model_dump_json(indent=2))
+        sink.write(given.config().model_dump_json(indent=2))
         return
+    config, refs = given.resolve()
     store = Store.open(given.options["store"])
     refs, piped = take_pipe(SERVE, refs)
     checkpoint = resolve_inputs(SERVE, refs, store, piped)["input"]

@@ -14,8 +14,12 @@ from llmctl.cli.output import Mode, Sink
 def command(
     ref: Annotated[str, typer.Argument(help="name, name@v3, name@sha256:… or a path.", show_default=False)],
     step: Annotated[int | None, typer.Option(help="Print the text that this training step saw, from 1.", min=1)] = None,
-    seed: Annotated[int, typer.Option(help="With --step on packed rows: the run's seed.", min=0)] = 0,
-    batch_rows: Annotated[int, typer.Option(help="With --step on packed rows: rows of a step.", min=1)] = 16,
+    seed: Annotated[
+        int | None, typer.Option(help="With --step on packed rows: the run's seed; pretrain's default.", min=0)
+    ] = None,
+    batch_rows: Annotated[
+        int | None, typer.Option(help="With --step on packed rows: rows of a step; pretrain's default.", min=1)
+    ] = None,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -36,24 +40,15 @@ def command(
         guarded(sink, lambda: _show_step(ref, step, seed, batch_rows, store, sink))
 
 
-def _show_step(ref: str, step: int, seed: int, batch_rows: int, location: str, sink: Sink) -> None:
+def _show_step(ref: str, step: int, seed: int | None, batch_rows: int | None, location: str, sink: Sink) -> None:
     from dataclasses import asdict
 
-    from llmctl.config.errors import InputError
     from llmctl.store.store import Store
-    from llmctl.tokens.reading import pieces_of_step
-    from llmctl.tokens.tokenizer import Tokenizer
+    from llmctl.tokens.reading import Reading, pieces_of_step
 
     store = Store.open(location)
-    rows = store.resolve(ref)
-    if rows.manifest.producer.command == "pretrain":  # the run says which rows it saw, and in which order
-        config = rows.manifest.producer.config
-        seed, batch_rows = config["seed"], config["batch_rows"]
-        rows = store.find(rows.manifest.inputs["input"].digest)
-    if rows.kind != "rows":
-        raise InputError(f"{ref} is a {rows.kind} artifact", hint="give packed rows, or what pretrain made from them")
-    tokenizer = Tokenizer.open(store.find(rows.manifest.semantic["tokenizer"]).data)
-    for piece in pieces_of_step(rows, tokenizer, seed=seed, step=step - 1, batch_rows=batch_rows):
+    reading = Reading.of(store.resolve(ref), store, seed, batch_rows)
+    for piece in pieces_of_step(reading, step - 1):
         if sink.mode is Mode.RECEIPTS:
             sink.write_json(asdict(piece))
         else:

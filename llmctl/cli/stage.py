@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -47,11 +46,11 @@ def stage_command(stage: Stage) -> Callable[..., None]:
 
     def body(given: Given) -> None:
         sink = Sink(stage.command, as_json=given.options["as_json"], quiet=given.options["quiet"])
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        from llmctl.train.launch import environment, leave
+
+        if environment().world_size == 1:
             guarded(sink, lambda: _run(stage, given, sink))
             return
-        from llmctl.train.launch import leave
-
         try:
             guarded(sink, lambda: _run_as_rank(stage, given, sink))
         except typer.Exit as done:
@@ -78,11 +77,12 @@ def _run(stage: Stage, given: Given, sink: Sink) -> None:
     from llmctl.store.store import Store
 
     options = given.options
-    config, refs = given.resolve()
     if options["print_config"]:
+        config = given.config()
         sink.write(json.dumps({**config.model_dump(mode="json"), "derived": config.resolved()}, indent=2))
         return
-    store = Store.open(options["store"], create=not options["dry_run"])
+    config, refs = given.resolve()
+    store = Store.expected(options["store"]) if options["dry_run"] else Store.open(options["store"], create=True)
     call = Call(stage, config, {}, options["name"], options["force"], tuple(sys.argv[1:]))
     if not options["dry_run"]:
         sink.begin(receipts.begin(call.run_id, stage.command, stage.output, store))

@@ -48,7 +48,9 @@ def results_tables(artifact: Artifact) -> Iterator[RenderableType]:
     """The tasks of an `eval` artifact, one table: metric, value, standard error, chance, untrained."""
     from rich.table import Table
 
-    results = json.loads(artifact.file("results.json").read_text(encoding="utf-8"))
+    from llmctl.config.evals import RESULTS_FILE
+
+    results = json.loads(artifact.file(RESULTS_FILE).read_text(encoding="utf-8"))
     table = Table(pad_edge=False)
     for column in ("task", "metric", "value", "± stderr", "chance", "untrained", "n"):
         table.add_column(column, justify="left" if column in ("task", "metric") else "right")

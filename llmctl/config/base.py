@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pydantic.fields import FieldInfo
 
 NOT_SEMANTIC = {"semantic": False}
+INTEGER_LIMIT = 2**53  # RFC 8785, and with it the action key, takes integers below this only
 
 
 class Config(BaseModel):
@@ -17,7 +18,14 @@ class Config(BaseModel):
     is a quantity in that unit (`timeout_s`, `part_bytes`).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _exact_in_json(cls, value: Any) -> Any:
+        if isinstance(value, int) and not -INTEGER_LIMIT < value < INTEGER_LIMIT:
+            raise ValueError("must lie between -2^53 and 2^53")
+        return value
 
     def resolved(self) -> dict[str, Any]:
         """What follows from the fields alone and is worth seeing before a run (warm-up steps, micro-batches)."""

@@ -27,6 +27,7 @@ class LlmctlError(Exception):
         super().__init__(what)
         self.what = what
         self.hint = hint
+        self.faults: tuple[str, ...] = ()  # where several are told as one: each, with its remedy
 
     def __str__(self) -> str:
         return self.what
@@ -52,14 +53,18 @@ class Problem:
     what: str
     hint: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}" + (f" ({self.hint})" if self.hint else "")
+
 
 class ConfigError(UsageError):
     """All faults of one configuration, reported together."""
 
     def __init__(self, problems: Sequence[Problem]) -> None:
-        lines = [f"{p.where}: {p.what}" + (f" ({p.hint})" if p.hint else "") for p in problems]
-        super().__init__("; ".join(lines))
         self.problems = tuple(problems)
+        faults = tuple(map(str, problems))
+        super().__init__("; ".join(faults))
+        self.faults = faults
 
 
 class InputError(LlmctlError):
@@ -96,3 +101,14 @@ class InterruptedRunError(LlmctlError):
     """Stopped on request after saving its state; the same command resumes."""
 
     exit_code = 75
+
+
+def together(errors: Sequence[LlmctlError]) -> LlmctlError:
+    """One error that tells all of `errors`, which must not be empty; the exit code is the first one's."""
+    if len(errors) == 1:
+        return errors[0]
+    faults = tuple(fault for error in errors for fault in error.faults or (error.one_line,))
+    first = errors[0]
+    whole = UsageError("; ".join(faults)) if isinstance(first, UsageError) else type(first)("; ".join(faults))
+    whole.faults = faults
+    return whole

@@ -6,8 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from llmctl.config.base import Config, execution
+from llmctl.config.base import INTEGER_LIMIT, Config, execution
 from llmctl.config.devices import Device, Precision
+
+RESULTS_FILE = "results.json"
+"""Where an `eval` artifact keeps its figures, with what decided them."""
 
 
 class EvalConfig(Config):
@@ -28,7 +31,7 @@ class EvalConfig(Config):
     baseline: bool = Field(
         False, description="measure an untrained model of the same shape as well, as the floor of every figure"
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="seed of the untrained model's weights")
+    seed: int = Field(0, ge=0, lt=INTEGER_LIMIT, description="seed of the untrained model's weights")
     precision: Precision = Field("fp32", description="number format of weights and activations")
     batch_tokens: int = execution(
         8192, ge=1, le=1 << 24, description="tokens of one forward pass; a memory bound, padding included"

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from llmctl.config.base import Config
+from llmctl.config.base import INTEGER_LIMIT, Config
+from llmctl.config.heldout import HELDOUT_FRACTION
 
 
 class ChatsConfig(Config):
     """How documentation becomes question-and-answer chats."""
 
     heldout_fraction: float = Field(
-        default=0.05, ge=0, le=0.5, description="share of entries, by id, kept out of the chats"
+        default=HELDOUT_FRACTION,
+        ge=0,
+        le=0.5,
+        description="share of the documents, by id, whose chats are held out of training; the same as for pack",
     )
-    seed: int = Field(default=1, ge=0, description="seed of the choice of phrasings")
+    seed: int = Field(default=1, ge=0, lt=INTEGER_LIMIT, description="seed of the choice of phrasings")
     phrasings: int = Field(
         default=2, ge=1, le=6, description="differently worded questions per entry and kind of question"
     )
@@ -21,17 +25,26 @@ class ChatsConfig(Config):
     max_answer_words: int = Field(
         default=60, ge=5, le=1000, description="longest answer, in words; whole sentences are kept"
     )
-    limit: int | None = Field(default=None, ge=1, description="at most this many chats; all where left out")
+    limit: int | None = Field(
+        default=None,
+        ge=1,
+        description="at most this many chats to learn from, and as many held out; all where left out",
+    )
 
 
 class QuizConfig(Config):
     """How held-out documentation becomes multiple-choice questions."""
 
     heldout_fraction: float = Field(
-        default=0.05, gt=0, le=1, description="share of entries, by id, asked about; the same as for chats and pack"
+        default=HELDOUT_FRACTION,
+        gt=0,
+        le=1,
+        description="share of the documents, by id, asked about; the same as for chats and pack",
     )
     choices: int = Field(default=4, ge=2, le=10, description="summaries to choose from, one of them right")
-    seed: int = Field(default=1, ge=0, description="seed of the wrong choices and of the position of the right one")
+    seed: int = Field(
+        default=1, ge=0, lt=INTEGER_LIMIT, description="seed of the wrong choices and of the position of the right one"
+    )
     per_document: int = Field(
         default=5, ge=1, description="at most this many questions on one document (a class and its methods)"
     )

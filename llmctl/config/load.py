@@ -60,12 +60,19 @@ def set_path(layer: Layer, path: str, value: Any) -> None:
 def parse_overrides(words: Iterable[str]) -> Layer:
     """`["optimizer.lr=3e-4", "steps=10"]` to a layer; values are read as YAML."""
     layer: Layer = {}
+    problems: list[Problem] = []
     for word in words:
         match = OVERRIDE.match(word)
         if match is None:
-            raise ConfigError([Problem(word, "is not an override", "write key=value or a.b=value")])
+            problems.append(Problem(word, "is not an override", "write key=value or a.b=value"))
+            continue
         path, text = match.groups()
-        set_path(layer, path, parse_yaml(text, path) if text else "")
+        try:
+            set_path(layer, path, parse_yaml(text, path) if text else "")
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
     return layer
 
 

@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from llmctl.config.base import Config, execution
+from llmctl.config.heldout import HELDOUT_FRACTION
 
 SPECIAL_IDS = 6  # <unk> <s> </s> <pad> <|im_start|> <|im_end|>
 BYTE_IDS = 256
@@ -69,7 +70,7 @@ class PackConfig(Config):
 
     seq_len: int = Field(1024, description="Tokens in a row.")
     heldout_fraction: float = Field(
-        0.02,
+        HELDOUT_FRACTION,
         ge=0.0,
         lt=1.0,
         description="Share of the documents held out of training, chosen by the hash of their ids.",

@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from llmctl.config.base import Config, execution
+from llmctl.config.base import INTEGER_LIMIT, Config, execution
+from llmctl.config.devices import Device, Precision
+from llmctl.config.heldout import HELDOUT_FRACTION
 from llmctl.config.model import ModelConfig
 
 
@@ -85,12 +87,14 @@ class TrainConfig(Config):
     optimizer: AdamWConfig = Field(default=AdamWConfig(), description="Optimizer and its constants.")
     schedule: ScheduleConfig = Field(default=CosineConfig(), description="Learning rate over the steps.")
     clip_norm: float = Field(1.0, gt=0, description="Largest 2-norm of the whole gradient; it is scaled down to this.")
-    precision: Literal["fp32", "bf16"] = Field(
+    precision: Precision = Field(
         "fp32",
         description="bf16: matrix products under autocast, with fp32 weights, gradients and optimizer state. "
         "Fast on GPUs and on CPUs with AMX or AVX512-BF16, very slow on others.",
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the initial weights and of the order of the rows.")
+    seed: int = Field(
+        0, ge=0, lt=INTEGER_LIMIT, description="Seed of the initial weights and of the order of the rows."
+    )
     checkpoint_every_steps: int = execution(
         100, ge=0, description="Steps between resumable states; 0: none. A killed run loses at most so many."
     )
@@ -100,7 +104,7 @@ class TrainConfig(Config):
     heldout_rows: int = execution(64, ge=0, description="Held-out rows in each measurement, a fixed sample; 0: all.")
     nproc: int = execution(1, ge=1, le=4096, description="Ranks on this machine; above 1 they run under DeepSpeed.")
     zero: int = execution(0, ge=0, le=3, description="ZeRO stage: what DeepSpeed shards over the ranks; 0 is nothing.")
-    device: Literal["auto", "cpu", "cuda"] = execution("auto", description="auto: cuda where there is one.")
+    device: Device = execution("auto", description="auto: cuda where there is one.")
     compile: bool = execution(default=False, description="Compile the model with torch.compile (single process only).")
     threads: int = execution(0, ge=0, le=1024, description="CPU threads of a rank; 0: cores divided by ranks.")
 
@@ -176,10 +180,11 @@ class SftConfig(TrainConfig):
         "error", description="A chat longer than max_tokens stops the run, or is dropped and counted."
     )
     heldout_fraction: float = Field(
-        0.05,
+        HELDOUT_FRACTION,
         ge=0,
         lt=1,
-        description="Share of the chats kept out of training for the held-out loss, by hash of the document's id.",
+        description="Share of the chats of a plain file kept out of training for the held-out loss, by hash of the "
+        "document's id. An artifact of llmctl chats brings its own held-out side.",
     )
 
 

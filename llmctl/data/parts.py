@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from llmctl.data.engine import Engine
+from llmctl.data.workers import Workers
 from llmctl.pipeline.job import FileFacts, Job
 from llmctl.store.files import explained, publish_bytes, sync_directory
 
@@ -47,13 +47,13 @@ class _Assignment(Generic[T]):
 
 
 def run_parts(
-    job: Job[Any], engine: Engine, work: Callable[[T, Path], Report], tasks: Sequence[T], step: str = "parts"
+    job: Job[Any], workers: Workers, work: Callable[[T, Path], Report], tasks: Sequence[T], step: str = "parts"
 ) -> Iterator[Report]:
     """Do `work(task, directory)` for every task that has not been done before; reports in the order of the tasks.
 
     Args:
         job: the run; its work directory must survive a kill (`Stage.resumable`).
-        engine: where the work is done.
+        workers: who does the work.
         work: writes files into the directory that it is given; a module-level function, so that it pickles.
         tasks: what to do; the same in every attempt.
         step: name of this pass, where a stage makes several.
@@ -65,10 +65,16 @@ def run_parts(
             shutil.rmtree(torn)
     places = [root / f"{number:05d}" for number in range(len(tasks))]
     waiting = [_Assignment(work, task, place) for task, place in zip(tasks, places, strict=True) if not place.is_dir()]
-    fresh = engine.map(_carry_out, waiting)
+    fresh = workers.map(_carry_out, waiting)
     due = {assignment.directory for assignment in waiting}
-    for place in places:
-        yield next(fresh) if place in due else read_report(place)
+    for number, place in enumerate(places):
+        if place in due:
+            report = next(fresh)
+            rows = {name: facts.rows for name, facts in report.files.items()}
+            job.event("PART", step=step, part=number, parts=len(places), rows=rows)
+            yield report
+        else:
+            yield read_report(place)
 
 
 def _carry_out(assignment: _Assignment[T]) -> Report:

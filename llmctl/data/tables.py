@@ -53,6 +53,9 @@ NOT_OF_TYPE = (pa.ArrowException, TypeError, ValueError, OverflowError)  # what 
 
 BATCH_ROWS = 1024
 
+SPLIT_PREFIXES = {"train": "part", "heldout": "heldout"}
+"""What the file names of a split start with; where an artifact has no held-out side, all its rows are `train`."""
+
 
 def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """`batch` with exactly the columns of `schema`; those of `FILLED_WITH_BLANK` may be absent and are then ""."""
@@ -74,17 +77,27 @@ Part = Path | FileInput
 """What one worker reads: a Parquet part of an artifact, or a plain file."""
 
 
-def parts_of(given: Input) -> list[Part]:
-    """The `part-*.parquet` files of an artifact in order; a plain file is one part."""
+def parts_of(given: Input, split: str = "train") -> list[Part]:
+    """The Parquet files of one split of an artifact in order: `part-*` (train) or `heldout-*`.
+
+    A plain file is one part, and all of it is the split `train`.
+    """
     if isinstance(given, FileInput):
-        return [given]
-    return [path for path in given.files(suffix=".parquet") if path.name.startswith("part-")]
+        return [given] if split == "train" else []
+    prefix = f"{SPLIT_PREFIXES[split]}-"
+    return [path for path in given.files(suffix=".parquet") if path.name.startswith(prefix)]
 
 
-def read_batches(given: Input, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """`read_part` of every part, in order."""
-    for part in parts_of(given):
+def read_batches(given: Input, columns: Sequence[str] | None = None, split: str = "train") -> Iterator[pa.RecordBatch]:
+    """`read_part` of every part of the split, in order."""
+    for part in parts_of(given, split):
         yield from read_part(part, columns)
+
+
+def read_rows(given: Input, split: str = "train") -> Iterator[dict[str, Any]]:
+    """Every row of the split as a dictionary, in order."""
+    for batch in read_batches(given, split=split):
+        yield from batch.to_pylist()
 
 
 def read_part(part: Part, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -111,15 +124,17 @@ def read_part(part: Part, columns: Sequence[str] | None = None) -> Iterator[pa.R
         yield batch if columns is None else batch.select(list(columns))
 
 
-def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """Batches of one Parquet file, with its damage named."""
+def read_parquet(
+    path: Path, columns: Sequence[str] | None = None, batch_rows: int = BATCH_ROWS
+) -> Iterator[pa.RecordBatch]:
+    """Batches of at most `batch_rows` rows of one Parquet file, with its damage named."""
     with readable(path), _parquet_damage(path), open(path, "rb") as handle:
         table = pq.ParquetFile(handle)
         names = table.schema_arrow.names
         missing = [name for name in columns or () if name not in names]
         if missing:
             raise InputError(f"{path} has no column {missing[0]!r}", hint=f"it has: {', '.join(names)}")
-        for batch in table.iter_batches(batch_size=BATCH_ROWS, columns=None if columns is None else list(columns)):
+        for batch in table.iter_batches(batch_size=batch_rows, columns=None if columns is None else list(columns)):
             yield batch if columns is None else batch.select(list(columns))
 
 
@@ -177,16 +192,21 @@ def _complete(given: FileInput, columns: dict[str, list[Any]], numbers: Sequence
         raise
 
 
+def _origin(given: FileInput) -> str:
+    """What names a plain file in its rows: the start of its digest, since what it is called is in no action key."""
+    return given.digest.removeprefix("sha256:")[:12]
+
+
 def _filled(given: FileInput, name: str, cells: list[Any], numbers: Sequence[int]) -> list[Any]:
     if name == "id":
-        own = (f"{given.path.name}:{number}" for number in numbers)
+        own = (f"{_origin(given)}:{number}" for number in numbers)
         return [
             new if cell is None else str(cell) if isinstance(cell, int) else cell
             for cell, new in zip(cells, own, strict=True)
         ]
     if name not in MAY_BE_LEFT_OUT:
         return cells
-    blank = given.path.name if name == "source" else ""
+    blank = _origin(given) if name == "source" else ""
     return [blank if cell is None else cell for cell in cells]
 
 

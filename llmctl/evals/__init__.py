@@ -1,5 +1,0 @@
-"""Measuring checkpoints."""
-
-from llmctl.evals.stage import run
-
-__all__ = ["run"]

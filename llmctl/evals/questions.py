@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from llmctl.config.errors import InputError
-from llmctl.data.tables import read_batches
+from llmctl.data.tables import read_rows
 from llmctl.evals.scoring import split_pair
+from llmctl.inference.score import Pair
 from llmctl.store.artifact import Input
-from llmctl.tokens.chat import render_prompt, render_training
+from llmctl.tokens.chat import render_prompt, render_prompt_text, render_training
 from llmctl.tokens.tokenizer import Tokenizer
-
-Pair = tuple[list[int], list[int]]
 
 
 @dataclass(frozen=True)
@@ -21,7 +19,7 @@ class Question:
     """One question.
 
     Attributes:
-        id: as in the data; the file's name and line where it has none.
+        id: as in the data; the start of the file's digest and the line where it has none.
         prompt: text that the choices continue.
         choices: at least two texts, none empty.
         answer: index of the right choice.
@@ -42,15 +40,10 @@ def read_questions(given: Input) -> list[Question]:
         InputError: naming the question with an answer out of range, fewer than two choices or an empty one;
             or where there is no question at all.
     """
-    questions = [_checked(row, given.ref) for row in _rows(given)]
+    questions = [_checked(row, given.ref) for row in read_rows(given)]
     if not questions:
         raise InputError(f"{given.ref} holds no question", hint='give lines of {"prompt", "choices", "answer"}')
     return questions
-
-
-def _rows(given: Input) -> Iterator[dict[str, Any]]:
-    for batch in read_batches(given):
-        yield from batch.to_pylist()
 
 
 def _checked(row: dict[str, Any], where: str) -> Question:
@@ -67,6 +60,41 @@ def _checked(row: dict[str, Any], where: str) -> Question:
     return Question(row["id"], row["prompt"], choices, answer, row.get("question") or row["prompt"])
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A question as the model gets it.
+
+    Attributes:
+        question: as in the data.
+        prompt: the text before each choice, with the chat template where there is one.
+        choices: the texts whose likelihood is measured.
+        pairs: (context ids, continuation ids) of each choice.
+    """
+
+    question: Question
+    prompt: str
+    choices: tuple[str, ...]
+    pairs: list[Pair]
+
+
+def ask(question: Question, tokenizer: Tokenizer, context: int, *, delimiter: str, chat: bool) -> Asked:
+    """Put one question, as plain text or through the chat template.
+
+    Raises:
+        InputError: it cannot be scored within the model's context.
+    """
+    if not chat:
+        pairs = plain_pairs(question, tokenizer, delimiter, context)
+        return Asked(question, question.prompt, question.choices, pairs)
+    prompt = render_prompt_text(tokenizer, _turns(question))
+    choices = tuple(choice.strip() for choice in question.choices)
+    return Asked(question, prompt, choices, chat_pairs(question, tokenizer, context))
+
+
+def _turns(question: Question) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question.question}]
+
+
 def plain_pairs(question: Question, tokenizer: Tokenizer, delimiter: str, context: int) -> list[Pair]:
     """(context ids, continuation ids) of each choice as plain text: BOS, the prompt, the delimiter, the choice.
 
@@ -76,7 +104,7 @@ def plain_pairs(question: Question, tokenizer: Tokenizer, delimiter: str, contex
         delimiter: text between the prompt and a choice, unless white space stands there already.
         context: the model's longest row in tokens.
     """
-    pairs = []
+    pairs: list[Pair] = []
     for choice in question.choices:
         is_apart = question.prompt[-1:].isspace() or choice[:1].isspace()
         before, after = split_pair(question.prompt, choice if is_apart else delimiter + choice, tokenizer.encode)
@@ -90,10 +118,10 @@ def chat_pairs(question: Question, tokenizer: Tokenizer, context: int) -> list[P
     The ids of an answer are those that training on it would have learned (`render_training`). White space around a
     choice separates it from a plain prompt and is no part of an answer.
     """
-    asked = [{"role": "user", "content": question.question}]
+    asked = _turns(question)
     before = render_prompt(tokenizer, asked)
     ends = set(tokenizer.stop_ids)
-    pairs = []
+    pairs: list[Pair] = []
     for choice in question.choices:
         ids, learned = render_training(tokenizer, [*asked, {"role": "assistant", "content": choice.strip()}])
         answer = [token for token, is_learned in zip(ids, learned, strict=True) if is_learned]

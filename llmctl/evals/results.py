@@ -10,16 +10,16 @@ from typing import Any
 
 import pyarrow as pa
 
+from llmctl.config.evals import RESULTS_FILE
 from llmctl.data.table_writer import TableWriter
 from llmctl.evals import scoring
-from llmctl.evals.questions import Question
+from llmctl.evals.questions import Asked
 from llmctl.evals.scoring import Estimate
 from llmctl.pipeline.job import FileFacts
 from llmctl.store.files import explained, publish_bytes
 from llmctl.train.heldout import HeldOut
 
 SCHEMA = "llmctl.eval/1"
-RESULTS_FILE = "results.json"
 CHECKPOINT, UNTRAINED = "checkpoint", "untrained"
 
 Figures = dict[str, Estimate]
@@ -49,10 +49,15 @@ SAMPLES = pa.schema(
 
 @dataclass(frozen=True)
 class Answered:
-    """One question, and the log-likelihood in nats of each of its choices."""
+    """One question as it was asked, and the log-likelihood in nats of each of its choices."""
 
-    question: Question
+    asked: Asked
     log_likelihoods: tuple[float, ...]
+
+    @property
+    def answer(self) -> int:
+        """The right choice."""
+        return self.asked.question.answer
 
     @property
     def prediction(self) -> int:
@@ -62,19 +67,19 @@ class Answered:
     @property
     def prediction_norm(self) -> int:
         """The likeliest choice per character."""
-        return scoring.best_by_characters(self.log_likelihoods, self.question.choices)
+        return scoring.best_by_characters(self.log_likelihoods, self.asked.choices)
 
     def as_row(self, model: str) -> dict[str, Any]:
-        """The row of the samples table; `prompt` is the text that was really asked."""
+        """The row of the samples table; `prompt` and `choices` are the texts that were really scored."""
         return {
             "model": model,
-            "id": self.question.id,
-            "prompt": self.question.prompt,
-            "choices": list(self.question.choices),
+            "id": self.asked.question.id,
+            "prompt": self.asked.prompt,
+            "choices": list(self.asked.choices),
             "log_likelihoods": list(self.log_likelihoods),
             "prediction": self.prediction,
             "prediction_norm": self.prediction_norm,
-            "answer": self.question.answer,
+            "answer": self.answer,
         }
 
 
@@ -92,9 +97,9 @@ def heldout_figures(heldout: HeldOut) -> Figures:
 
 def choice_figures(answers: Sequence[Answered]) -> Figures:
     """Accuracy of the likeliest choice, the same per character, and what guessing gives."""
-    right = [float(answer.prediction == answer.question.answer) for answer in answers]
-    right_norm = [float(answer.prediction_norm == answer.question.answer) for answer in answers]
-    guessing = scoring.chance([len(answer.question.choices) for answer in answers])
+    right = [float(answer.prediction == answer.answer) for answer in answers]
+    right_norm = [float(answer.prediction_norm == answer.answer) for answer in answers]
+    guessing = scoring.chance([len(answer.asked.choices) for answer in answers])
     return {
         "choices.acc": scoring.mean(right),
         "choices.acc_norm": scoring.mean(right_norm),

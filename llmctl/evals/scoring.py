@@ -1,8 +1,8 @@
 """The arithmetic of multiple choice by log-likelihood, with the rules of lm-evaluation-harness (v0.4).
 
 `acc` takes the choice with the largest log p(choice | context). `acc_norm` divides each log-likelihood by the
-choice's length in characters first, the delimiter not counted. Ties go to the first choice. The standard error of a
-mean over questions is s / sqrt(n), s being the sample standard deviation (n - 1 below).
+choice's length in characters first, white space around it not counted. Ties go to the first choice. The standard
+error of a mean over questions is s / sqrt(n), s being the sample standard deviation (n - 1 below).
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def best(log_likelihoods: Sequence[float]) -> int:
 
 
 def best_by_characters(log_likelihoods: Sequence[float], choices: Sequence[str]) -> int:
-    """Index of the choice with the largest log-likelihood per character; the first of equals."""
-    return best([value / len(choice) for value, choice in zip(log_likelihoods, choices, strict=True)])
+    """Index of the choice with the largest log-likelihood per character of its text; the first of equals."""
+    return best([value / len(choice.strip()) for value, choice in zip(log_likelihoods, choices, strict=True)])
 
 
 def chance(counts: Sequence[int]) -> float:

@@ -11,14 +11,13 @@ import numpy as np
 from llmctl.config.errors import InputError
 from llmctl.config.evals import EvalConfig
 from llmctl.evals import results
-from llmctl.evals.lineage import heldout_source, was_trained_on_chats
-from llmctl.evals.questions import Pair, Question, chat_pairs, plain_pairs, read_questions
+from llmctl.evals.questions import Asked, ask, read_questions
 from llmctl.evals.results import Answered, Figures
 from llmctl.inference.conversation import open_engine
 from llmctl.inference.engine import Engine
 from llmctl.model.transformer import Transformer
 from llmctl.pipeline.job import Job, Product
-from llmctl.store.artifact import Artifact
+from llmctl.store.artifact import Artifact, Input
 from llmctl.tokens.batch import Batch
 from llmctl.tokens.rows import Rows
 from llmctl.tokens.tokenizer import Tokenizer
@@ -31,13 +30,13 @@ class EvaluationData:
 
     Attributes:
         heldout: the split to measure loss on; None where no rows are known.
-        questions: with the tokens of each choice; empty where none were given.
+        questions: as they are asked; empty where none were given.
         given: how many questions there were before the limit.
         chat: whether the questions are asked through the chat template.
     """
 
     heldout: Rows | None
-    questions: list[tuple[Question, list[Pair]]]
+    questions: list[Asked]
     given: int
     chat: bool
 
@@ -79,35 +78,75 @@ def gather(job: Job[EvalConfig], tokenizer: Tokenizer, context: int) -> Evaluati
     """Find the held-out rows and read the questions; every fault of the inputs shows here, before any scoring."""
     checkpoint = job.artifact()
     given = job.inputs.get("choices")
-    source = heldout_source(job, checkpoint)
+    source = _fitting_rows(job, checkpoint)
     if source is None and given is None:
         raise InputError(
             f"{checkpoint.ref} was not trained on rows of this store, and no questions are given",
             hint="give --rows, --choices or both",
         )
-    heldout = _heldout(job, source)
+    heldout = _heldout(job, source, context)
     if given is None:
         return EvaluationData(heldout, [], 0, chat=False)
-    chat = was_trained_on_chats(job, checkpoint) if job.config.chat == "auto" else job.config.chat
+    _check_unseen(checkpoint, given)
+    learned_chat = bool(checkpoint.manifest.semantic.get("chat", False))
+    chat = learned_chat if job.config.chat == "auto" else job.config.chat
     questions = read_questions(given)
-    pairs = [
-        chat_pairs(question, tokenizer, context)
-        if chat
-        else plain_pairs(question, tokenizer, job.config.delimiter, context)
+    asked = [
+        ask(question, tokenizer, context, delimiter=job.config.delimiter, chat=chat)
         for question in questions[: job.config.limit]
     ]
-    return EvaluationData(heldout, list(zip(questions, pairs, strict=False)), len(questions), chat)
+    return EvaluationData(heldout, asked, len(questions), chat)
 
 
-def _heldout(job: Job[EvalConfig], source: Artifact | None) -> Rows | None:
-    """The held-out split of `source`; None, with a note, where questions can be scored without it."""
+def _check_unseen(checkpoint: Artifact, questions: Input) -> None:
+    """Refuse questions on documents that the checkpoint has learned from, where both tell what they hold out."""
+    if not isinstance(questions, Artifact):
+        return
+    unseen, asked = (given.manifest.semantic.get("heldout_fraction") for given in (checkpoint, questions))
+    if unseen is not None and asked is not None and asked > unseen:
+        raise InputError(
+            f"{questions.ref} asks about {asked:g} of all documents, {checkpoint.ref} was kept from {unseen:g} only",
+            hint="give pack, chats and quiz the same heldout_fraction",
+        )
+
+
+def _fitting_rows(job: Job[EvalConfig], checkpoint: Artifact) -> Artifact | None:
+    """The rows given or behind the checkpoint, None where there are none.
+
+    Raises:
+        InputError: their tokens are not those of the checkpoint's tokenizer.
+    """
+    if "rows" not in job.inputs:
+        return None
+    rows = job.artifact("rows")
+    for fact in ("tokenizer", "vocab_size"):
+        theirs, ours = rows.manifest.semantic.get(fact), checkpoint.manifest.semantic.get(fact)
+        if theirs != ours:
+            raise InputError(
+                f"{rows.ref} and {checkpoint.ref} differ in {fact}: {theirs} and {ours}",
+                hint="give --rows that were packed with the checkpoint's tokenizer",
+            )
+    return rows
+
+
+def _heldout(job: Job[EvalConfig], source: Artifact | None, context: int) -> Rows | None:
+    """The held-out split of `source`; None, with a note, where questions can be scored without it.
+
+    Raises:
+        InputError: its rows are longer than the model's context, or there is nothing to score at all.
+    """
     if source is None:
         job.progress.note("no held-out loss: the rows behind this checkpoint are not known; give --rows")
         return None
     rows = Rows.open(source, "heldout")
+    if rows.seq_len > context:
+        raise InputError(
+            f"{source.ref} has rows of {rows.seq_len} tokens, the model reads {context}",
+            hint=f"pack with --seq-len {context}",
+        )
     if rows.count:
         return rows
-    if "rows" in job.inputs or "choices" not in job.inputs:
+    if "choices" not in job.inputs:
         raise InputError(f"{source.ref} has no held-out row", hint="pack with a larger --heldout, or more documents")
     job.progress.note(f"no held-out loss: {source.ref} has no held-out row")
     return None
@@ -152,20 +191,20 @@ def _loss(job: Job[EvalConfig], engine: Engine, rows: Rows) -> HeldOut:
 def _answers(
     job: Job[EvalConfig],
     engine: Engine,
-    questions: list[tuple[Question, list[Pair]]],
+    questions: list[Asked],
 ) -> list[Answered]:
     """The log-likelihood of every choice of every question."""
     if not questions:
         return []
-    pairs = [pair for _, choices in questions for pair in choices]
+    pairs = [pair for asked in questions for pair in asked.pairs]
     scores = iter(engine.score(pairs, batch_tokens=job.config.batch_tokens))
     answers = []
-    for question, choices in questions:
-        values = tuple(next(scores).logprob for _ in choices)
+    for asked in questions:
+        values = tuple(next(scores).logprob for _ in asked.pairs)
         if any(math.isnan(value) for value in values):
             raise InputError(
-                f"question {question.id}: a log-likelihood is NaN", hint="the checkpoint's weights are damaged"
+                f"question {asked.question.id}: a log-likelihood is NaN", hint="the checkpoint's weights are damaged"
             )
-        answers.append(Answered(question, values))
+        answers.append(Answered(asked, values))
     job.progress.update(len(questions), len(questions), "questions")
     return answers

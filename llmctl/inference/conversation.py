@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -10,8 +10,8 @@ import torch
 from llmctl.config.devices import Device, Precision
 from llmctl.inference.engine import Engine
 from llmctl.inference.request import Completion, Request
+from llmctl.model.device import choose_device
 from llmctl.tokens.chat import render_prompt
-from llmctl.train.strategy import choose_device
 
 DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -48,3 +48,25 @@ def answer(engine: Engine, messages: Sequence[Mapping[str, str]], *, max_tokens:
     prompt = render_prompt(engine.tokenizer, messages)
     (completion,) = engine.generate([Request(prompt, max_tokens=max_tokens, temperature=temperature)])
     return completion
+
+
+def converse(
+    engine: Engine, questions: Iterable[str], *, max_tokens: int, temperature: float
+) -> Iterator[tuple[str, Completion]]:
+    """One conversation, turn by turn: (question, answer). Every answer sees what was said before.
+
+    Args:
+        engine: open, with a tokenizer.
+        questions: the user's turns; each is taken once the one before it is answered.
+        max_tokens: longest answer.
+        temperature: 0 takes the likeliest token always.
+
+    Raises:
+        UsageError: the conversation leaves no room for an answer in the model's context.
+    """
+    messages: list[dict[str, str]] = []
+    for question in questions:
+        messages.append({"role": "user", "content": question})
+        completion = answer(engine, messages, max_tokens=max_tokens, temperature=temperature)
+        messages.append({"role": "assistant", "content": completion.text})
+        yield question, completion

@@ -50,7 +50,9 @@ def probabilities(logits: Tensor, requests: Sequence[Request]) -> Tensor:
     """The distributions that are sampled from: [B,V], float32, not normalised after top-p."""
     device = logits.device
     heat = torch.tensor([request.temperature or 1.0 for request in requests], device=device)
-    scaled = logits / heat[:, None]
+    heat = heat.clamp(min=torch.finfo(torch.float32).tiny)  # a positive temperature must not round to 0
+    # The likeliest goes to 0 first: at a tiny temperature the logits themselves would overflow, and it with them.
+    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / heat[:, None]
     limits = [min(request.top_k or logits.shape[-1], logits.shape[-1]) for request in requests]
     if any(limit < logits.shape[-1] for limit in limits):
         scaled = _keep_top_k(scaled, limits)

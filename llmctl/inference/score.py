@@ -12,8 +12,8 @@ from torch import Tensor
 from llmctl.config.errors import UsageError
 from llmctl.inference.request import Score
 from llmctl.model.attention import packed
+from llmctl.model.likelihood import LOGITS_AT_ONCE, cross_entropies
 from llmctl.model.transformer import Transformer
-from llmctl.train.likelihood import LOGITS_AT_ONCE, cross_entropies
 
 Pair = tuple[Sequence[int], Sequence[int]]
 

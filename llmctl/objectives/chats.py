@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.config.errors import InputError
-from llmctl.data.tables import read_batches
-from llmctl.store.artifact import Input
+from llmctl.data.split import is_heldout
+from llmctl.data.tables import read_rows
+from llmctl.store.artifact import Artifact, Input
 from llmctl.tokens.batch import IGNORE, PADDING_DOCUMENT, Batch
 from llmctl.tokens.chat import render_training
 from llmctl.tokens.fit import fit_whole
@@ -66,29 +67,73 @@ class PackedChats:
         return Batch(tokens, positions, documents, labels)
 
 
-def read_chats(given: Input, tokenizer: Tokenizer, max_tokens: int) -> tuple[list[Chat], list[str]]:
-    """All chats that fit, and the ids of those longer than `max_tokens`.
+@dataclass(frozen=True)
+class Sides:
+    """Chats to learn from and chats held out.
+
+    Attributes:
+        kept: to learn from, at least one.
+        held: for the held-out loss.
+        overlong: what is wrong with those that do not fit, on either side.
+        heldout_fraction: below which `position` of its id no document is learned from; None where the chats do not
+            tell of what documents they were made.
+    """
+
+    kept: list[Chat]
+    held: list[Chat]
+    overlong: list[str]
+    heldout_fraction: float | None
+
+
+def read_sides(given: Input, tokenizer: Tokenizer, max_tokens: int, fraction: float) -> Sides:
+    """Both sides of `given`.
+
+    An artifact that says what share of documents it holds out brings its own sides. Other chats are split here, by
+    the house rule on the ids of the documents that they were made from, so those of one document go to one side.
+
+    Args:
+        given: chats.
+        tokenizer: the checkpoint's.
+        max_tokens: longest chat that fits.
+        fraction: share to hold out of chats that are not split yet.
+
+    Raises:
+        InputError: a chat that cannot be learned from, printed; one that is malformed; or none is left to learn from.
+    """
+    kept, overlong = read_chats(given, tokenizer, max_tokens)
+    if isinstance(given, Artifact) and "heldout_fraction" in given.manifest.semantic:
+        held, overlong_held = read_chats(given, tokenizer, max_tokens, "heldout")
+        overlong += overlong_held
+        known = float(given.manifest.semantic["heldout_fraction"])
+    else:
+        chats, known = kept, None
+        kept = [chat for chat in chats if not is_heldout(chat.document, fraction)]
+        held = [chat for chat in chats if is_heldout(chat.document, fraction)]
+    if held and not kept:
+        raise InputError(f"all {len(held)} chats are held out", hint="lower heldout_fraction, or give more chats")
+    if not kept:
+        raise InputError(f"{given.ref} holds no chat to learn from", hint="see llmctl show, and max_tokens")
+    return Sides(kept, held, overlong, known)
+
+
+def read_chats(
+    given: Input, tokenizer: Tokenizer, max_tokens: int, split: str = "train"
+) -> tuple[list[Chat], list[str]]:
+    """All chats of a split that fit, and the ids of those longer than `max_tokens`.
 
     Raises:
         InputError: a chat that cannot be learned from, printed; or one that is malformed.
     """
     fitting: list[Chat] = []
     overlong: list[str] = []
-    for number, row in enumerate(_rows(given), start=1):
+    for number, row in enumerate(read_rows(given, split), start=1):
         where = f"{given.ref}: chat {number} ({row['id']})"
         chat = _chat(row, tokenizer, where)
         if chat.ids.size > max_tokens:
             overlong.append(f"{where} has {chat.ids.size} tokens")
         else:
             fitting.append(chat)
-    if not fitting:
-        raise InputError(f"{given.ref} holds no chat to learn from", hint="see llmctl show, and max_tokens")
     return fitting, overlong
-
-
-def _rows(given: Input) -> Iterator[dict[str, Any]]:
-    for batch in read_batches(given):
-        yield from batch.to_pylist()
 
 
 def _chat(row: dict[str, Any], tokenizer: Tokenizer, where: str) -> Chat:

@@ -12,6 +12,7 @@ from llmctl.model import huggingface
 from llmctl.model.llama_json import ARCHITECTURE
 from llmctl.model.transformer import Transformer
 from llmctl.pipeline.job import Job, Product
+from llmctl.store.artifact import Artifact
 from llmctl.train.loop import Fitted
 
 SCHEMA = "llmctl.checkpoint/1"
@@ -33,7 +34,8 @@ def publish(
         fitted: what training gave.
         config: of the model.
         tokenizer_directory: whose files the checkpoint carries.
-        semantic: `vocab_size`, `tokenizer` (digest) and `seq_len` of what was trained on.
+        semantic: `vocab_size`, `tokenizer` (digest) and `seq_len` of what was trained on; `chat` where it learned
+            the chat template; what `unseen` gives.
         totals: figures beyond those of training.
     """
     if fitted.weights is None:
@@ -44,3 +46,18 @@ def publish(
     huggingface.save(model, job.out, tokenizer_directory)
     facts = {"architecture": ARCHITECTURE, "parameters": model.parameters_count(), **semantic}
     return Product(SCHEMA, semantic=facts, totals={**fitted.totals, **totals})
+
+
+def unseen(given: Artifact, chats_fraction: float | None = None) -> dict[str, float]:
+    """The fact `heldout_fraction`: below it in `position` of its id, no document was learned from.
+
+    Args:
+        given: the rows or the checkpoint that training starts from.
+        chats_fraction: the same of chats that are learned from too.
+
+    Returns:
+        The smallest of what is known; nothing where nothing is.
+    """
+    known = [given.manifest.semantic.get("heldout_fraction"), chats_fraction]
+    fractions = [float(fraction) for fraction in known if fraction is not None]
+    return {"heldout_fraction": min(fractions)} if fractions else {}

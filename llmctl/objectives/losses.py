@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from llmctl.model.likelihood import LOGITS_AT_ONCE, Tensors, target_losses
 from llmctl.model.transformer import Transformer
-from llmctl.train.likelihood import LOGITS_AT_ONCE, Tensors, target_losses
 from llmctl.train.loader import RowSource
 
 

@@ -23,14 +23,14 @@ def train(job: Job[PretrainConfig]) -> Product:
     """What every rank runs.
 
     Raises:
-        InputError: the rows' tokenizer is no longer in the store, or there is nothing to train on.
+        InputError: there is nothing to train on.
         UsageError: the rows are longer than the model's context.
     """
     given = job.artifact()
     rows, held = Rows.open(given, "train"), Rows.open(given, "heldout")
     if rows.count == 0:
         raise InputError(f"{given.ref} holds no training rows", hint="lower heldout_fraction of pack, or add documents")
-    found = job.lineage(given.manifest.semantic["tokenizer"])
+    found = job.artifact("tokenizer")
     tokenizer = Tokenizer.open(found.data)
     config = job.config.model
     if config.context < rows.seq_len:
@@ -47,6 +47,11 @@ def train(job: Job[PretrainConfig]) -> Product:
         fitted,
         config,
         tokenizer_directory=found.data,
-        semantic={"vocab_size": tokenizer.vocab_size, "tokenizer": found.digest, "seq_len": rows.seq_len},
+        semantic={
+            "vocab_size": tokenizer.vocab_size,
+            "tokenizer": found.digest,
+            "seq_len": rows.seq_len,
+            **checkpoint.unseen(given),
+        },
         totals={"epochs": job.config.steps * job.config.batch_rows / rows.count},
     )

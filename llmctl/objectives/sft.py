@@ -6,11 +6,10 @@ import torch
 
 from llmctl.config.errors import InputError, UsageError
 from llmctl.config.train import SftConfig, steps_of_epochs
-from llmctl.data.split import is_heldout
 from llmctl.model import huggingface
 from llmctl.model.transformer import Transformer
 from llmctl.objectives import checkpoint
-from llmctl.objectives.chats import Chat, PackedChats, read_chats
+from llmctl.objectives.chats import PackedChats, Sides, read_sides
 from llmctl.objectives.losses import NextToken
 from llmctl.pipeline.job import Job, Product
 from llmctl.store.artifact import Artifact
@@ -40,15 +39,9 @@ def train(job: Job[SftConfig]) -> Product:
             f"max_tokens ({length}) exceeds the model's context of {model.config.context}",
             hint=f"give at most {model.config.context}",
         )
-    chats, overlong = read_chats(job.inputs["chats"], tokenizer, length)
-    if overlong and job.config.overlong == "error":
-        raise InputError(
-            f"{overlong[0]}, more than {length}; {len(overlong)} in all are too long",
-            hint="raise max_tokens up to the model's context, or overlong=drop",
-        )
-    if overlong:
-        job.progress.note(f"dropped {len(overlong)} chats longer than {length} tokens of {len(chats) + len(overlong)}")
-    rows, held = split(chats, job.config.heldout_fraction, length, tokenizer.pad_id)
+    chats = read_sides(job.inputs["chats"], tokenizer, length, job.config.heldout_fraction)
+    _tell(job, chats, length)
+    rows, held = (PackedChats(side, length, tokenizer.pad_id) for side in (chats.kept, chats.held))
     steps = job.config.steps or steps_of_epochs(job.config.epochs, rows.count, job.config.batch_rows)
     held_out = HeldOutRows(held, tokenizer.byte_lengths) if held.count else None
     fitted = fit(job, model, NextToken(rows), steps=steps, heldout_rows=held_out)
@@ -61,15 +54,32 @@ def train(job: Job[SftConfig]) -> Product:
             "vocab_size": tokenizer.vocab_size,
             "tokenizer": given.manifest.semantic["tokenizer"],
             "seq_len": length,
+            "chat": True,
+            **checkpoint.unseen(given, chats.heldout_fraction),
         },
         totals={
             "chats": len(rows.chats),
             "heldout_chats": len(held.chats),
-            "dropped.overlong": len(overlong),
+            "dropped.overlong": len(chats.overlong),
             "rows": rows.count,
             "epochs": steps * job.config.batch_rows / rows.count,
         },
     )
+
+
+def _tell(job: Job[SftConfig], chats: Sides, length: int) -> None:
+    """Say what is not trained on, or refuse it."""
+    overlong = len(chats.overlong)
+    if overlong and job.config.overlong == "error":
+        raise InputError(
+            f"{chats.overlong[0]}, more than {length}; {overlong} in all are too long",
+            hint="raise max_tokens up to the model's context, or overlong=drop",
+        )
+    if overlong:
+        given = len(chats.kept) + len(chats.held) + overlong
+        job.progress.note(f"dropped {overlong} chats longer than {length} tokens of {given}")
+    if not chats.held:
+        job.progress.note("no chat is held out, so there is no held-out loss")
 
 
 def open_model(given: Artifact, tokenizer: Tokenizer) -> Transformer:
@@ -91,19 +101,3 @@ def open_model(given: Artifact, tokenizer: Tokenizer) -> Transformer:
         )
     stored.load_state_dict({name: value.clone() for name, value in stored.state_dict().items()}, assign=True)
     return stored
-
-
-def split(chats: list[Chat], fraction: float, length: int, pad_id: int) -> tuple[PackedChats, PackedChats]:
-    """Rows to train on and rows held out, by the house rule on the ids of the documents that chats were made from.
-
-    Chats of one document go to one side, and a document that `pack` holds out is never trained on in its chats
-    where the two fractions are equal.
-
-    Raises:
-        InputError: every chat is held out.
-    """
-    kept = [chat for chat in chats if not is_heldout(chat.document, fraction)]
-    held = [chat for chat in chats if is_heldout(chat.document, fraction)]
-    if not kept:
-        raise InputError(f"all {len(held)} chats are held out", hint="lower heldout_fraction, or give more chats")
-    return PackedChats(kept, length, pad_id), PackedChats(held, length, pad_id)

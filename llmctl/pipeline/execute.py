@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,14 +17,14 @@ from ulid import ULID
 
 import llmctl
 from llmctl.config.base import Config, semantic_values
-from llmctl.config.errors import InputError, LlmctlError, UsageError
-from llmctl.pipeline.events import EventLog, now
+from llmctl.config.errors import InputError, LlmctlError, UsageError, together
+from llmctl.pipeline.events import EventLog, Overheard, now
 from llmctl.pipeline.job import Job, Product, Progress
 from llmctl.pipeline.partial import Partial
 from llmctl.pipeline.stage import Stage, Verb, load
 from llmctl.pipeline.stages import stage_named
 from llmctl.store.artifact import Artifact, FileInput, Input
-from llmctl.store.files import explain, explained, sha256_file
+from llmctl.store.files import explain, explained
 from llmctl.store.layout import RunDirectory
 from llmctl.store.manifest import (
     FileEntry,
@@ -60,6 +60,12 @@ class Call:
     argv: tuple[str, ...] = ()
     run_id: str = field(default_factory=lambda: str(ULID()))
 
+    def with_derived(self, store: Store) -> Call:
+        """The same call with the inputs that follow from those given, which nobody has to name."""
+        if self.stage.derive is None:
+            return self
+        return self.with_inputs({**load(self.stage.derive)(self.inputs, store.find), **self.inputs})
+
     def with_inputs(self, inputs: Mapping[str, Input]) -> Call:
         """The same call, once its inputs are known."""
         return dataclasses.replace(self, inputs=inputs)
@@ -75,7 +81,11 @@ class Outcome:
 
 
 def resolve_inputs(
-    verb: Verb, refs: Mapping[str, str], store: Store, given: Mapping[str, Input] | None = None
+    verb: Verb,
+    refs: Mapping[str, str],
+    store: Store,
+    given: Mapping[str, Input] | None = None,
+    later: Collection[str] = (),
 ) -> dict[str, Input]:
     """Find every input that `refs` names; all missing and misfitting ones are reported together.
 
@@ -84,6 +94,7 @@ def resolve_inputs(
         refs: role to reference, or to a path of a plain file where the role takes one.
         store: where references are looked up.
         given: inputs that are there already: from the pipe, or from an earlier step of a recipe.
+        later: roles that need not be named yet.
     """
     found: dict[str, Input] = dict(given or {})
     for role, there in found.items():
@@ -93,7 +104,7 @@ def resolve_inputs(
         if role in found:
             continue
         if role not in refs:
-            if wanted.required:
+            if wanted.required and role not in later:
                 option = "an argument or a pipe" if role == "input" else f"--{role} REF"
                 faults.append(UsageError(f"{verb.command} needs {wanted.help}", hint=f"give {option}"))
             continue
@@ -102,10 +113,18 @@ def resolve_inputs(
         except LlmctlError as error:
             faults.append(error)
     if faults:
-        if len(faults) == 1:
-            raise faults[0]
-        raise type(faults[0])("; ".join(fault.one_line for fault in faults))
+        raise together(faults)
     return found
+
+
+def input_faults(verb: Verb, refs: Mapping[str, str], store: Store) -> list[LlmctlError]:
+    """What is wrong with the inputs that `refs` names; the pipe is not read, and what it may bring not missed."""
+    named = {role: ref for role, ref in refs.items() if ref != "-"}
+    try:
+        resolve_inputs(verb, named, store, later=("input",))
+    except LlmctlError as error:
+        return [error]
+    return []
 
 
 def resolve_input(ref: str, role: str, verb: Verb, store: Store) -> Input:
@@ -114,7 +133,7 @@ def resolve_input(ref: str, role: str, verb: Verb, store: Store) -> Input:
     path = Path(ref).expanduser()
     if wanted.files and path.is_file():
         try:
-            return FileInput(path, "sha256:" + sha256_file(path), wanted.kinds[0])
+            return FileInput.of(path, wanted.kinds[0])
         except OSError as error:
             raise explain(error, ref) from error
     artifact = store.resolve(ref)
@@ -137,25 +156,27 @@ def execute(call: Call, store: Store, progress: Progress) -> Outcome:
         LlmctlError: nothing was published; what a resumable stage saved is kept for the same call again.
     """
     begun = time.monotonic()
+    call = call.with_derived(store)
     name, digests = _identify(call)
     partial = Partial(store, _action_key(call, digests))
-    partial.finish_commit()
-    if not call.force and (pointer := store.cached(partial.key)) is not None:
-        artifact = store.publish_version(name, pointer, reuse=True)
-        return Outcome(artifact, cached=True, seconds=time.monotonic() - begun)
+    if not call.force:
+        partial.finish_commit()
+        if (pointer := store.cached(partial.key)) is not None:
+            artifact = store.publish_version(name, pointer, reuse=True)
+            return Outcome(artifact, cached=True, seconds=time.monotonic() - begun)
     with explained(f"the store {store.root}"):
-        taken = partial.take_over(resumable=call.stage.resumable and not call.force)
-        run, held = taken or store.begin(name, call.run_id)
-        partial.mark(run)
+        run, held = partial.start(name, call.run_id, resumable=call.stage.resumable, anew=call.force)
     events = EventLog(store.root / "runs" / f"{run.run_id}.jsonl")
+    heard = Overheard(progress, events)
     try:
         with held, explained(f"the store {store.root}"):
-            events.add("START", command=call.stage.command, action=partial.key, argv=list(call.argv), name=name)
-            artifact = _Attempt(call, name, run, partial, digests, progress).carry_out()
+            facts = {"command": call.stage.command, "action": partial.key, "argv": list(call.argv), "name": name}
+            events.add("START", receipt=call.run_id, **facts)
+            artifact = _Attempt(call, name, run, partial, digests, heard).carry_out()
             events.add("COMPLETE", ref=artifact.ref, digest=artifact.digest)
     except BaseException as error:
         with contextlib.suppress(OSError):  # the disk may be full: the first error is the one to tell
-            events.add("FAIL", error=error.one_line if isinstance(error, LlmctlError) else repr(error))
+            events.fail(error, heard.last)
         if not call.stage.resumable and not run.manifest.exists():
             shutil.rmtree(run.path, ignore_errors=True)
         raise
@@ -164,6 +185,7 @@ def execute(call: Call, store: Store, progress: Progress) -> Outcome:
 
 def plan(call: Call, store: Store) -> dict[str, object]:
     """What `execute` would do, without doing it: the resolved configuration, inputs, name and cache state."""
+    call = call.with_derived(store)
     name, digests = _identify(call)
     key = _action_key(call, digests)
     return {
@@ -188,10 +210,12 @@ def _identify(call: Call) -> tuple[str, dict[str, str]]:
 
 
 def _action_key(call: Call, digests: Mapping[str, str]) -> str:
+    nested = [command for command in call.stage.nests if command not in call.inputs]
     return sha256_of(
         {
             "command": call.stage.command,
             "op_version": call.stage.op_version,
+            "nested": {command: stage_named(command).op_version for command in nested},
             "config": semantic_values(call.config),
             "inputs": dict(digests),
         }
@@ -207,7 +231,7 @@ class _Attempt:
     run: RunDirectory
     partial: Partial
     digests: Mapping[str, str]
-    progress: Progress
+    heard: Overheard
     nested_inputs: dict[str, Artifact] = field(default_factory=dict)
 
     @property
@@ -224,9 +248,10 @@ class _Attempt:
             out=self.run.data,
             work=self.run.work,
             metrics_file=self.run.metrics,
-            progress=self.progress,
+            progress=self.heard,
             nested=self.nested,
             lineage=self.store.find,
+            event=self.heard.events.add,
         )
         product: Product = load(self.call.stage.run)(job)
         pointer = self.store.commit(self.run, self.manifest(product, started))
@@ -235,9 +260,11 @@ class _Attempt:
 
     def nested(self, command: str, config: Config, inputs: Mapping[str, Input]) -> Artifact:
         """Run another stage through the cache; what it makes becomes an input of this run, under its command."""
+        if command not in self.call.stage.nests:
+            raise RuntimeError(f"the stage {self.call.stage.command} does not declare that it nests {command}")
         name = f"{self.name.partition('.')[0]}.{command}"
         inner = Call(stage_named(command), config, inputs, name=name, argv=self.call.argv)
-        self.nested_inputs[command] = execute(inner, self.store, self.progress).artifact
+        self.nested_inputs[command] = execute(inner, self.store, self.heard.progress).artifact
         return self.nested_inputs[command]
 
     def manifest(self, product: Product, started: str) -> Manifest:

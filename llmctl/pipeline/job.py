@@ -65,6 +65,10 @@ class Product:
     license: tuple[str, ...] = ()
 
 
+def _no_event(event: str, **facts: Any) -> None:
+    """Where a job runs outside the pipeline: a rank, a test."""
+
+
 @dataclass(frozen=True)
 class Job(Generic[C]):
     """One run of one stage.
@@ -72,12 +76,13 @@ class Job(Generic[C]):
     Attributes:
         config: validated, frozen.
         inputs: artifacts and files by role; the role `input` is what the pipe or the argument gave.
-        out: directory for published files (`<run>/data`); empty at the start unless the run resumes.
+        out: directory for published files (`<run>/data`); always empty at the start.
         work: directory for resumable state; kept after a kill, removed at the commit.
         metrics_file: `<run>/metrics.jsonl`.
         progress: where to report.
         nested: runs another stage through the cache and returns its artifact (`tokenize` trains a tokenizer so).
         lineage: finds an artifact by digest in the same store.
+        event: appends an event with its facts to the run's log, `runs/<run-id>.jsonl`.
     """
 
     config: C
@@ -88,6 +93,7 @@ class Job(Generic[C]):
     progress: Progress
     nested: Callable[[str, Config, Mapping[str, Input]], Artifact]
     lineage: Callable[[str], Artifact]
+    event: Callable[..., None] = _no_event
 
     def artifact(self, role: str = "input") -> Artifact:
         """The input of `role`, which must be an artifact of this store."""
@@ -105,6 +111,10 @@ class Job(Generic[C]):
         return self.lineage(entry.digest)
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Append one row to the run's metrics."""
+        """Append one row to the run's metrics.
+
+        Raises:
+            ValueError: a figure is not finite; what is undefined is left out.
+        """
         with open(self.metrics_file, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(row) + "\n")
+            handle.write(json.dumps(row, allow_nan=False) + "\n")

@@ -61,6 +61,11 @@ def receive(lines: Iterable[bytes]) -> Artifact:
         receipt = _parse(line)
         if first is None:
             first = _check_begin(receipt)
+        elif last is not None or receipt["t"] == "begin":
+            raise UpstreamError(
+                f"llmctl {first.get('command')} sent more than one result, or went on after it",
+                hint="pipe one llmctl command into the next",
+            )
         if receipt["t"] == "end":
             last = receipt
     if first is None:

@@ -12,16 +12,17 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from llmctl.config.base import Config
-from llmctl.config.errors import ConfigError, LlmctlError, Problem
+from llmctl.config.errors import ConfigError, LlmctlError, Problem, UsageError, together
 from llmctl.config.load import Layer, build, environment_layer, parse_overrides, read_yaml, user_layer
 from llmctl.pipeline.execute import Call, Outcome, execute, resolve_input
 from llmctl.pipeline.job import Progress
 from llmctl.pipeline.stage import Stage
 from llmctl.pipeline.stages import STAGES
 from llmctl.store.artifact import Input
+from llmctl.store.layout import check_name
 from llmctl.store.store import Store
 
-STEP_ID = re.compile(r"^[a-z][a-z0-9_]*$")
+STEP_ID = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class StepSpec(BaseModel):
@@ -88,6 +89,12 @@ def read_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     problems = [
         Problem(key, "no such step", f"steps: {', '.join(written.steps)}") for key in extra if key not in written.steps
     ]
+    name = written.name or path.stem
+    try:
+        check_name(f"{name}.{'x' * max(map(len, written.steps))}")
+    except UsageError as error:
+        where = "name" if written.name else f"the name of {path}"
+        problems.append(Problem(where, f"{name!r} and a step make no artifact name", error.hint))
     steps: list[Step] = []
     for step_id, spec in written.steps.items():
         try:
@@ -96,13 +103,13 @@ def read_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
             problems += error.problems
     if problems:
         raise ConfigError(problems)
-    return Recipe(written.name or path.stem, tuple(steps))
+    return Recipe(name, tuple(steps))
 
 
 def _check_step(step_id: str, spec: StepSpec, override: Any, written: RecipeFile, earlier: Mapping[str, Step]) -> Step:
     where = f"steps.{step_id}"
     command = spec.uses or step_id
-    if not STEP_ID.match(step_id):
+    if not STEP_ID.fullmatch(step_id):
         raise ConfigError([Problem(where, "is not a step name", "use lower-case letters, digits and _")])
     if command not in STAGES:
         raise ConfigError([Problem(f"{where}.uses", f"no stage is called {command!r}", f"known: {', '.join(STAGES)}")])
@@ -157,7 +164,7 @@ def run_recipe(
     Raises:
         LlmctlError: of the first step that fails, with the step named; earlier steps stay published.
     """
-    outside = {step.id: _outside_inputs(recipe, step, store) for step in recipe.steps}
+    outside = outside_inputs(recipe, store)
     finished: dict[str, Finished] = {}
     for step in recipe.steps:
         on_start(step)
@@ -170,13 +177,27 @@ def run_recipe(
     return list(finished.values())
 
 
-def _outside_inputs(recipe: Recipe, step: Step, store: Store) -> dict[str, Input]:
-    """Inputs that no step makes, found in the store or on the disk before anything runs."""
-    steps = {other.id for other in recipe.steps}
-    with _named(step):
-        return {
-            role: resolve_input(ref, role, step.stage, store) for role, ref in step.refs.items() if ref not in steps
-        }
+def outside_inputs(recipe: Recipe, store: Store) -> dict[str, dict[str, Input]]:
+    """Inputs that no step makes, by step and role, found in the store or on the disk before anything runs.
+
+    Raises:
+        LlmctlError: with every one that is missing or of the wrong kind.
+    """
+    steps = {step.id for step in recipe.steps}
+    found: dict[str, dict[str, Input]] = {step.id: {} for step in recipe.steps}
+    faults: list[LlmctlError] = []
+    for step in recipe.steps:
+        for role, ref in step.refs.items():
+            if ref in steps:
+                continue
+            try:
+                with _named(step):
+                    found[step.id][role] = resolve_input(ref, role, step.stage, store)
+            except LlmctlError as error:
+                faults.append(error)
+    if faults:
+        raise together(faults)
+    return found
 
 
 @contextlib.contextmanager
@@ -186,4 +207,5 @@ def _named(step: Step) -> Iterator[None]:
         yield
     except LlmctlError as error:
         error.what = f"step {step.id}: {error.what}"
+        error.faults = tuple(f"step {step.id}: {fault}" for fault in error.faults)
         raise

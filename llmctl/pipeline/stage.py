@@ -38,7 +38,7 @@ class Verb:
         config: `module:Class` of its configuration model.
         inputs: by role; the role `input` comes from the pipe or the first argument.
         flags: option name to configuration path, for the fields used most.
-        words: configuration path of a list that takes the other arguments; empty where there are none.
+        words: configuration path of a list that takes the arguments after the input; empty where there are none.
         examples: command lines for `--help`, first things first.
     """
 
@@ -70,6 +70,10 @@ class Stage(Verb):
         op_version: bumped by hand when the same inputs would give other bytes; part of the action key.
         sources: `module:function` from the configuration of a stage without `input` to the default name and
             the `{role: digest}` of what it will read.
+        derive: `module:function` from the inputs by role, and a function that finds an artifact by digest, to further
+            inputs by role that follow from them; part of the action key and of the manifest like those given.
+        nests: commands of stages that the body may run through `job.nested`; the op_version of each is part of the
+            action key, unless an input of that role stands in for it.
         resumable: whether a killed run keeps its work directory for the next one with the same action key.
         then: the command that usually comes next.
     """
@@ -78,6 +82,8 @@ class Stage(Verb):
     output: str
     op_version: int = 1
     sources: str | None = None
+    derive: str | None = None
+    nests: tuple[str, ...] = ()
     resumable: bool = False
     then: str = ""
 

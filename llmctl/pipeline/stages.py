@@ -6,6 +6,14 @@ from llmctl.config.errors import UsageError
 from llmctl.pipeline.stage import Role, Stage
 
 DOCUMENTS = Role(("documents",), "documents to read")
+TRAINING_FLAGS = {
+    "--batch-rows": "batch_rows",
+    "--lr": "optimizer.lr",
+    "--precision": "precision",
+    "--nproc": "nproc",
+    "--zero": "zero",
+    "--seed": "seed",
+}
 
 STAGES: dict[str, Stage] = {
     stage.command: stage
@@ -75,6 +83,7 @@ STAGES: dict[str, Stage] = {
             summary="Turn documentation into question-and-answer chats.",
             config="llmctl.config.lessons:ChatsConfig",
             run="llmctl.data.lessons:run_chats",
+            op_version=2,
             output="chats",
             inputs={"input": DOCUMENTS},
             flags={"--heldout": "heldout_fraction", "--seed": "seed"},
@@ -85,6 +94,7 @@ STAGES: dict[str, Stage] = {
             summary="Make multiple-choice questions on held-out entries.",
             config="llmctl.config.lessons:QuizConfig",
             run="llmctl.data.lessons:run_quiz",
+            op_version=2,
             output="prompts",
             inputs={"input": DOCUMENTS},
             flags={"--heldout": "heldout_fraction", "--choices": "choices", "--seed": "seed"},
@@ -106,6 +116,8 @@ STAGES: dict[str, Stage] = {
             summary="Encode documents to token ids.",
             config="llmctl.config.tokens:TokenizeConfig",
             run="llmctl.tokens.encode:run",
+            nests=("tokenizer",),
+            op_version=2,
             output="tokens",
             inputs={
                 "input": DOCUMENTS,
@@ -125,6 +137,7 @@ STAGES: dict[str, Stage] = {
             summary="Pack documents into rows of fixed length.",
             config="llmctl.config.tokens:PackConfig",
             run="llmctl.tokens.pack:run",
+            op_version=2,
             output="rows",
             inputs={"input": Role(("tokens",), "token shards to pack")},
             flags={"--seq-len": "seq_len", "--heldout": "heldout_fraction"},
@@ -136,19 +149,12 @@ STAGES: dict[str, Stage] = {
             summary="Train a decoder on packed rows.",
             config="llmctl.config.train:PretrainConfig",
             run="llmctl.objectives.pretrain:run",
+            derive="llmctl.pipeline.derive:tokenizer_of_rows",
+            op_version=2,
             output="checkpoint",
             resumable=True,
             inputs={"input": Role(("rows",), "packed rows to train on")},
-            flags={
-                "--model": "model.name",
-                "--steps": "steps",
-                "--batch-rows": "batch_rows",
-                "--lr": "optimizer.lr",
-                "--precision": "precision",
-                "--nproc": "nproc",
-                "--zero": "zero",
-                "--seed": "seed",
-            },
+            flags={"--model": "model.name", "--steps": "steps", **TRAINING_FLAGS},
             examples=(
                 "llmctl pretrain web.pack --model tiny --steps 200",
                 "llmctl pretrain web.pack --model tiny model.layers=6 optimizer.lr=1e-3",
@@ -161,28 +167,23 @@ STAGES: dict[str, Stage] = {
             summary="Fine-tune on chats, with loss on the answers only.",
             config="llmctl.config.train:SftConfig",
             run="llmctl.objectives.sft:run",
+            op_version=2,
             output="checkpoint",
             resumable=True,
             inputs={
                 "input": Role(("checkpoint",), "checkpoint to start from"),
                 "chats": Role(("chats",), "chats in the messages form: an artifact or a .jsonl file", files=True),
             },
-            flags={
-                "--epochs": "epochs",
-                "--batch-rows": "batch_rows",
-                "--lr": "optimizer.lr",
-                "--precision": "precision",
-                "--nproc": "nproc",
-                "--zero": "zero",
-                "--seed": "seed",
-            },
+            flags={"--epochs": "epochs", **TRAINING_FLAGS},
             examples=("llmctl sft web.pretrain --chats chats.jsonl --epochs 3",),
         ),
         Stage(
             command="eval",
             summary="Measure held-out loss and multiple choice.",
             config="llmctl.config.evals:EvalConfig",
-            run="llmctl.evals:run",
+            run="llmctl.evals.stage:run",
+            derive="llmctl.pipeline.derive:rows_of_checkpoint",
+            op_version=2,
             output="eval",
             inputs={
                 "input": Role(("checkpoint",), "checkpoint to measure"),

@@ -47,17 +47,13 @@ class Service:
         return self.config.max_running + self.config.max_waiting
 
     def start(self, requests: Sequence[Request]) -> Generation:
-        """Queue the sequences of one HTTP request.
+        """Queue the sequences of one HTTP request, which `plan` has found to be no more than `capacity`.
 
         Raises:
-            ApiError: 400 where they could never fit, 429 where they do not fit now, 503 while shutting down.
+            ApiError: 429 where they do not fit now, 503 while shutting down.
         """
         if self.stopping:
             raise shutting_down()
-        if len(requests) > self.capacity:
-            raise ApiError(
-                400, f"prompts x n is {len(requests)}, this server takes at most {self.capacity} at one time", param="n"
-            )
         if self._in_flight + len(requests) > self.capacity:
             seconds = self.config.retry_after_s
             raise ApiError(

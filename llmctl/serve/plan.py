@@ -39,7 +39,7 @@ class Plan:
 
 def plan_completion(service: Service, body: CompletionRequest) -> Plan:
     """The plan of `POST /v1/completions`; `ApiError` where a bound is passed."""
-    _check(service, body)
+    _check(service, body, prompts=len(body.prompt))
     if body.logprobs is not None:
         _check_alternatives(service, body.logprobs, "logprobs")
         if body.echo:
@@ -56,7 +56,7 @@ def plan_completion(service: Service, body: CompletionRequest) -> Plan:
 
 def plan_chat(service: Service, body: ChatRequest) -> Plan:
     """The plan of `POST /v1/chat/completions`; `ApiError` where a bound is passed."""
-    _check(service, body)
+    _check(service, body, prompts=1)
     if body.top_logprobs is not None and not body.logprobs:
         raise bad_request("top_logprobs needs logprobs to be true", "top_logprobs", "invalid_value")
     _check_alternatives(service, body.top_logprobs or 0, "top_logprobs")
@@ -69,7 +69,8 @@ def plan_chat(service: Service, body: ChatRequest) -> Plan:
     return Plan([prompt], _requests(service, body, prompt, budget, logprobs), body.choices_per_prompt)
 
 
-def _check(service: Service, body: GenerationRequest) -> None:
+def _check(service: Service, body: GenerationRequest, *, prompts: int) -> None:
+    """Refuse what the bounds alone rule out, before any prompt is encoded."""
     if body.model != service.model_name:
         raise ApiError(
             404,
@@ -81,6 +82,9 @@ def _check(service: Service, body: GenerationRequest) -> None:
         raise bad_request(
             f"n: {body.choices_per_prompt} is more than the {service.config.max_n} this server allows", "n"
         )
+    if prompts * body.choices_per_prompt > service.capacity:
+        asked = f"prompts x n is {prompts * body.choices_per_prompt}"
+        raise bad_request(f"{asked}, this server takes at most {service.capacity} at one time", "n")
     if body.stream_options is not None and not body.wants_stream:
         raise bad_request("stream_options needs stream to be true", "stream_options", "invalid_value")
 

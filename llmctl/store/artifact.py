@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmctl.config.errors import InputError
+from llmctl.store.files import sha256_file
 from llmctl.store.manifest import InputEntry, Manifest
 
 
@@ -80,6 +81,11 @@ class FileInput:
     path: Path
     digest: str
     kind: str
+
+    @classmethod
+    def of(cls, path: Path, kind: str) -> FileInput:
+        """Hash `path`; an `OSError` where it cannot be read."""
+        return cls(path, "sha256:" + sha256_file(path), kind)
 
     @property
     def name(self) -> str:

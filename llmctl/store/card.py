@@ -35,7 +35,7 @@ def _dataset_configs(manifest: Manifest) -> list[dict[str, Any]]:
     """`data_files` by split for Parquet parts; nothing for other kinds of files."""
     by_split: dict[str, list[str]] = defaultdict(list)
     for entry in manifest.files:
-        if entry.path.startswith("data/part-") and entry.path.endswith(".parquet"):
+        if entry.path.startswith(("data/part-", "data/heldout-")) and entry.path.endswith(".parquet"):
             by_split[entry.split or "train"].append(entry.path)
     if not by_split:
         return []

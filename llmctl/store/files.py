@@ -64,9 +64,14 @@ def sha256_file(path: Path) -> str:
 
 @contextlib.contextmanager
 def explained(where: str) -> Iterator[None]:
-    """Turn operating-system failures into errors that name the place and the remedy."""
+    """Turn operating-system failures into errors that name the place and the remedy.
+
+    A pipe whose reader has gone is no failure of the place and passes as it is.
+    """
     try:
         yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise explain(error, where) from error
 

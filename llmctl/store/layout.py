@@ -11,15 +11,15 @@ from llmctl.config.errors import UsageError
 STORE_FILE = "store.json"
 STORE_FORMAT = "llmctl.store/1"
 RESERVED = frozenset({"index", "runs"})
-NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def check_name(name: str) -> str:
     """Return `name` if it is a safe artifact name, else raise a `UsageError`."""
-    if not NAME.match(name) or name in RESERVED or name.endswith(".tmp"):
+    if not NAME.fullmatch(name) or name in RESERVED or name.endswith(".tmp"):
         raise UsageError(
             f"{name!r} is not an artifact name",
-            hint="use letters, digits, '.', '_' and '-', starting with a letter or digit",
+            hint="use at most 128 letters, digits, '.', '_' and '-', starting with a letter or digit",
         )
     return name
 

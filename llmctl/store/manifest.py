@@ -6,18 +6,19 @@ import hashlib
 from typing import Any, Literal
 
 import rfc8785
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 MANIFEST_FORMAT: Literal["llmctl.manifest/1"] = "llmctl.manifest/1"
 MANIFEST_FILE = "manifest.json"
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # JSON has no NaN: it would be written as null, which no reader takes back.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class FileEntry(_Record):
-    """One published file. `path` is relative to the run directory and uses forward slashes."""
+    """One published file. `path` is relative to the run directory, under `data/`, and uses forward slashes."""
 
     path: str
     bytes: int
@@ -25,6 +26,14 @@ class FileEntry(_Record):
     rows: int | None = None
     tokens: int | None = None
     split: str | None = None
+
+    @field_validator("path")
+    @classmethod
+    def _under_data(cls, path: str) -> str:
+        parts = path.split("/")
+        if parts[0] != "data" or len(parts) < 2 or {"", ".", ".."} & set(parts) or "\\" in path or "\0" in path:
+            raise ValueError("must name a file under data/")
+        return path
 
 
 class Producer(_Record):
@@ -73,7 +82,7 @@ class Manifest(_Record):
     run: RunInfo
     license: list[str]
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(populate_by_name=True)
 
     def to_bytes(self) -> bytes:
         """The canonical form on disk: indented, sorted keys, one final newline."""

@@ -15,8 +15,8 @@ from llmctl.store.files import publish_bytes
 from llmctl.store.layout import check_name, refs_directory
 
 LOCK_TIMEOUT_S = 30
-VERSION = re.compile(r"^v([1-9][0-9]*)$")
-DIGEST = re.compile(r"^sha256:([0-9a-f]{12,64})$")
+VERSION = re.compile(r"v([1-9][0-9]*)")
+DIGEST = re.compile(r"sha256:([0-9a-f]{12,64})")
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ def parse_ref(text: str) -> ParsedRef:
     check_name(name)
     if not separator or selector == "latest":
         return ParsedRef(name)
-    if match := VERSION.match(selector):
+    if match := VERSION.fullmatch(selector):
         return ParsedRef(name, version=int(match.group(1)))
-    if match := DIGEST.match(selector):
+    if match := DIGEST.fullmatch(selector):
         return ParsedRef(name, digest_prefix=match.group(1))
     raise UsageError(
         f"{text!r} is not a reference", hint="write name, name@v3 or name@sha256:… with at least 12 digits"
@@ -73,7 +73,7 @@ def versions(store: Path, name: str) -> dict[int, Pointer]:
     found: dict[int, Pointer] = {}
     directory = refs_directory(store, name)
     numbers = (
-        [int(m.group(1)) for p in directory.glob("v*.json") if (m := VERSION.match(p.stem))]
+        [int(m.group(1)) for p in directory.glob("v*.json") if (m := VERSION.fullmatch(p.stem))]
         if directory.is_dir()
         else []
     )
@@ -94,6 +94,8 @@ def add_version(store: Path, name: str, pointer: Pointer, *, reuse: bool = False
         reuse: where some version already stands for this very run, make that one the latest instead.
     """
     directory = refs_directory(store, check_name(name))
+    if reuse and (latest := _latest(directory)) is not None and latest["run"] == pointer.run:
+        return int(latest["version"])  # nothing to write, so that a cache hit works in a read-only store
     directory.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(directory / ".lock", timeout=LOCK_TIMEOUT_S):
@@ -102,8 +104,8 @@ def add_version(store: Path, name: str, pointer: Pointer, *, reuse: bool = False
             number = same[-1] if same else max(known, default=0) + 1
             if not same:
                 publish_bytes(directory / f"v{number}.json", pointer.to_bytes())
-            latest: dict[str, Any] = {"version": number, **asdict(pointer)}
-            publish_bytes(directory / "latest.json", (json.dumps(latest, sort_keys=True) + "\n").encode())
+            value: dict[str, Any] = {"version": number, **asdict(pointer)}
+            publish_bytes(directory / "latest.json", (json.dumps(value, sort_keys=True) + "\n").encode())
             return number
     except Timeout:
         raise LockedError(f"another process holds the refs of {name}", hint="try again when it has finished") from None
@@ -111,13 +113,19 @@ def add_version(store: Path, name: str, pointer: Pointer, *, reuse: bool = False
 
 def latest_version(store: Path, name: str) -> int | None:
     """The number that `name` alone stands for; None where the name is unknown."""
-    path = refs_directory(store, name) / "latest.json"
+    latest = _latest(refs_directory(store, name))
+    return max(versions(store, name), default=None) if latest is None else int(latest["version"])
+
+
+def _latest(directory: Path) -> dict[str, Any] | None:
+    """What `latest.json` holds: a version's number and its pointer; None where there is none."""
+    path = directory / "latest.json"
     try:
-        number = json.loads(path.read_bytes())["version"]
+        held = json.loads(path.read_bytes())
+        return {"version": int(held["version"]), "run": str(held["run"])}
     except FileNotFoundError:
-        return max(versions(store, name), default=None)
+        return None
     except (ValueError, KeyError, TypeError):
         raise IntegrityError(
             f"{path} is damaged", hint="remove it: the highest version then counts as latest"
         ) from None
-    return int(number)

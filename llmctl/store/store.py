@@ -40,11 +40,7 @@ class Store:
             UsageError: for a URI, since artifacts are memory-mapped from local disk.
             InputError: where there is no store, or its directory cannot be used.
         """
-        if "://" in str(location):
-            raise UsageError(
-                f"the store {location} is not a local directory", hint="give a path: artifacts are memory-mapped"
-            )
-        root = Path(location).expanduser().absolute()
+        root = cls._local(location)
         mark = root / STORE_FILE
         try:
             if not mark.exists():
@@ -61,9 +57,27 @@ class Store:
             raise IntegrityError(f"{mark} does not say {STORE_FORMAT}", hint="choose another --store directory")
         return cls(root)
 
+    @classmethod
+    def expected(cls, location: str | Path) -> Store:
+        """The store at `location`, or the empty one that `open(create=True)` would make there; writes nothing."""
+        root = cls._local(location)
+        with explained(f"the store {location}"):
+            there = (root / STORE_FILE).exists()
+        return cls.open(root) if there else cls(root)
+
+    @staticmethod
+    def _local(location: str | Path) -> Path:
+        if "://" in str(location):
+            raise UsageError(
+                f"the store {location} is not a local directory", hint="give a path: artifacts are memory-mapped"
+            )
+        return Path(location).expanduser().absolute()
+
     def names(self) -> list[str]:
         """All artifact names, sorted."""
-        entries = [p.name for p in self.root.iterdir() if p.is_dir() and NAME.match(p.name) and p.name not in RESERVED]
+        entries = [
+            p.name for p in self.root.iterdir() if p.is_dir() and NAME.fullmatch(p.name) and p.name not in RESERVED
+        ]
         return sorted(name for name in entries if (self.root / name / "refs").is_dir())
 
     def versions(self, name: str) -> list[str]:
@@ -79,6 +93,8 @@ class Store:
         if "/" in ref or ref.startswith("."):
             return self._at_path(ref)
         parsed = parse_ref(ref)
+        bare = parsed.version is None and parsed.digest_prefix is None
+        latest = latest_version(self.root, parsed.name) if bare else None  # first: a newer one may come meanwhile
         known = versions(self.root, parsed.name)
         if not known:
             raise InputError(f"no artifact is called {parsed.name!r} in {self.root}", hint="see llmctl ls")
@@ -86,7 +102,7 @@ class Store:
             hits = [n for n, p in known.items() if p.digest.removeprefix("sha256:").startswith(parsed.digest_prefix)]
             number = hits[-1] if hits else None
         else:
-            number = parsed.version or latest_version(self.root, parsed.name)
+            number = parsed.version or latest or max(known)
         if number not in known:
             shown = ", ".join(f"v{n}" for n in known)
             raise InputError(f"{ref} does not exist; {parsed.name} has {shown}", hint=f"see llmctl ls {parsed.name}")
@@ -157,7 +173,7 @@ class Store:
         return self.load(pointer, f"{name}@v{number}")
 
     def cached(self, action_key: str) -> Pointer | None:
-        """The run that this action gave before; a damaged or dangling entry counts as none."""
+        """The run that this action gave before; an entry that is damaged, dangling or lacks bytes counts as none."""
         try:
             pointer = read_pointer(index_file(self.root, "action", action_key))
             if pointer is None:
@@ -165,8 +181,7 @@ class Store:
             artifact = self.load(pointer, pointer.run)
         except (InputError, IntegrityError):
             return None
-        whole = all((artifact.path / f.path).is_file() for f in artifact.manifest.files)
-        return pointer if whole else None
+        return pointer if all(_is_whole(artifact.path / f.path, f.bytes) for f in artifact.manifest.files) else None
 
     def _read(self, path: Path, ref: str) -> Artifact:
         try:
@@ -196,6 +211,13 @@ class Store:
             if known.run == pointer.run:
                 return f"{name}@v{number}"
         return f"{name}@{pointer.digest[:19]}"
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    try:
+        return path.is_file() and path.stat().st_size == size
+    except OSError:
+        return False
 
 
 def describe_files(run: RunDirectory) -> list[FileEntry]:

@@ -75,6 +75,16 @@ def render_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int
     return _encoded(tokenizer, _rendered(tokenizer, messages, add_generation_prompt=True))[0]
 
 
+def render_prompt_text(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
+    """The text whose ids `render_prompt` gives, special tokens spelled out; to be read, not to be encoded.
+
+    Raises:
+        InputError: malformed messages, or a template that fails on them.
+    """
+    rendered = _rendered(tokenizer, messages, add_generation_prompt=True)
+    return "".join(_restored(part) for part, _ in _parts(rendered))
+
+
 def render_training(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
     """Ids of a whole chat, and for each whether it is to be learned.
 

@@ -105,9 +105,6 @@ class ShardWriter:
         self._tables: list[pa.RecordBatch] = []
 
     def __enter__(self) -> Self:
-        for pattern in ("tokens-*.bin*", "documents-*.parquet*"):  # of a run that was killed
-            for stale in self.directory.glob(pattern):
-                stale.unlink()
         return self
 
     def __exit__(

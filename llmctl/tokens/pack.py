@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from llmctl.config.errors import InputError, IntegrityError
 from llmctl.config.tokens import PackConfig
 from llmctl.data.split import position
+from llmctl.data.tables import read_parquet
 from llmctl.pipeline.job import FileFacts, Job, Product
 from llmctl.store.artifact import Artifact
 from llmctl.store.files import explained, publish, publish_bytes
@@ -65,20 +67,21 @@ def run(job: Job[PackConfig]) -> Product:
             layout = layouts[split] = fit(corpus.tokens[documents], config.seq_len)
             _write_rows(job, corpus, documents, layout, split)
             _write_index(job, layout, split)
-            _write_documents(job, artifact, corpus, split)
             tokens = int(layout.length.sum())
             files[f"{split}.bin"] = FileFacts(rows=layout.rows, tokens=tokens, split=split)
             files[f"{split}.documents.parquet"] = FileFacts(rows=documents.size, split=split)
             for name in ("rows", "slices"):
                 files[f"{split}.{name}.bin"] = FileFacts(split=split)
+        _write_documents(job, artifact, corpus)
     kept = {name: semantic[name] for name in ("dtype", "vocab_size", "bos_id", "eos_id", "pad_id", "tokenizer")}
     by_split = {
         "rows": {split: layout.rows for split, layout in layouts.items()},
         "targets": {split: int((layout.length - 1).sum()) for split, layout in layouts.items()},
     }
+    facts = {**kept, "seq_len": config.seq_len, "heldout_fraction": config.heldout_fraction, **by_split}
     totals = _totals(corpus, layouts, config.seq_len)
     job.log(totals)
-    return Product(SCHEMA, {**kept, "seq_len": config.seq_len, **by_split}, totals, files)
+    return Product(SCHEMA, facts, totals, files)
 
 
 def _totals(corpus: Corpus, layouts: dict[str, Layout], seq_len: int) -> dict[str, int | float | str]:
@@ -111,13 +114,15 @@ def _read(artifact: Artifact, heldout_fraction: float) -> Corpus:
     dtype = np.dtype(artifact.manifest.semantic["dtype"])
     shards, parts, positions = [], [], []
     for number, path in enumerate(tables):
-        table = pq.read_table(path, columns=["id", "offset", "tokens"])
-        names = table.column("id").to_pylist()
-        positions.append(np.fromiter(map(position, names), np.float64, len(names)))
-        offset, tokens = (table.column(name).to_numpy().astype(np.int64) for name in ("offset", "tokens"))
-        parts.append((np.full(len(names), number, dtype=np.int32), offset, tokens))
+        size = 0
+        for batch in read_parquet(path, ["id", "offset", "tokens"], TABLE_ROWS):
+            names = batch.column("id").to_pylist()
+            positions.append(np.fromiter(map(position, names), np.float64, len(names)))
+            offset, tokens = (batch.column(name).to_numpy().astype(np.int64) for name in ("offset", "tokens"))
+            parts.append((np.full(len(names), number, dtype=np.int32), offset, tokens))
+            size += int(tokens.sum())
         binary = path.with_name(path.name.replace("documents-", "tokens-").replace(".parquet", ".bin"))
-        shards.append(mapped(binary, dtype, int(tokens.sum()) * dtype.itemsize))
+        shards.append(mapped(binary, dtype, size * dtype.itemsize))
     if not sum(part[2].size for part in parts):
         raise InputError(f"{artifact.ref} holds no documents", hint=f"see llmctl show {artifact.ref}")
     shard, offset, tokens = (np.concatenate(columns) for columns in zip(*parts, strict=True))
@@ -167,21 +172,25 @@ def _write_index(job: Job[PackConfig], layout: Layout, split: str) -> None:
     publish_bytes(job.out / f"{split}.rows.bin", layout.first.astype(np.int64).tobytes())
 
 
-def _write_documents(job: Job[PackConfig], artifact: Artifact, corpus: Corpus, split: str) -> None:
-    """Write `<split>.documents.parquet`: the split's documents by index."""
-    with publish(job.out / f"{split}.documents.parquet") as handle:
-        writer: pq.ParquetWriter | None = None
-        at = 0
+def _write_documents(job: Job[PackConfig], artifact: Artifact, corpus: Corpus) -> None:
+    """Write `<split>.documents.parquet` of both splits in one pass: the split's documents by index."""
+    at = 0
+    with contextlib.ExitStack() as opened:
+        handles = {split: opened.enter_context(publish(job.out / f"{split}.documents.parquet")) for split in SPLITS}
+        writers: dict[str, pq.ParquetWriter] = {}
         for batch in _document_batches(artifact):
-            mask = corpus.heldout[at : at + batch.num_rows] == (split == "heldout")
+            held = corpus.heldout[at : at + batch.num_rows]
             at += batch.num_rows
-            writer = writer or pq.ParquetWriter(handle, batch.schema, compression="zstd")
-            writer.write_batch(batch.filter(pa.array(mask)))
-        if writer is None or at != corpus.heldout.size:
+            for split, handle in handles.items():
+                if split not in writers:
+                    writers[split] = pq.ParquetWriter(handle, batch.schema, compression="zstd")
+                writers[split].write_batch(batch.filter(pa.array(held == (split == "heldout"))))
+        if at != corpus.heldout.size:
             raise IntegrityError(f"{artifact.ref} changed while it was read", hint=f"run llmctl verify {artifact.ref}")
-        writer.close()
+        for writer in writers.values():
+            writer.close()
 
 
 def _document_batches(artifact: Artifact) -> Iterator[pa.RecordBatch]:
     for path in artifact.files(suffix=".parquet"):
-        yield from pq.ParquetFile(path).iter_batches(batch_size=TABLE_ROWS, columns=COLUMNS)
+        yield from read_parquet(path, COLUMNS, TABLE_ROWS)

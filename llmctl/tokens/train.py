@@ -9,15 +9,14 @@ import io
 import re
 from collections.abc import Iterator
 
-import pyarrow.compute as pc
 import sentencepiece
 import xxhash
 
 from llmctl.config.errors import InputError, LlmctlError, UsageError
 from llmctl.config.tokens import TokenizerConfig
-from llmctl.data.tables import read_batches
+from llmctl.data.tables import read_batches, text_bytes
 from llmctl.pipeline.job import Job, Product
-from llmctl.store.artifact import Input
+from llmctl.store.artifact import Artifact, Input
 from llmctl.store.files import explained, publish_bytes
 from llmctl.tokens.huggingface import companion_files
 from llmctl.tokens.quantize import quantized
@@ -143,11 +142,17 @@ class _Sample:
 
 
 def _measured(given: Input) -> tuple[int, int]:
-    """Documents and bytes of text in the input; `InputError` where there is no text."""
-    documents = size = 0
-    for batch in read_batches(given, columns=["text"]):
-        documents += batch.num_rows
-        size += pc.sum(pc.binary_length(batch.column(0))).as_py() or 0
+    """Documents and bytes of text in the input, as its manifest says; `InputError` where there is no text.
+
+    A plain file has no manifest, and so its text is read for them.
+    """
+    if isinstance(given, Artifact) and {"documents", "bytes"} <= given.manifest.totals.keys():
+        documents, size = (int(given.manifest.totals[name]) for name in ("documents", "bytes"))
+    else:
+        documents = size = 0
+        for batch in read_batches(given, columns=["text"]):
+            documents += batch.num_rows
+            size += text_bytes(batch)
     if not size:
         raise InputError(f"{given.ref} holds no text to train a tokenizer on", hint="check what was collected or kept")
     return documents, size

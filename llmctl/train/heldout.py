@@ -12,15 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llmctl.model.likelihood import Tensors, target_losses
 from llmctl.model.transformer import Transformer
 from llmctl.tokens.batch import Batch
-from llmctl.train.likelihood import Tensors, target_losses
 from llmctl.train.strategy import Call
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Sums over targets; two measurements add up.
+    """Sums over targets.
 
     Attributes:
         nll: nats over all targets.
@@ -33,14 +33,6 @@ class HeldOut:
     targets: int = 0
     text_nll: float = 0.0
     bytes: int = 0
-
-    def __add__(self, other: HeldOut) -> HeldOut:
-        return HeldOut(
-            self.nll + other.nll,
-            self.targets + other.targets,
-            self.text_nll + other.text_nll,
-            self.bytes + other.bytes,
-        )
 
     @property
     def loss(self) -> float:
@@ -117,7 +109,6 @@ def measure(
     batches: Iterable[Batch],
     byte_lengths: NDArray[np.int32],
     device: torch.device | str = "cpu",
-    autocast: torch.dtype | None = None,
     done: Callable[[int], None] | None = None,
 ) -> HeldOut:
     """Score batches of packed rows.
@@ -127,13 +118,6 @@ def measure(
         batches: what to score.
         byte_lengths: int32 [V], bytes that each id stands for, 0 for special ones (`Tokenizer.byte_lengths`).
         device: where the model is.
-        autocast: dtype of matrix products; None leaves them as the weights are.
         done: told how many batches are finished.
     """
-    where = torch.device(device)
-
-    def forward(call: Call) -> Tensor:
-        with torch.autocast(where.type, dtype=autocast, enabled=autocast is not None):
-            return call(model)
-
-    return total(accumulated(batches, byte_lengths, where, forward, done))
+    return total(accumulated(batches, byte_lengths, torch.device(device), lambda call: call(model), done))

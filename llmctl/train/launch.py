@@ -22,9 +22,9 @@ from llmctl.config import errors
 from llmctl.config.devices import cores
 from llmctl.config.errors import LlmctlError
 from llmctl.config.train import TrainConfig
+from llmctl.pipeline import spec as specs
 from llmctl.pipeline.job import Job, Product, Progress
 from llmctl.pipeline.stage import load
-from llmctl.train import spec as specs
 from llmctl.train.stop import Stop
 
 LOG_FILE = "ranks.log"
@@ -124,7 +124,7 @@ def _free_port() -> int:
 
 
 def _rank_environment(config: TrainConfig) -> dict[str, str]:
-    from llmctl.train.strategy import choose_device
+    from llmctl.model.device import choose_device
 
     environ = dict(os.environ)
     environ["DS_ACCELERATOR"] = choose_device(config.device).type  # no probing, and cpu means cpu

@@ -17,6 +17,8 @@ from torch import Tensor
 from llmctl.config.base import semantic_values
 from llmctl.config.errors import GateError, InputError, IntegrityError, InterruptedRunError
 from llmctl.config.train import TrainConfig
+from llmctl.model.device import choose_device
+from llmctl.model.likelihood import Tensors
 from llmctl.model.transformer import Transformer
 from llmctl.pipeline.job import Job
 from llmctl.store.artifact import Artifact
@@ -27,12 +29,11 @@ from llmctl.train import checkpoints, heldout
 from llmctl.train.checkpoints import State
 from llmctl.train.heldout import HeldOut
 from llmctl.train.launch import environment
-from llmctl.train.likelihood import Tensors
 from llmctl.train.loader import Loader, Plan, RowSource
 from llmctl.train.local import Local
 from llmctl.train.schedules import rate_factor
 from llmctl.train.stop import Stop
-from llmctl.train.strategy import Strategy, choose_device, keep_freed_memory, precision_warning, set_threads
+from llmctl.train.strategy import Strategy, keep_freed_memory, precision_warning, set_threads
 
 SHOWN_ROWS = 16
 DIVERGED_HINT = "lower optimizer.lr or clip_norm"
@@ -239,11 +240,7 @@ class Run:
         if self.held is None or self.held.rows.count == 0:
             return
         self.measured = self._score(self.held)
-        self._log(
-            heldout_loss=self.measured.loss,
-            heldout_bits_per_byte=self.measured.bits_per_byte,
-            heldout_targets=self.measured.targets,
-        )
+        self._log(**_heldout_figures(self.measured))
         bits = self.measured.bits_per_byte
         self._note(f"step {self.step}: held-out loss {self.measured.loss:.4f}, {bits:.4f} bits per byte")
 
@@ -358,9 +355,7 @@ class Run:
             "train_s": self.train_s,
         }
         if self.measured is not None:
-            values["heldout_loss"] = self.measured.loss
-            values["heldout_bits_per_byte"] = self.measured.bits_per_byte
-            values["heldout_targets"] = self.measured.targets
+            values |= _heldout_figures(self.measured)
         return values
 
     def _meet(self) -> None:
@@ -379,3 +374,10 @@ class Run:
             self.job.progress.update(
                 self.step, self.plan.steps, "steps", loss=self.loss, lr=lr, tokens_per_s=tokens_per_s
             )
+
+
+def _heldout_figures(measured: HeldOut) -> dict[str, int | float]:
+    """What was measured, by the names of metrics and totals; what is undefined (no targets, no text) is left out."""
+    figures = {"heldout_loss": measured.loss, "heldout_bits_per_byte": measured.bits_per_byte}
+    defined = {name: value for name, value in figures.items() if math.isfinite(value)}
+    return {**defined, "heldout_targets": measured.targets}

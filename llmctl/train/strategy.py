@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, distributed
 
 from llmctl.config.devices import cores
-from llmctl.config.errors import UsageError
 from llmctl.config.train import TrainConfig
 from llmctl.model.transformer import Transformer
 
@@ -72,19 +71,6 @@ class Strategy(Protocol):
     def weights(self) -> dict[str, Tensor] | None:
         """The full fp32 weights by name, on the CPU of rank 0; None on the other ranks."""
         ...
-
-
-def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
-    """The device that `auto`, `cpu` or `cuda` means on this machine.
-
-    Raises:
-        UsageError: cuda was asked for and there is none.
-    """
-    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise UsageError("device cuda was asked for, but torch finds none", hint="set device=auto or device=cpu")
-    return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
 def set_threads(threads: int, ranks_here: int) -> None:

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import threading
 from pathlib import Path
 
 from llmctl.config.errors import LlmctlError
+from llmctl.pipeline import spec
+from llmctl.pipeline.processes import end_with_stdin
 from llmctl.pipeline.stage import load
 from llmctl.store.files import publish_bytes
-from llmctl.train import launch, spec
-
-ORPHANED = 143  # as if ended by SIGTERM
-
-
-def end_with_parent() -> None:
-    """Leave at once when stdin, a pipe from the parent, closes: a rank must not outlive the run that owns it."""
-
-    def watch() -> None:
-        while os.read(0, 1):  # not sys.stdin: its lock would be held at exit
-            pass
-        os._exit(ORPHANED)
-
-    threading.Thread(target=watch, daemon=True, name="parent").start()
+from llmctl.train import launch
 
 
 def main(words: list[str]) -> int:
     """Run the job that the file `words[-1]` describes; rank 0 leaves the product beside it."""
-    end_with_parent()
+    end_with_stdin()
     path = Path(next(word for word in words if not word.startswith("--local_rank")))
     rank = launch.environment().rank
     try:

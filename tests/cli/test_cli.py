@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ import pytest
 
 from llmctl.cli.main import OTHERS
 from llmctl.pipeline.stages import STAGES
+from llmctl.store.manifest import Manifest, content_digest
+from llmctl.store.store import Store, describe_files
+from tests.evals.tiny import write_checkpoint
 
 TEXT = "The house of data has many rooms and every page that comes in goes down to the tokens.\n" * 8
 
@@ -107,6 +111,26 @@ def test_unknown_keys_are_found_before_any_work(llmctl: Any, notes: Path) -> Non
     assert not (notes.parent / "artifacts").exists()
 
 
+def test_faults_of_configuration_name_and_inputs_come_together(llmctl: Any, notes: Path) -> None:
+    done = llmctl("sft", "nope", "stepz=3", "seed=[", "one", "too-many", "--name", "a b", "--chats", "gone.jsonl")
+    assert done.returncode == 2
+    faults = done.stderr.splitlines()[1:]
+    assert [fault.split()[0] for fault in faults] == ["one:", "seed:", "'a", "no", "no"]
+    done = llmctl("sft", "nope", "stepz=3", "seed=-1")
+    assert [line.split()[0] for line in done.stderr.splitlines()[1:]] == ["seed:", "stepz:", "no", "sft"]
+    assert "sft needs chats in the messages form" in done.stderr
+    assert done.stdout == ""
+    assert not (notes.parent / "artifacts").exists()
+
+
+def test_several_missing_inputs_stand_on_lines_of_their_own(llmctl: Any, notes: Path) -> None:
+    llmctl("collect", str(notes))
+    done = llmctl("sft", "nope", "--chats", "none")
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[0] == "llmctl sft: 2 faults:"
+    assert receipts(done.stdout)[-1]["code"] == 3
+
+
 def test_unknown_command_and_flag(llmctl: Any) -> None:
     assert llmctl("colect").returncode == 2
     assert llmctl("collect", "--nope").returncode == 2
@@ -128,6 +152,74 @@ def test_dry_run_publishes_nothing(llmctl: Any, notes: Path) -> None:
     assert llmctl("ls", "-q").stdout == "notes@v1\n"
 
 
+def test_dry_run_needs_no_store_and_makes_none(llmctl: Any, notes: Path) -> None:
+    done = llmctl("collect", str(notes), "--dry-run")
+    assert (done.returncode, json.loads(done.stdout)["name"]) == (0, "notes")
+    assert llmctl("clean", "notes", "--dry-run").returncode == 3
+    assert not (notes.parent / "artifacts").exists()
+
+
+def test_dry_run_of_a_recipe_looks_at_its_inputs(llmctl: Any, tmp_path: Path) -> None:
+    (tmp_path / "small.yaml").write_text("version: 1\nsteps:\n  clean: {in: none}\n  dedup: {in: nope@v2}\n")
+    done = llmctl("run", "small.yaml", "--dry-run")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "step clean: no artifact is called 'none'" in done.stderr
+    assert "step dedup: no artifact is called 'nope'" in done.stderr
+    assert not (tmp_path / "artifacts").exists()
+    (tmp_path / "small.yaml").write_text(
+        "version: 1\nsteps:\n  collect: {with: {sources: [x]}}\n  clean: {in: collect}\n"
+    )
+    assert llmctl("run", "small.yaml", "--dry-run").returncode == 0
+
+
+def test_half_a_launcher_is_none(llmctl: Any, notes: Path) -> None:
+    assert llmctl("collect", str(notes), WORLD_SIZE="many").returncode == 0  # no launcher sets it without RANK
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> str:
+    """The reference of an untrained checkpoint in the store."""
+    store = Store.open(tmp_path / "artifacts", create=True)
+    run, held = store.begin("tiny", "01A")
+    with held:
+        shutil.copytree(write_checkpoint(tmp_path / "model"), run.data, dirs_exist_ok=True)
+        files = describe_files(run)
+        fields: dict[str, Any] = {
+            "kind": "checkpoint", "schema": "s/1", "digest": content_digest("checkpoint", "s/1", {}, files),
+            "files": files, "totals": {}, "semantic": {}, "inputs": {}, "license": [],
+            "producer": {"command": "t", "op_version": 1, "llmctl": "0", "argv": [], "config": {}, "action_key": "0"},
+            "run": {"id": "01A", "started": "", "finished": "", "host": ""},
+        }  # fmt: skip
+        pointer = store.commit(run, Manifest.model_validate(fields))
+    return store.publish_version("tiny", pointer).ref
+
+
+def test_chat_answers_each_question_alone_or_the_terminal_in_one_talk(llmctl: Any, checkpoint: str) -> None:
+    asked = llmctl("chat", checkpoint, "why?", "what?", "why?", "--max-tokens", "3", "--device", "cpu", "--json")
+    assert asked.returncode == 0, asked.stderr
+    answers = receipts(asked.stdout)
+    assert [row["question"] for row in answers] == ["why?", "what?", "why?"]
+    assert answers[0] == answers[2]
+    typed = llmctl("chat", checkpoint, "max_tokens=3", "device=cpu", "--json", stdin="why?\n\n what?\n")
+    assert [row["question"] for row in receipts(typed.stdout)] == ["why?", "what?"]
+    assert receipts(typed.stdout)[0] == answers[0]
+    piped = llmctl("chat", "-", "why?", "max_tokens=3", "device=cpu", "--json", stdin=llmctl("cat", checkpoint).stdout)
+    assert receipts(piped.stdout) == answers[:1]
+    assert llmctl("chat", "-", stdin=llmctl("cat", checkpoint).stdout).returncode == 2
+
+
+def test_chat_is_configured_as_every_command(llmctl: Any) -> None:
+    shown = llmctl("chat", "web", "why?", "precision=bf16", "--print-config", LLMCTL_CHAT__TEMPERATURE="0.5")
+    assert json.loads(shown.stdout) == {
+        "questions": ["why?"], "temperature": 0.5, "max_tokens": 128, "device": "auto", "precision": "bf16",
+    }  # fmt: skip
+    wrong = llmctl("chat", "web", "why?", "temprature=1", "--max-tokens", "0")
+    assert wrong.returncode == 2
+    assert "temprature: unknown key (did you mean temperature?)" in wrong.stderr
+    assert "max_tokens: Input should be greater than or equal to 1" in wrong.stderr
+    assert "no artifact is called 'web'" in wrong.stderr
+
+
 def test_show_verify_lineage_and_ls(llmctl: Any, notes: Path) -> None:
     llmctl("collect", str(notes))
     llmctl("clean", "notes", "quality.enabled=false", "repetition.enabled=false")
@@ -145,7 +237,15 @@ def test_show_verify_lineage_and_ls(llmctl: Any, notes: Path) -> None:
 
 
 def test_every_reader_says_what_is_missing(llmctl: Any) -> None:
-    for command in (["ls"], ["show", "x"], ["cat", "x"], ["verify", "--all"], ["lineage", "x"], ["serve", "x"]):
+    for command in (
+        ["ls"],
+        ["show", "x"],
+        ["cat", "x"],
+        ["verify", "--all"],
+        ["lineage", "x"],
+        ["serve", "x"],
+        ["chat", "x"],
+    ):
         done = llmctl(*command)
         assert done.returncode == 3, command
         assert "there is no store at artifacts" in done.stderr

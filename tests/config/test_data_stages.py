@@ -6,8 +6,11 @@ from llmctl.config.clean import CleanConfig, QualityConfig, RepetitionConfig
 from llmctl.config.collect import CollectConfig
 from llmctl.config.dedup import DedupConfig
 from llmctl.config.errors import ConfigError
+from llmctl.config.heldout import HELDOUT_FRACTION
 from llmctl.config.lessons import ChatsConfig, QuizConfig
 from llmctl.config.load import build, parse_overrides
+from llmctl.config.tokens import PackConfig
+from llmctl.config.train import SftConfig
 
 MODELS = (CollectConfig, QualityConfig, RepetitionConfig, CleanConfig, DedupConfig, ChatsConfig, QuizConfig)
 
@@ -73,3 +76,8 @@ def test_where_sources_lie_is_not_semantic() -> None:
 def test_bounds(model: type[BaseModel], field: str, value: float) -> None:
     with pytest.raises(ValidationError):
         model.model_validate({field: value})
+
+
+def test_the_stages_that_split_documents_hold_out_the_same_share() -> None:
+    configs = (PackConfig(), ChatsConfig(), QuizConfig(), SftConfig())
+    assert [config.heldout_fraction for config in configs] == [HELDOUT_FRACTION] * 4

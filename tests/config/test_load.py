@@ -10,6 +10,8 @@ from pydantic import Field
 from llmctl.config.base import Config, execution, semantic_values
 from llmctl.config.errors import ConfigError, InputError
 from llmctl.config.load import build, environment_layer, merge, parse_overrides, parse_yaml, read_yaml, user_layer
+from llmctl.pipeline.stages import STAGES
+from llmctl.store.manifest import canonical
 
 
 class Inner(Config):
@@ -82,6 +84,44 @@ def test_all_faults_come_together_with_hints() -> None:
     assert set(by_place) == {"stepz", "inner.lr", "workers"}
     assert by_place["stepz"].hint == "did you mean steps?"
     assert "greater than 0" in by_place["inner.lr"].what
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1e999"])
+def test_numbers_that_json_cannot_hold_are_refused(value: str) -> None:
+    with pytest.raises(ConfigError, match="finite number"):
+        build(Outer, [parse_overrides([f"inner.lr={value}"])])
+
+
+@given(st.integers())
+def test_every_integer_that_is_taken_can_be_part_of_a_key(steps: int) -> None:
+    try:
+        config = build(Outer, [{"steps": steps}])
+    except ConfigError:
+        assert not 1 <= steps < 2**53
+        return
+    assert canonical(semantic_values(config)) == b'{"inner":{"lr":0.001,"name":"adamw"},"steps":%d}' % steps
+
+
+def test_the_bound_of_integers_is_exact() -> None:
+    assert build(Outer, [{"steps": 2**53 - 1}]).steps == 2**53 - 1
+    with pytest.raises(ConfigError, match=r"steps: must lie between -2\^53 and 2\^53"):
+        build(Outer, [{"steps": 2**53}])
+
+
+@pytest.mark.parametrize(
+    "command", [name for name, stage in STAGES.items() if "seed" in stage.config_model().model_fields]
+)
+def test_every_seed_can_be_part_of_a_key(command: str) -> None:
+    model = STAGES[command].config_model()
+    with pytest.raises(ConfigError, match="seed: Input should be less than"):
+        build(model, [{"seed": 2**53}])
+    assert canonical(semantic_values(build(model, [{"seed": 2**32 - 1}])))
+
+
+def test_every_fault_of_the_overrides_is_told() -> None:
+    with pytest.raises(ConfigError) as raised:
+        parse_overrides(["Steps", "a=[", "b={"])
+    assert [problem.where for problem in raised.value.problems] == ["Steps", "a", "b"]
 
 
 def test_environment_and_user_file(tmp_path: Path) -> None:

@@ -7,10 +7,13 @@ from llmctl.config.collect import CollectConfig
 from llmctl.config.dedup import DedupConfig
 from llmctl.config.errors import InputError
 from llmctl.config.lessons import ChatsConfig, QuizConfig
+from llmctl.config.tokens import PackConfig
 from llmctl.data import collect, dedup
 from llmctl.data.lessons import run_chats, run_quiz
 from llmctl.data.lessons.documentation import Entry, entries, read_entries, summary_sentences
 from llmctl.data.split import is_heldout
+from llmctl.data.tables import read_rows
+from llmctl.pipeline.job import FileFacts
 from llmctl.store.artifact import Artifact
 from tests.data.conftest import rows_of
 
@@ -120,12 +123,36 @@ def test_no_chat_is_about_a_held_out_entry(corpus: Artifact, stage: Callable) ->
     documents = {chat["document"] for chat in chats}
     assert documents == {chat["id"].partition("?")[0].partition("#")[0] for chat in chats}
     assert not [name for name in documents if is_heldout(name, 0.1)]
+    assert product.semantic == {"heldout_fraction": 0.1}
     held_out = {e.name for e in read_entries(corpus) if is_heldout(e.document, 0.1)}
     questions = [chat["messages"][0]["content"] for chat in chats if "?which" not in chat["id"]]
     assert not [q for q in questions if q.split("`")[1] in held_out]
     for chat in chats:
         assert [message["role"] for message in chat["messages"]] == ["user", "assistant"]
         assert all(message["content"].strip() for message in chat["messages"])
+
+
+def test_held_out_chats_are_a_split_of_their_own(corpus: Artifact, stage: Callable) -> None:
+    product, artifact = stage(run_chats, ChatsConfig(heldout_fraction=0.1, limit=300), corpus)
+    assert product.files == {
+        "part-00000.parquet": FileFacts(rows=300, split="train"),
+        "heldout-00000.parquet": FileFacts(rows=300, split="heldout"),
+    }
+    assert (product.totals["chats"], product.totals["heldout_chats"]) == (300, 300)
+    kept, held = list(read_rows(artifact)), list(read_rows(artifact, "heldout"))
+    assert (len(kept), len(held)) == (300, 300)
+    assert not any(is_heldout(chat["document"], 0.1) for chat in kept)
+    assert all(is_heldout(chat["document"], 0.1) for chat in held)
+    none, artifact = stage(run_chats, ChatsConfig(heldout_fraction=0), corpus)
+    assert list(none.files) == ["part-00000.parquet"]
+    assert list(read_rows(artifact, "heldout")) == []
+
+
+def test_a_quiz_with_the_defaults_asks_nothing_that_the_defaults_train_on(corpus: Artifact, stage: Callable) -> None:
+    product, artifact = stage(run_quiz, QuizConfig(), corpus)
+    assert product.semantic["heldout_fraction"] == PackConfig().heldout_fraction == ChatsConfig().heldout_fraction
+    asked = {row["id"].partition("#")[0] for row in rows_of(artifact)}
+    assert [name for name in asked if not is_heldout(name, PackConfig().heldout_fraction)] == []
 
 
 def test_the_chats_of_one_function(documents: Callable, stage: Callable) -> None:

@@ -7,14 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from llmctl.config.base import Config
 from llmctl.config.errors import InputError, LlmctlError
-from llmctl.data.engine import Native
 from llmctl.data.parts import Report, gather, run_parts
+from llmctl.data.workers import Native
 from llmctl.pipeline.job import FileFacts, Job, Silent
 from tests.data.conftest import unused
 
@@ -63,6 +64,15 @@ def test_parts_are_numbered_in_the_order_of_the_tasks(make_job, workers):
     assert (os.getpid() in {report.figures["process"] for report in reports}) == (workers == 1)
 
 
+def test_every_part_is_an_event_once(make_job):
+    events = []
+    job = replace(make_job(), event=lambda event, **facts: events.append((event, facts)))
+    list(run_parts(job, Native(2), write, TASKS, "shards"))
+    list(run_parts(job, Native(2), write, TASKS, "shards"))
+    assert [event for event, _ in events] == ["PART"] * 4
+    assert events[2][1] == {"step": "shards", "part": 2, "parts": 4, "rows": {"part-00000.parquet": 2}}
+
+
 def test_finished_tasks_are_not_done_again(make_job):
     job = make_job()
     first = list(run_parts(job, Native(1), write, TASKS))
@@ -90,7 +100,7 @@ def test_a_killed_worker_is_told_and_finished_parts_stay(make_job):
 
 ORPHANS = """
 import sys, time
-from llmctl.data.engine import Native
+from llmctl.data.workers import Native
 
 def sleep(seconds):
     print("up", flush=True)

@@ -52,6 +52,11 @@ def test_length_decides_between_raw_and_normalised() -> None:
     assert best_by_characters([-3.0, -4.4], ["漢字", "abcd"]) == 1
 
 
+def test_white_space_around_a_choice_is_no_part_of_its_length() -> None:
+    # -3 / 2 against -3.9 / 3; counting the space, -3 / 3 would beat -3.9 / 3.
+    assert best_by_characters([-3.0, -3.9], [" ab", "abc"]) == 1
+
+
 def test_chance_is_the_mean_over_questions() -> None:
     assert chance([4, 4, 4]) == 0.25
     assert chance([2, 4]) == 0.375

@@ -17,6 +17,8 @@ from llmctl.config.errors import InputError
 from llmctl.config.evals import EvalConfig
 from llmctl.config.tokens import PackConfig, TokenizeConfig
 from llmctl.config.train import PretrainConfig, SftConfig
+from llmctl.data.table_writer import TableWriter
+from llmctl.data.tables import PROMPTS, read_rows
 from llmctl.evals.questions import chat_pairs, plain_pairs, read_questions
 from llmctl.model import huggingface
 from llmctl.model.attention import packed
@@ -25,8 +27,8 @@ from llmctl.pipeline.execute import Call, execute
 from llmctl.pipeline.job import Progress
 from llmctl.pipeline.stages import stage_named
 from llmctl.store.artifact import Artifact, FileInput, Input
-from llmctl.store.files import sha256_file
-from llmctl.store.store import Store
+from llmctl.store.manifest import Manifest, Producer, RunInfo, content_digest
+from llmctl.store.store import Store, describe_files
 from llmctl.tokens.rows import Rows
 from llmctl.tokens.tokenizer import Tokenizer
 from tests.evals.tiny import text
@@ -106,11 +108,7 @@ def tuned(line: Line, base: Artifact, folder: Path) -> Artifact:
     chats = folder / "chats.jsonl"
     turns = [{"role": "user", "content": "what is a list?"}, {"role": "assistant", "content": "sorted"}]
     chats.write_text("".join(json.dumps({"messages": turns, "id": str(n)}) + "\n" for n in range(8)))
-    return line.run("sft", SftConfig.model_validate(TRAIN), {"input": base, "chats": plain(chats, "chats")})
-
-
-def plain(path: Path, kind: str) -> FileInput:
-    return FileInput(path, "sha256:" + sha256_file(path), kind)
+    return line.run("sft", SftConfig.model_validate(TRAIN), {"input": base, "chats": FileInput.of(chats, "chats")})
 
 
 @pytest.fixture(scope="module")
@@ -119,14 +117,14 @@ def quiz(folder: Path) -> FileInput:
         {
             "id": f"q{n}",
             "prompt": text(n, 6),
-            "choices": [text(100 + 5 * n + c, 1 + c) for c in range(2 + n % 3)],
+            "choices": [" " * (c % 2) + text(100 + 5 * n + c, 1 + c) for c in range(2 + n % 3)],
             "answer": n % 2,
         }
         for n in range(24)
     ]
     path = folder / "quiz.jsonl"
     path.write_text("".join(json.dumps(question) + "\n" for question in questions))
-    return plain(path, "prompts")
+    return FileInput.of(path, "prompts")
 
 
 def results(evaluation: Artifact) -> Any:
@@ -186,7 +184,11 @@ def test_choices_are_those_of_a_plain_computation(line: Line, base: Artifact, qu
         pairs = chat_pairs(question, tokenizer, CONTEXT) if chat else plain_pairs(question, tokenizer, " ", CONTEXT)
         expected = [direct(model, pair) for pair in pairs]
         assert sample["log_likelihoods"] == pytest.approx(expected, abs=1e-4)
-        per_character = [value / len(choice) for value, choice in zip(expected, question.choices, strict=True)]
+        assert sample["prompt"] == (
+            f"<s><|im_start|>user\n{question.question}<|im_end|>\n<|im_start|>assistant\n" if chat else question.prompt
+        )
+        assert sample["choices"] == [choice.strip() if chat else choice for choice in question.choices]
+        per_character = [value / len(choice.strip()) for value, choice in zip(expected, question.choices, strict=True)]
         assert sample["prediction"] == int(np.argmax(expected))
         assert sample["prediction_norm"] == int(np.argmax(per_character))
         assert (sample["id"], sample["answer"], sample["model"]) == (question.id, question.answer, "checkpoint")
@@ -226,13 +228,52 @@ def test_the_baseline_is_an_untrained_model_of_the_same_shape(
 
 
 def test_chat_is_for_checkpoints_that_learned_it_and_rows_come_from_the_lineage(
-    line: Line, base: Artifact, tuned: Artifact, quiz: FileInput
+    line: Line, rows: Artifact, base: Artifact, tuned: Artifact, quiz: FileInput
 ) -> None:
     plainly, chatting = line.eval(base, choices=quiz), line.eval(tuned, choices=quiz)
     assert results(plainly)["settings"]["chat"] is False
     assert results(chatting)["settings"]["chat"] is True
     counts = [results(evaluation)["tasks"]["heldout"]["loss"]["n"] for evaluation in (plainly, chatting)]
     assert counts[0] == counts[1] > 0
+    for evaluation in (plainly, chatting):
+        assert evaluation.manifest.inputs["rows"].digest == rows.digest
+
+
+def test_rows_beyond_the_context_are_refused(line: Line, base: Artifact, rows: Artifact) -> None:
+    tokens = line.store.find(rows.manifest.inputs["input"].digest)
+    config = PackConfig.model_validate({"seq_len": CONTEXT + 1, "heldout_fraction": 0.2})
+    longer = line.run("pack", config, {"input": tokens}, name="longer")
+    with pytest.raises(InputError, match=rf"longer@v1 has rows of {CONTEXT + 1} tokens, the model reads {CONTEXT}"):
+        line.eval(base, rows=longer)
+
+
+def test_questions_on_documents_that_were_trained_on_are_refused(
+    line: Line, base: Artifact, rows: Artifact, quiz: FileInput
+) -> None:
+    assert base.manifest.semantic["heldout_fraction"] == rows.manifest.semantic["heldout_fraction"] == 0.2
+    asked = prompts_artifact(line, quiz, 0.2)
+    assert line.eval(base, choices=asked).manifest.totals["choices.scored"] == 24
+    with pytest.raises(InputError, match=r"asks about 0.21 of all documents, .* was kept from 0.2 only"):
+        line.eval(base, choices=prompts_artifact(line, quiz, 0.21))
+
+
+def prompts_artifact(line: Line, quiz: FileInput, fraction: float) -> Artifact:
+    """The questions as an artifact of the stage quiz that was made with this fraction."""
+    run, held = line.store.begin("quiz", f"01QUIZ{round(fraction * 1000)}")
+    with held:
+        with TableWriter(run.data, PROMPTS) as writer:
+            writer.write_rows([{**row, "source": "test", "question": row["prompt"]} for row in read_rows(quiz)])
+        files = describe_files(run)
+        facts = {"choices": 4, "heldout_fraction": fraction}
+        schema = "llmctl.prompts/1"
+        producer = Producer(command="quiz", op_version=1, llmctl="0", argv=[], config={}, action_key=run.run_id)
+        manifest = Manifest(
+            kind="prompts", schema=schema, digest=content_digest("prompts", schema, facts, files), files=files,
+            totals={}, semantic=facts, producer=producer, inputs={}, license=[],
+            run=RunInfo(id=run.run_id, started="", finished="", host=""),
+        )  # fmt: skip
+        pointer = line.store.commit(run, manifest)
+    return line.store.publish_version("quiz", pointer)
 
 
 def test_the_limit_counts_what_it_leaves_out(line: Line, base: Artifact, quiz: FileInput) -> None:
@@ -267,7 +308,7 @@ def test_a_question_that_does_not_fit_stops_it(line: Line, base: Artifact, folde
     path = folder / "long.jsonl"
     path.write_text(json.dumps({"id": "long-one", "prompt": text(1, 200), "choices": ["a", "b"], "answer": 0}) + "\n")
     with pytest.raises(InputError, match=r"question long-one: choice 0 needs \d+ tokens, the model reads 64"):
-        line.eval(base, choices=plain(path, "prompts"))
+        line.eval(base, choices=FileInput.of(path, "prompts"))
 
 
 def test_a_checkpoint_from_elsewhere_needs_rows_or_questions(

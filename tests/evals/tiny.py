@@ -3,14 +3,12 @@
 import random
 from pathlib import Path
 
-import sentencepiece
-
 from llmctl.config.model import ModelConfig
 from llmctl.config.tokens import TokenizerConfig
 from llmctl.model import huggingface
 from llmctl.model.transformer import Transformer
-from llmctl.tokens.huggingface import companion_files
-from llmctl.tokens.train import sentences_of, train
+from llmctl.tokens.tokenizer import Tokenizer
+from tests.tokenizers import write_tokenizer
 
 WORDS = (
     "the a of in returns list string number file path value key name sorted open close read write "
@@ -24,22 +22,16 @@ def text(seed: int, words: int = 400) -> str:
     return " ".join(chosen.choice(WORDS) for _ in range(words)) + "."
 
 
-def write_tokenizer(directory: Path, vocab_size: int = 384) -> Path:
-    """Train a SentencePiece model on generated text and write every tokenizer file."""
+def tiny_tokenizer(directory: Path, vocab_size: int = 384) -> Path:
+    """A tokenizer trained on generated text."""
     config = TokenizerConfig.model_validate({"vocab_size": vocab_size})
-    sentences = (part for seed in range(40) for part in sentences_of(text(seed)))
-    model = train(sentences, config)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "tokenizer.model").write_bytes(model)
-    for name, content in companion_files(sentencepiece.SentencePieceProcessor(model_proto=model)).items():
-        (directory / name).write_bytes(content)
-    return directory
+    return write_tokenizer(directory, map(text, range(40)), config)
 
 
 def write_checkpoint(directory: Path, *, seed: int = 0, context: int = 256) -> Path:
     """A complete Hugging Face directory with random weights."""
-    tokenizer = write_tokenizer(directory / "tokenizer")
-    vocab_size = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer / "tokenizer.model")).get_piece_size()
+    tokenizer = tiny_tokenizer(directory / "tokenizer")
+    vocab_size = Tokenizer.open(tokenizer).vocab_size
     model = Transformer(ModelConfig.model_validate({"name": "nano", "context": context}), vocab_size)
     model.init_weights(seed)
     huggingface.save(model, directory / "checkpoint", tokenizer)

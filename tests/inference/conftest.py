@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sentencepiece
 import torch
 
 from llmctl.config.model import ModelConfig
@@ -13,22 +12,16 @@ from llmctl.config.tokens import TokenizerConfig
 from llmctl.inference.engine import Engine
 from llmctl.model.huggingface import save
 from llmctl.model.transformer import Transformer
-from llmctl.tokens.huggingface import companion_files
-from llmctl.tokens.tokenizer import MODEL_FILE, Tokenizer
-from llmctl.tokens.train import sentences_of, train
+from llmctl.tokens.tokenizer import Tokenizer
+from tests.tokenizers import write_tokenizer
 
 VOCAB = 512
 
 
 @pytest.fixture(scope="session")
 def tokenizer_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("tokenizer")
     texts = [pydoc_data.topics.topics[name] for name in ("assert", "class", "import", "numbers", "strings", "try")]
-    content = train((part for text in texts for part in sentences_of(text)), TokenizerConfig(vocab_size=VOCAB))
-    (directory / MODEL_FILE).write_bytes(content)
-    for name, data in companion_files(sentencepiece.SentencePieceProcessor(model_proto=content)).items():
-        (directory / name).write_bytes(data)
-    return directory
+    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"), texts, TokenizerConfig(vocab_size=VOCAB))
 
 
 @pytest.fixture(scope="session")

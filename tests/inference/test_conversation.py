@@ -1,12 +1,13 @@
 """A checkpoint opened by name of device and precision, and asked through the chat template."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from llmctl.config.devices import Precision
-from llmctl.inference.conversation import answer, open_engine
+from llmctl.inference.conversation import answer, converse, open_engine
 from llmctl.inference.request import Request
 from llmctl.tokens.chat import render_prompt
 
@@ -30,3 +31,21 @@ def test_an_answer_is_what_the_rendered_chat_generates(checkpoint: Path) -> None
         prompt = render_prompt(engine.tokenizer, chat)
         assert [completion] == engine.generate([Request(prompt, max_tokens=8, temperature=0.0)])
         assert 1 <= len(completion.token_ids) <= 8
+
+
+def test_every_answer_of_a_conversation_sees_what_was_said_before(checkpoint: Path) -> None:
+    heard: list[str] = []
+
+    def typed() -> Iterator[str]:
+        for question in ("what is a list?", "why?"):
+            heard.append(question)
+            yield question
+
+    with open_engine(checkpoint, device="cpu", precision="fp32") as engine:
+        turns = converse(engine, typed(), max_tokens=8, temperature=0.0)
+        first = next(turns)
+        assert heard == ["what is a list?"]  # the next one is not waited for before the first is answered
+        chat = [{"role": "user", "content": "what is a list?"}]
+        assert first == ("what is a list?", answer(engine, chat, max_tokens=8, temperature=0.0))
+        chat += [{"role": "assistant", "content": first[1].text}, {"role": "user", "content": "why?"}]
+        assert list(turns) == [("why?", answer(engine, chat, max_tokens=8, temperature=0.0))]

@@ -120,3 +120,11 @@ def test_raw_logprobs_ignore_temperature_and_truncation() -> None:
 def test_broken_logits_are_refused() -> None:
     with pytest.raises(FloatingPointError, match="not finite"):
         sample(torch.full((1, 4), torch.nan), [request(temperature=0.0)], [uniforms(0)])
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-38, 1e-45, 1e-60])
+@pytest.mark.parametrize("settings", [{}, {"top_k": 3}, {"top_p": 0.9}])
+def test_a_tiny_temperature_takes_the_likeliest(temperature: float, settings: dict[str, float]) -> None:
+    asked = request(temperature=temperature, seed=3, **settings)
+    for shift in (-50.0, 0.0, 50.0):
+        assert [sample(LOGITS + shift, [asked], [uniforms(seed)]) for seed in range(5)] == [[1]] * 5

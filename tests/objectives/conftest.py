@@ -14,7 +14,6 @@ from llmctl.pipeline.execute import Call, execute
 from llmctl.pipeline.job import Silent
 from llmctl.pipeline.stages import stage_named
 from llmctl.store.artifact import FileInput
-from llmctl.store.files import sha256_file
 from llmctl.store.store import Store
 
 NANO = {"name": "nano", "width": 32, "layers": 2, "heads": 2, "kv_heads": 1, "ffn_width": 64, "context": 64}
@@ -22,10 +21,6 @@ QUICK = {"batch_rows": 8, "precision": "fp32", "threads": 1, "device": "cpu", "e
 
 
 torch.set_num_threads(1)  # the models are tiny, and the machine is shared
-
-
-def file_input(path, kind):
-    return FileInput(path, f"sha256:{sha256_file(path)}", kind)
 
 
 def sums(count):
@@ -61,7 +56,7 @@ def rows(stages, tmp_path_factory):
     columns = {"id": [f"sums/{n}" for n in range(len(texts))], "text": texts, "source": ["sums"] * len(texts)}
     pq.write_table(pa.table({key: pa.array(values, pa.string()) for key, values in columns.items()}), path)
     config = TokenizeConfig.model_validate({"train": {"vocab_size": 300}})
-    tokens = stages("tokenize", config, input=file_input(path, "documents"))
+    tokens = stages("tokenize", config, input=FileInput.of(path, "documents"))
     return stages("pack", PackConfig(seq_len=32, heldout_fraction=0.1), input=tokens)
 
 
@@ -77,7 +72,7 @@ def write_chats(tmp_path_factory):
     def write(chats):
         path = tmp_path_factory.mktemp("chats") / "chats.jsonl"
         path.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
-        return file_input(path, "chats")
+        return FileInput.of(path, "chats")
 
     return write
 

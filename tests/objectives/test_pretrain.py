@@ -21,6 +21,7 @@ def test_a_checkpoint_that_opens_and_learned(checkpoint, rows):
     assert facts["parameters"] == model.parameters_count()
     assert (facts["architecture"], facts["seq_len"]) == ("LlamaForCausalLM", 32)
     assert facts["tokenizer"] == rows.manifest.semantic["tokenizer"]
+    assert checkpoint.manifest.inputs["tokenizer"].digest == facts["tokenizer"]
     assert totals["steps"] == 30
     assert totals["loss"] < math.log(300) - 0.5
 

@@ -4,18 +4,25 @@ import shutil
 from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from llmctl.config.errors import InputError, UsageError
-from llmctl.config.train import SftConfig
+from llmctl.config.lessons import ChatsConfig
+from llmctl.config.train import PretrainConfig, SftConfig
 from llmctl.data.split import is_heldout
 from llmctl.model import huggingface
-from llmctl.objectives.chats import PackedChats, _chat, read_chats
-from llmctl.objectives.sft import open_model, split
+from llmctl.objectives.chats import PackedChats, _chat, read_chats, read_sides
+from llmctl.objectives.sft import open_model
+from llmctl.pipeline.execute import Call, execute
+from llmctl.pipeline.job import Silent
+from llmctl.pipeline.stages import stage_named
+from llmctl.store.artifact import FileInput
 from llmctl.tokens.batch import IGNORE
 from llmctl.tokens.tokenizer import Tokenizer
 
-from .conftest import QUICK, chat
+from .conftest import NANO, QUICK, chat
 
 
 def sft(**fields):
@@ -134,16 +141,67 @@ def test_a_tokenizer_of_another_size_is_refused(checkpoint, tmp_path):
         open_model(other, PadEnds())
 
 
-def test_a_chat_is_held_out_with_its_document(checkpoint, chats):
+def test_a_chat_of_a_plain_file_is_held_out_with_its_document(checkpoint, chats, write_chats):
     tokenizer = Tokenizer.open(checkpoint.data)
     found, _ = read_chats(chats, tokenizer, 48)
     assert [given.document for given in found] == [f"chat/{n}" for n in range(25)]  # plain files name no document
     inside = next(f"doc/{n}" for n in range(1000) if is_heldout(f"doc/{n}", 0.05))
     outside = next(f"doc/{n}" for n in range(1000) if not is_heldout(f"doc/{n}", 0.05))
-    of_documents = [replace(given, document=(inside, outside)[n % 2]) for n, given in enumerate(found)]
-    kept, held = split(of_documents, 0.05, 48, tokenizer.pad_id)
-    assert (len(kept.chats), len(held.chats)) == (12, 13)
-    assert {given.document for given in held.chats} == {inside}
+    rows = [json.loads(line) for line in chats.path.read_text().splitlines()]
+    of_documents = write_chats([{**row, "document": (inside, outside)[n % 2]} for n, row in enumerate(rows)])
+    sides = read_sides(of_documents, tokenizer, 48, 0.05)
+    assert (len(sides.kept), len(sides.held)) == (12, 13)
+    assert {given.document for given in sides.held} == {inside}
+
+
+@pytest.fixture(scope="module")
+def lessons(stages, tmp_path_factory):
+    """Chats that the stage `chats` made from documentation of thirty little functions."""
+    names = [f"python-docs/sums.{a}_{b}" for a in "abcde" for b in "fghijk"]
+    path = tmp_path_factory.mktemp("documents") / "docs.parquet"
+    texts = [f"{name.partition('/')[2]}(a, b)\n\nMake zero and one of {n} words.\n" for n, name in enumerate(names)]
+    pq.write_table(pa.table({"id": names, "text": texts, "source": ["python-docs"] * len(names)}), path)
+
+    def make(fraction):
+        config = ChatsConfig(heldout_fraction=fraction, phrasings=1, reverse=False)
+        return stages("chats", config, input=FileInput.of(path, "documents"))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def roomy(stages, rows):
+    """A checkpoint whose context holds the longest of `lessons`."""
+    config = {**QUICK, "model": {**NANO, "context": 128}, "steps": 1}
+    return stages("pretrain", PretrainConfig.model_validate(config), input=rows)
+
+
+def test_chats_bring_their_own_held_out_side(stages, roomy, lessons):
+    held = lessons(0.3).manifest.totals["heldout_chats"]
+    assert held > 0
+    config = sft(steps=2, max_tokens=128, heldout_fraction=0.9)  # which is for plain files only
+    made = stages("sft", config, input=roomy, chats=lessons(0.3)).manifest
+    assert (made.totals["heldout_chats"], made.totals["chats"]) == (held, 60 - held)
+    assert made.totals["heldout_loss"] > 0
+    # The rows behind the checkpoint hold out 0.1, the chats 0.3: what neither has seen is the smaller share.
+    assert made.semantic["heldout_fraction"] == roomy.manifest.semantic["heldout_fraction"] == 0.1
+    assert made.semantic["chat"] is True
+    fewer = stages("sft", config, input=roomy, chats=lessons(0.05)).manifest
+    assert fewer.semantic["heldout_fraction"] == 0.05
+
+
+def test_it_is_said_where_no_chat_is_held_out(stages, roomy, lessons):
+    said = []
+
+    class Notes(Silent):
+        def note(self, text):
+            said.append(text)
+
+    inputs = {"input": roomy, "chats": lessons(0.0)}
+    made = execute(Call(stage_named("sft"), sft(steps=1, max_tokens=128), inputs), stages.store, Notes()).artifact
+    assert said == ["no chat is held out, so there is no held-out loss"]
+    assert made.manifest.totals["heldout_chats"] == 0
+    assert "heldout_loss" not in made.manifest.totals
 
 
 @pytest.mark.parametrize(("document", "expected"), [("doc/1", "doc/1"), ("", "chat/0"), (None, "chat/0")])

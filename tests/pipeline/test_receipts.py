@@ -47,6 +47,10 @@ def test_every_broken_stream_is_refused(artifact: Artifact, first: object, tmp_p
         "not what the pipe promised": lines(first, {**good, "manifest_sha256": "0" * 64}),
         "not what the pipe promised ": lines(first, {**good, "manifest": str(tmp_path / "none")}),
         "'[1]'": [b"[1]\n"],
+        "more than one result": lines(first, end_failed(3, "no disk"), good),
+        "more than one result ": lines(first, good, good),
+        "went on after it": lines(first, good, {"t": "tick"}),
+        "went on after it ": lines(first, first, good),
     }
     for message, stream in cases.items():
         with pytest.raises(UpstreamError) as raised:

@@ -6,7 +6,7 @@ import pytest
 
 from llmctl.config.errors import ConfigError, InputError
 from llmctl.pipeline.job import Silent
-from llmctl.pipeline.recipe import read_recipe, run_recipe
+from llmctl.pipeline.recipe import outside_inputs, read_recipe, run_recipe
 from llmctl.store.store import Store
 
 REPOSITORY = Path(__file__).parents[2]
@@ -110,6 +110,41 @@ def test_a_failing_step_is_named_and_earlier_ones_stay(tmp_path: Path, store: St
     with pytest.raises(InputError, match="step clean: "):
         run_recipe(read_recipe(written(tmp_path, text)), store, Silent())
     assert store.names() == ["small.collect"]
+
+
+@pytest.mark.parametrize(
+    ("name", "fits"), [("web", True), ("w" * 113, True), ("w" * 114, False), ("a b", False), ("../x", False)]
+)
+def test_the_name_is_checked_with_the_recipe(tmp_path: Path, name: str, fits: bool) -> None:
+    path = written(tmp_path, f"version: 1\nname: '{name}'\nsteps:\n  collect_it_all: {{uses: collect}}\n")
+    if fits:
+        assert read_recipe(path).name == name
+        return
+    with pytest.raises(ConfigError, match="name: .* make no artifact name"):
+        read_recipe(path)
+
+
+def test_a_file_name_that_is_no_name_is_found_too(tmp_path: Path) -> None:
+    path = tmp_path / "my recipe.yaml"
+    path.write_text("version: 1\nsteps:\n  later:\n    uses: colect\n")
+    with pytest.raises(ConfigError) as raised:
+        read_recipe(path)
+    assert [problem.where for problem in raised.value.problems] == [f"the name of {path}", "steps.later.uses"]
+
+
+def test_every_missing_input_is_told_before_anything_runs(tmp_path: Path, folder: Path, store: Store) -> None:
+    text = GOOD.format(folder=folder) + "  more: {uses: dedup, in: nope}\n  most: {uses: dedup, in: none@v2}\n"
+    recipe = read_recipe(written(tmp_path, text))
+    with pytest.raises(InputError) as raised:
+        run_recipe(recipe, store, Silent())
+    assert [fault[:46] for fault in raised.value.faults] == [
+        "step more: no artifact is called 'nope' in " + str(store.root)[:3],
+        "step most: no artifact is called 'none' in " + str(store.root)[:3],
+    ]
+    assert store.names() == []
+    with pytest.raises(InputError, match="step more: .*; step most: "):
+        outside_inputs(recipe, Store.expected(tmp_path / "elsewhere"))
+    assert not (tmp_path / "elsewhere").exists()
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "recipes").glob("*.yaml")), ids=lambda path: path.stem)

@@ -195,6 +195,20 @@ def test_more_sequences_than_fit_are_refused_and_told_when_to_come_back(start: S
         eventually(lambda: server.post("/v1/completions", json=TEXT).status_code == 200)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompt": ["a"] * 200 + ["a" * 1_000_000]},  # the last one is refused as too long once it is looked at
+        {"prompt": ["a"] * 20, "n": 16, "logprobs": 5},
+        {"prompt": ["a"] * 200, "max_tokens": 0, "echo": True},  # no sequence would run, but all would be encoded
+    ],
+)
+def test_more_prompts_than_fit_are_refused_before_any_is_encoded(server: Running, change: dict[str, Any]) -> None:
+    error = refused(server.post("/v1/completions", json={**TEXT, **change}), 400)
+    assert error["param"] == "n"
+    assert error["message"].endswith("this server takes at most 80 at one time")
+
+
 def eventually(holds: Any, seconds: float = 5.0) -> None:
     """Wait until `holds()`."""
     import time

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 from pathlib import Path
@@ -10,14 +12,15 @@ import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from llmctl.config.errors import InputError, IntegrityError, LockedError, UsageError
-from llmctl.store.artifact import Artifact
-from llmctl.store.files import publish, publish_bytes
+from llmctl.store.artifact import Artifact, FileInput
+from llmctl.store.files import explained, publish, publish_bytes
 from llmctl.store.layout import check_name, index_file
 from llmctl.store.lineage import trace
 from llmctl.store.manifest import FileEntry, InputEntry, Manifest, Producer, RunInfo, content_digest, sha256_of
-from llmctl.store.refs import parse_ref, versions
+from llmctl.store.refs import Pointer, parse_ref, versions
 from llmctl.store.store import Store, describe_files
 from llmctl.store.verify import verify_store
 
@@ -95,10 +98,24 @@ def test_a_live_run_cannot_be_taken_over(store: Store) -> None:
         Store(store.root).begin("web", "01A")
 
 
-@pytest.mark.parametrize("ref", ["web@v0", "web@sha256:12", "web@", "../web", "a b", "index", "web@v1x"])
+@pytest.mark.parametrize(
+    "ref",
+    [
+        "web@v0",
+        "web@sha256:12",
+        "web@",
+        "../web",
+        "a b",
+        "index",
+        "web@v1x",
+        "web\n",
+        "web@v1\n",
+        "web@sha256:" + "0" * 12 + "\n",
+    ],
+)
 def test_bad_references(store: Store, ref: str) -> None:
     commit(store, "web", "01A")
-    with pytest.raises((UsageError, InputError)):
+    with pytest.raises((UsageError, InputError), match="not an artifact name|not a reference|not a run directory"):
         store.resolve(ref)
 
 
@@ -166,6 +183,92 @@ def test_cache_ignores_damaged_and_dangling_entries(store: Store) -> None:
     publish_bytes(index_file(store.root, "action", key), b"{torn")
     assert store.cached(key) is None
     assert store.cached("sha256:" + "0" * 64) is None
+
+
+def test_cache_ignores_a_run_whose_files_have_lost_bytes(store: Store) -> None:
+    artifact = commit(store, "web", "01A")
+    key = artifact.manifest.producer.action_key
+    part = artifact.data / "part-00000.txt"
+    part.chmod(0o644)
+    part.write_bytes(b"hell")
+    assert store.cached(key) is None
+
+
+def test_a_version_published_while_a_name_is_resolved(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = commit(store, "web", "01A", b"one")
+
+    def listed_just_before_a_commit(root: Path, name: str) -> dict[int, Pointer]:
+        found = versions(root, name)
+        if len(found) == 1:
+            commit(store, "web", "01B", b"two")
+        return found
+
+    monkeypatch.setattr("llmctl.store.store.versions", listed_just_before_a_commit)
+    assert store.resolve("web").digest == first.digest
+    assert store.resolve("web").ref == "web@v2"
+
+
+def test_a_version_that_is_the_latest_already_is_not_written_again(store: Store) -> None:
+    pointers = [store.cached(commit(store, "web", f"01{n}", n.encode()).manifest.producer.action_key) for n in "ab"]
+    assert pointers[0] is not None
+    assert pointers[1] is not None
+    latest = store.root / "web" / "refs" / "latest.json"
+    latest.with_name(".lock").unlink(missing_ok=True)
+    before = latest.stat()
+    assert store.publish_version("web", pointers[1], reuse=True).ref == "web@v2"
+    assert (latest.stat().st_ino, latest.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert not latest.with_name(".lock").exists()  # nor is anything made that a read-only store would refuse
+    assert store.publish_version("web", pointers[0], reuse=True).ref == "web@v1"
+    assert store.resolve("web").ref == "web@v1"
+
+
+def test_a_store_that_is_not_there_yet_is_empty_and_stays_away(tmp_path: Path) -> None:
+    expected = Store.expected(tmp_path / "none")
+    with pytest.raises(InputError, match="no artifact is called 'web'"):
+        expected.resolve("web")
+    assert expected.cached("sha256:" + "0" * 64) is None
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UsageError, match="local directory"):
+        Store.expected("s3://bucket/store")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["../x", "/etc/passwd", "data", "data/", "data/../../x", "data//x", "data/./x", "manifest.json", "data\\x", ""],
+)
+def test_no_manifest_names_a_file_elsewhere(store: Store, path: str) -> None:
+    with pytest.raises(ValidationError, match="must name a file under data/"):
+        FileEntry(path=path, bytes=1, sha256="")
+    artifact = commit(store, "web", "01A")
+    file = artifact.path / "manifest.json"
+    file.chmod(0o644)
+    file.write_text(file.read_text().replace('"data/part-00000.txt"', json.dumps(path)))
+    with pytest.raises(IntegrityError, match=r"damaged at files\.0\.path"):
+        store.resolve(str(artifact.path))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_manifest_with_a_figure_that_json_cannot_hold_is_never_made(store: Store, value: float) -> None:
+    manifest = commit(store, "web", "01A").manifest
+    fields = {**manifest.model_dump(by_alias=True), "totals": {"loss": value}}
+    with pytest.raises(ValidationError, match="finite number"):
+        Manifest.model_validate(fields)
+    assert Manifest.model_validate({**fields, "totals": {"loss": 1.5}}).totals == {"loss": 1.5}
+
+
+def test_a_reader_that_left_is_no_failure_of_the_store() -> None:
+    with pytest.raises(BrokenPipeError), explained("the store"):
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+    with pytest.raises(InputError, match="no permission for the store"), explained("the store"):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_a_plain_file_is_known_by_its_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "chats.x.jsonl"
+    path.write_bytes(b"hello")
+    given = FileInput.of(path, "chats")
+    assert given.digest == "sha256:" + hashlib.sha256(b"hello").hexdigest()
+    assert (given.name, given.kind, given.as_input().ref) == ("chats", "chats", "chats.x.jsonl")
 
 
 def test_lineage_follows_digests(store: Store) -> None:

@@ -11,14 +11,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import sentencepiece
 
 from llmctl.config.tokens import TokenizerConfig
 from llmctl.store.artifact import FileInput
-from llmctl.store.files import sha256_file
-from llmctl.tokens.huggingface import companion_files
-from llmctl.tokens.tokenizer import MODEL_FILE, Tokenizer
-from llmctl.tokens.train import sentences_of, train
+from llmctl.tokens.tokenizer import Tokenizer
+from tests.tokenizers import write_tokenizer
 
 REPOSITORY = Path(__file__).parents[2]
 DATA = Path(os.environ.get("LLMCTL_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
@@ -53,12 +50,7 @@ def make_tokenizer(tmp_path_factory: pytest.TempPathFactory, documents: list[str
         config = TokenizerConfig.model_validate({"vocab_size": 1000, **fields})
         key = config.model_dump_json()
         if key not in made:
-            directory = made[key] = tmp_path_factory.mktemp("tokenizer")
-            model = train((part for text in documents for part in sentences_of(text)), config)
-            (directory / MODEL_FILE).write_bytes(model)
-            processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-            for name, content in companion_files(processor, config.model).items():
-                (directory / name).write_bytes(content)
+            made[key] = write_tokenizer(tmp_path_factory.mktemp("tokenizer"), documents, config)
         return made[key]
 
     return make
@@ -86,7 +78,7 @@ def write_documents(tmp_path: Path) -> WriteDocuments:
             "source": [f"source {number % 3}" for number in range(len(texts))],
         }
         pq.write_table(pa.table({key: pa.array(values, pa.string()) for key, values in columns.items()}), path)
-        return FileInput(path, f"sha256:{sha256_file(path)}", "documents")
+        return FileInput.of(path, "documents")
 
     return write
 

@@ -20,6 +20,7 @@ from llmctl.store.store import Store
 from llmctl.tokens.batch import Batch
 from llmctl.tokens.encode import id_dtype
 from llmctl.tokens.order import rows_of_step
+from llmctl.tokens.reading import Reading, pieces_of_step
 from llmctl.tokens.rows import Rows
 from llmctl.tokens.tokenizer import Tokenizer
 
@@ -131,6 +132,7 @@ def test_totals_and_facts(rows: Artifact, tokens: Artifact) -> None:
     assert totals["rows"] == sum(semantic["rows"].values()) == totals["train.rows"] + totals["heldout.rows"]
     assert totals["train.padding"] < 0.01
     assert semantic["seq_len"] == SEQ_LEN
+    assert semantic["heldout_fraction"] == 0.1
     assert semantic["tokenizer"] == tokens.manifest.semantic["tokenizer"]
     for split in ("train", "heldout"):
         opened = Rows.open(rows, split)
@@ -199,6 +201,17 @@ def test_a_truncated_shard_is_found(run_stage: RunStage, tokens: Artifact) -> No
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(IntegrityError, match=path.name):
         run_stage("pack", PackConfig(seq_len=SEQ_LEN), {"input": tokens})
+
+
+def test_a_damaged_table_is_named(run_stage: RunStage, tokens: Artifact, rows: Artifact, store: Store) -> None:
+    for artifact, name in ((rows, "train.documents.parquet"), (tokens, "documents-00001.parquet")):
+        path = artifact.file(name)
+        path.chmod(0o644)
+        path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(InputError, match=r"documents-00001.parquet is truncated or not Parquet"):
+        run_stage("pack", PackConfig(seq_len=SEQ_LEN), {"input": tokens})
+    with pytest.raises(InputError, match=r"train.documents.parquet is truncated or not Parquet"):
+        list(pieces_of_step(Reading.of(rows, store), 0))
 
 
 def test_packing_is_deterministic(run_stage: RunStage, tokens: Artifact, rows: Artifact) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from llmctl.config.collect import CollectConfig
 from llmctl.config.errors import ConfigError, InputError, UsageError
 from llmctl.config.load import build
 from llmctl.config.tokens import TokenizerConfig
@@ -14,7 +18,7 @@ from llmctl.pipeline.execute import Outcome
 from llmctl.tokens import train as training
 from llmctl.tokens.quantize import SCORE_GRID, quantized
 from llmctl.tokens.tokenizer import Tokenizer
-from llmctl.tokens.train import sentences_of, train
+from llmctl.tokens.train import _measured, sentences_of, train
 
 RunStage = Callable[..., Outcome]
 
@@ -49,6 +53,17 @@ def test_a_large_input_is_sampled_by_hash(run_stage: RunStage, write_documents: 
     again = run_stage("tokenizer", config(max_training_bytes=size // 2), given, force=True).artifact
     assert 0.3 * size < float(first.manifest.totals["training_bytes"]) < 0.7 * size
     assert first.digest == again.digest
+
+
+def test_an_artifact_is_measured_without_reading_it(run_stage: RunStage, tmp_path: Path, documents: list[str]) -> None:
+    """Its manifest says the same as its text, which is moved away here."""
+    path = tmp_path / "docs.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    collected = run_stage("collect", CollectConfig(sources=(str(path),))).artifact
+    assert _measured(replace(collected, path=tmp_path / "away")) == (
+        len(documents),
+        sum(len(text.encode()) for text in documents),
+    )
 
 
 @pytest.mark.parametrize("model", ["bpe", "unigram"])

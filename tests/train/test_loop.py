@@ -20,7 +20,7 @@ from llmctl.store.manifest import Manifest
 from llmctl.tokens.batch import IGNORE, Batch
 from llmctl.tokens.rows import SCHEMA as ROWS_SCHEMA
 from llmctl.train.loader import Loader, Plan
-from llmctl.train.loop import DivergedError, fit
+from llmctl.train.loop import DivergedError, HeldOutRows, fit
 from llmctl.train.stop import STOP_FILE, Stop
 from llmctl.train.strategy import precision_warning
 
@@ -294,8 +294,19 @@ def test_the_hint_of_a_divergence_shows_its_rows(tmp_path):
 def test_the_loss_function_is_the_sum_over_targets(tmp_path):
     model = Transformer(make_job(tmp_path).config.model, VOCAB)
     model.init_weights(0)
-    from llmctl.train.likelihood import Tensors
+    from llmctl.model.likelihood import Tensors
 
     batch = MadeUpRows(4).batch(np.arange(4))
     total = next_token(model, Tensors.of(batch, torch.device("cpu")))
     assert total.item() / batch.targets == pytest.approx(math.log(VOCAB), rel=0.1)
+
+
+def test_an_undefined_figure_is_left_out(tmp_path):
+    job = make_job(tmp_path)
+    held = HeldOutRows(MadeUpRows(3, salt=1), np.zeros(VOCAB, dtype=np.int32))  # no id stands for any text
+    totals = fit(job, Transformer(job.config.model, VOCAB), Counting(), steps=2, heldout_rows=held).totals
+    assert "heldout_bits_per_byte" not in totals
+    assert 0 < totals["heldout_loss"] < 100
+    assert totals["heldout_targets"] > 0
+    assert [sorted(row) for row in curve(job)][-1] == ["heldout_loss", "heldout_targets", "step", "tokens"]
+    assert "NaN" not in job.metrics_file.read_text()

@@ -17,10 +17,10 @@ from llmctl.data.clean.html import HtmlToText
 from llmctl.data.clean.kernel import REASON, VALUE, NotEmpty, split_by_verdict, with_verdicts
 from llmctl.data.clean.unicode import ComposeUnicode, RepairEncoding
 from llmctl.data.clean.whitespace import NormalizeWhitespace
-from llmctl.data.engine import open_engine
 from llmctl.data.parts import Report, gather, run_parts
 from llmctl.data.table_writer import RowsDigest, TableWriter
 from llmctl.data.tables import DOCUMENTS, SCHEMA_NAMES, Part, conform, parts_of, read_part, text_bytes
+from llmctl.data.workers import open_workers
 from llmctl.pipeline.job import Job, Product
 
 Kernel = Callable[[pa.RecordBatch], pa.RecordBatch]
@@ -86,7 +86,7 @@ def run(job: Job[CleanConfig]) -> Product:
     counts: Counter[str] = Counter()
     digest = RowsDigest()
     reports: list[Report] = []
-    for report in run_parts(job, open_engine(job.config), clean_part, tasks):
+    for report in run_parts(job, open_workers(job.config), clean_part, tasks):
         reports.append(report)
         counts.update(report.figures["counts"])
         digest.merge(report.figures["rows_digest"], report.figures["counts"]["kept"])

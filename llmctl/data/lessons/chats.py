@@ -1,21 +1,23 @@
 """The stage `chats`: questions on documentation, and answers to learn from.
 
-No chat is about an entry of a held-out document: the split is the house rule on the document's id, as in `pack`.
+Those about entries of held-out documents are written apart, as the split `heldout`, and nothing trains on them: the
+split is the house rule on the document's id, as in `pack`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from llmctl.config.errors import InputError
 from llmctl.config.lessons import ChatsConfig
 from llmctl.data.lessons.documentation import Entry, read_entries, split_entries
 from llmctl.data.lessons.draw import pick, sample
-from llmctl.data.table_writer import TableWriter
-from llmctl.data.tables import CHATS, SCHEMA_NAMES
-from llmctl.pipeline.job import Job, Product
+from llmctl.data.table_writer import RowsDigest, TableWriter
+from llmctl.data.tables import CHATS, SCHEMA_NAMES, SPLIT_PREFIXES
+from llmctl.pipeline.job import FileFacts, Job, Product
 
 QUESTIONS = {
     "function": (
@@ -79,23 +81,38 @@ def _chat(entry: Entry, part: str, question: str, answer: str) -> dict[str, Any]
 
 
 def run_chats(job: Job[ChatsConfig]) -> Product:
-    """Write one to a few chats for each entry that is not held out, sorted by id."""
+    """Write one to a few chats for each entry, sorted by id: those to learn from, and the held-out ones apart."""
     config = job.config
     found = read_entries(job.inputs["input"])
+    owners = Counter(entry.summary for entry in found)
     learned, heldout = split_entries(found, config.heldout_fraction)
-    owners = Counter(entry.summary for entry in learned)
+    if not learned:
+        raise InputError("every entry is held out", hint="give more documents or a smaller heldout_fraction")
+    sides = {"train": _side(learned, owners, config), "heldout": _side(heldout, owners, config)}
+    files: dict[str, FileFacts] = {}
+    digest = RowsDigest()
+    for split, chats in sides.items():
+        with TableWriter(job.out, CHATS, prefix=SPLIT_PREFIXES[split]) as writer:
+            writer.write_rows(chats)
+        written = writer.close() if chats else {}
+        files |= {name: replace(facts, split=split) for name, facts in written.items()}
+        digest.merge(writer.digest.hexdigest(), writer.digest.rows)
+    totals: dict[str, int | float | str] = {
+        "chats": len(sides["train"]),
+        "heldout_chats": len(sides["heldout"]),
+        "entries": len(learned),
+        "heldout_entries": len(heldout),
+        "rows_digest": digest.hexdigest(),
+    }
+    job.log({"stage": "chats", **totals})
+    return Product(SCHEMA_NAMES["chats"], {"heldout_fraction": config.heldout_fraction}, totals, files)
+
+
+def _side(entries: list[Entry], owners: Counter[str], config: ChatsConfig) -> list[dict[str, Any]]:
+    """The chats about `entries`, at most the limit, by id."""
     chats: list[dict[str, Any]] = []
-    for entry in learned:
+    for entry in entries:
         # A summary that several entries share, or that gives the name away, asks for no one entry's name.
         reversible = owners[entry.summary] == 1 and not entry.names_itself() and entry.kind != "module"
         chats += chats_of(entry, config, reversible=reversible)
-    chats = sorted(sample(chats, config.limit, config.seed), key=lambda chat: str(chat["id"]))
-    if not chats:
-        raise InputError("every entry is held out", hint="give more documents or a smaller heldout_fraction")
-    with TableWriter(job.out, CHATS) as writer:
-        writer.write_rows(chats)
-        files = writer.close()
-    totals: dict[str, int | float | str] = {"chats": len(chats), "entries": len(learned), "heldout": len(heldout)}
-    totals["rows_digest"] = writer.digest.hexdigest()
-    job.log({"stage": "chats", **totals})
-    return Product(SCHEMA_NAMES["chats"], {"heldout_fraction": config.heldout_fraction}, totals, files)
+    return sorted(sample(chats, config.limit, config.seed), key=lambda chat: str(chat["id"]))

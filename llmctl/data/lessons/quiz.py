@@ -55,7 +55,8 @@ def run_quiz(job: Job[QuizConfig]) -> Product:
     totals |= {f"skipped.{reason}": count for reason, count in sorted(skipped.items())}
     totals["rows_digest"] = writer.digest.hexdigest()
     job.log({"stage": "quiz", **totals})
-    return Product(SCHEMA_NAMES["prompts"], {"choices": config.choices}, totals, files)
+    facts = {"choices": config.choices, "heldout_fraction": config.heldout_fraction}
+    return Product(SCHEMA_NAMES["prompts"], facts, totals, files)
 
 
 def _suitable(heldout: list[Entry], known: set[str], config: QuizConfig) -> tuple[list[Entry], Counter[str]]:

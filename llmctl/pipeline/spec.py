@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmctl.config.base import Config
-from llmctl.config.errors import InputError, LlmctlError
+from llmctl.config.errors import LlmctlError
 from llmctl.pipeline.job import FileFacts, Job, Product, Progress, Silent
 from llmctl.pipeline.stage import load
 from llmctl.store.artifact import Artifact, FileInput, Input
@@ -26,7 +26,6 @@ def describe(job: Job[Any], entry: str) -> dict[str, Any]:
         "config_model": f"{config.__module__}:{config.__qualname__}",
         "config": job.config.model_dump(mode="json"),
         "inputs": {role: _describe_input(given) for role, given in job.inputs.items()},
-        "ancestors": {digest: _describe_input(found) for digest, found in _ancestors(job).items()},
         "out": str(job.out.absolute()),
         "work": str(job.work.absolute()),
         "metrics_file": str(job.metrics_file.absolute()),
@@ -36,14 +35,6 @@ def describe(job: Job[Any], entry: str) -> dict[str, Any]:
 def rebuild(description: dict[str, Any], *, leads: bool) -> tuple[Job[Any], str]:
     """The job and the entry that `describe` was given. Only rank 0 reports progress, to a file."""
     work = Path(description["work"])
-    ancestors = {digest: _input(given) for digest, given in description["ancestors"].items()}
-
-    def lineage(digest: str) -> Artifact:
-        found = ancestors.get(digest)
-        if not isinstance(found, Artifact):
-            raise InputError(f"no artifact with digest {digest} among the ancestors", hint="see llmctl verify --all")
-        return found
-
     job: Job[Any] = Job(
         config=load(description["config_model"]).model_validate(description["config"]),
         inputs={role: _input(given) for role, given in description["inputs"].items()},
@@ -52,7 +43,7 @@ def rebuild(description: dict[str, Any], *, leads: bool) -> tuple[Job[Any], str]
         metrics_file=Path(description["metrics_file"]),
         progress=FileProgress(work / PROGRESS_FILE) if leads else Silent(),
         nested=_no_nested,
-        lineage=lineage,
+        lineage=_no_lineage,
     )
     return job, description["entry"]
 
@@ -60,6 +51,10 @@ def rebuild(description: dict[str, Any], *, leads: bool) -> tuple[Job[Any], str]
 def _no_nested(command: str, config: Config, inputs: Any) -> Artifact:
     del config, inputs
     raise RuntimeError(f"a rank cannot run the stage {command}")
+
+
+def _no_lineage(digest: str) -> Artifact:
+    raise RuntimeError(f"a rank cannot look up {digest}")
 
 
 def _describe_input(given: Input) -> dict[str, str]:
@@ -73,28 +68,6 @@ def _input(given: dict[str, str]) -> Input:
     if given["type"] == "file":
         return FileInput(path, given["digest"], given["kind"])
     return Artifact(path, Manifest.model_validate_json((path / MANIFEST_FILE).read_bytes()), given["ref"])
-
-
-def _ancestors(job: Job[Any]) -> dict[str, Artifact]:
-    """All artifacts that the inputs descend from, by digest; those no longer in the store are left out."""
-    found: dict[str, Artifact] = {}
-    waiting = [given for given in job.inputs.values() if isinstance(given, Artifact)]
-    while waiting:
-        for digest in _parents(waiting.pop().manifest):
-            if digest in found:
-                continue
-            try:
-                found[digest] = job.lineage(digest)
-            except LlmctlError:
-                continue
-            waiting.append(found[digest])
-    return found
-
-
-def _parents(manifest: Manifest) -> list[str]:
-    """Digests of what an artifact was made from, its tokenizer's among them though a stage in between used it."""
-    named = [entry.digest for entry in manifest.inputs.values() if entry.kind != "source"]
-    return [*named, *(manifest.semantic[key] for key in ("tokenizer",) if key in manifest.semantic)]
 
 
 class FileProgress:

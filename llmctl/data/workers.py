@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
 from typing import Protocol, TypeVar
 
 from llmctl.config.devices import cores
 from llmctl.config.engine import EngineConfig
 from llmctl.config.errors import InputError, LlmctlError
+from llmctl.pipeline.processes import end_with_parent
 from llmctl.pipeline.stage import load
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-ORPHANED = 143  # as if ended by SIGTERM
 
-
-class Engine(Protocol):
+class Workers(Protocol):
     """Where the work on parts is done. Functions and tasks must pickle; equal tasks give equal results everywhere."""
 
     def map(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
@@ -61,8 +57,8 @@ class Native:
                 pool.shutdown(wait=True, cancel_futures=True)
 
 
-def open_engine(config: EngineConfig) -> Engine:
-    """The engine that the configuration names.
+def open_workers(config: EngineConfig) -> Workers:
+    """Those that the configuration names.
 
     Raises:
         InputError: Ray is asked for and not installed, or its cluster cannot be reached.
@@ -70,20 +66,7 @@ def open_engine(config: EngineConfig) -> Engine:
     if config.engine == "native":
         return Native(config.workers)
     try:
-        engine: Engine = load("llmctl.data.ray_engine:Ray")(config.ray_address, config.workers)
+        workers: Workers = load("llmctl.data.ray_workers:Ray")(config.ray_address, config.workers)
     except ImportError:
         raise InputError("engine=ray needs Daft and Ray", hint="pip install 'llmctl[ray]'") from None
-    return engine
-
-
-def end_with_parent() -> None:
-    """Leave at once when the parent dies: a killed stage must not leave workers behind."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        wait([parent.sentinel])
-        os._exit(ORPHANED)
-
-    threading.Thread(target=watch, daemon=True, name="parent").start()
+    return workers

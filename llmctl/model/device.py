@@ -1,0 +1,20 @@
+"""Where a model runs on this machine."""
+
+from __future__ import annotations
+
+import torch
+
+from llmctl.config.errors import UsageError
+
+
+def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
+    """The device that `auto`, `cpu` or `cuda` means on this machine.
+
+    Raises:
+        UsageError: cuda was asked for and there is none.
+    """
+    if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UsageError("device cuda was asked for, but torch finds none", hint="set device=auto or device=cpu")
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
