@@ -29,8 +29,8 @@ def ngram_hashes(text: str, n: int) -> list[int]:
     for start in range(len(words) - n + 1 if n else 0):
         value = 0
         for word in words[start : start + n]:
-            value = mix((value * MULTIPLIER + word) & MASK)
-        grams.append(value)
+            value = (value * MULTIPLIER + word) & MASK
+        grams.append(mix(value))
     return grams
 
 

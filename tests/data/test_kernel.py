@@ -19,7 +19,7 @@ from llmctl.data.dedup.minhash import Signer
 from tests.data import shingle_reference as reference
 from tests.data.shingle_reference import as_shingles
 
-AWKWARD = "aZ_9 \t\n.-#ßẞİıΐŉéÉ漢字ー٣²½①ǅﬁ\u00a0\u2003\u3000\u1680\x1c\x85\u0301\u200b\u2060𝔘𝟘🙂\U0010ffff\x00"
+AWKWARD = "aZ_9 \t\n.-#ßẞİıΐŉéÉ漢字ー٣²½①ǅﬁ\u00a0\u2003\u3000\u1680\x1c\x85\u0301\u200b\u2060\U0001d518\U0001d7d8\U0001f642\U0010ffff\x00"
 texts = st.lists(st.one_of(st.text(max_size=60), st.text(AWKWARD, max_size=60)), max_size=12)
 
 

@@ -152,7 +152,7 @@ def spill_index(task: IndexTask, directory: Path) -> Report:
         for batch in read_parquet(task.path, ["shingles"]) if len(task.rows) else ():
             low, high = np.searchsorted(task.rows, (first, first + batch.num_rows))
             chosen = batch.column("shingles").take(pa.array(task.rows[low:high] - first))
-            handle.write(chosen.flatten().to_numpy().astype(np.uint64) << np.uint64(SHIFT))
+            handle.write((chosen.flatten().to_numpy().astype(np.uint64) << np.uint64(SHIFT)).data)
             found.append(chosen.value_lengths().to_numpy().astype(np.int64))
             first += batch.num_rows
     write_offsets(directory, found)

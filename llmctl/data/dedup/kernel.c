@@ -47,31 +47,34 @@ static inline int class_at(const uint8_t *at, const uint8_t *stop, const uint8_t
 }
 
 /* ASCII letters to lower case, each run of white space to one space, none at the ends.
-   `out` takes at most as many bytes as there are; out_offsets[count + 1]. */
-void normalise(const uint8_t *text, const int32_t *offsets, int64_t count, const uint8_t *classes, uint8_t *out,
-               int64_t *out_offsets) {
+
+   fold[byte] is what becomes of an ASCII byte. `out` takes one byte more than there are; out_offsets[count + 1]. */
+void normalise(const uint8_t *text, const int32_t *offsets, int64_t count, const uint8_t *classes,
+               const uint8_t *fold, uint8_t *out, int64_t *out_offsets) {
     uint8_t *begin = out;
     out_offsets[0] = 0;
     for (int64_t document = 0; document < count; document++) {
         const uint8_t *at = text + offsets[document], *stop = text + offsets[document + 1];
-        uint8_t *first = out;
-        int gap = 0;
+        uint8_t last = ' '; /* so that leading white space is dropped as every other repeated space is */
         while (at < stop) {
-            int width, class = class_at(at, stop, classes, &width);
-            if (class == SPACE) {
-                gap = out > first;
-                at += width;
+            if (*at < 0x80) { /* without branches: where a word ends cannot be predicted */
+                uint8_t byte = fold[*at++];
+                *out = byte;
+                out += (byte != ' ') | (last != ' ');
+                last = byte;
                 continue;
             }
-            if (gap) *out++ = ' ';
-            gap = 0;
-            if (width == 1) {
-                uint8_t byte = *at++;
-                *out++ = byte + ((uint8_t)(byte - 'A') < 26) * 32;
-            } else {
-                while (width--) *out++ = *at++;
+            int width, class = class_at(at, stop, classes, &width);
+            if (class != SPACE) {
+                memmove(out, at, (size_t)width);
+                out += width;
+            } else if (last != ' ') {
+                *out++ = ' ';
             }
+            last = class == SPACE ? ' ' : 0;
+            at += width;
         }
+        if (out - begin > out_offsets[document] && last == ' ') out--;
         out_offsets[document + 1] = out - begin;
     }
 }
@@ -102,6 +105,20 @@ static int64_t hash_words(const uint8_t *at, const uint8_t *stop, const uint8_t 
     return out - begin;
 }
 
+/* Each word hash gives place to the hash of the n-gram that begins with it: a polynomial in MULTIPLIER, mixed.
+   In blocks and one word at a time, so that the compiler makes vector instructions of it. */
+static inline void combine(uint64_t *words, int64_t grams, int64_t n) {
+    uint64_t block[VALUES];
+    for (int64_t start = 0; start < grams; start += VALUES) {
+        int64_t length = grams - start < VALUES ? grams - start : VALUES;
+        uint64_t *first = words + start;
+        for (int64_t i = 0; i < length; i++) block[i] = first[i];
+        for (int64_t k = 1; k < n; k++)
+            for (int64_t i = 0; i < length; i++) block[i] = block[i] * MULTIPLIER + first[i + k];
+        for (int64_t i = 0; i < length; i++) first[i] = mix(block[i]);
+    }
+}
+
 /* Hashes of the word n-grams of normalised texts, in the order of the text and as often as they occur.
 
    A text of fewer than n words has one n-gram, of all its words; a text without words has none. `text` must be
@@ -112,14 +129,10 @@ void shingles(const uint8_t *text, const int64_t *offsets, int64_t count, const 
     int64_t end = 0;
     out_offsets[0] = 0;
     for (int64_t document = 0; document < count; document++) {
-        uint64_t *words = out + end; /* each n-gram takes the place of its first word, which no later one needs */
+        uint64_t *words = out + end;
         int64_t length = hash_words(text + offsets[document], text + offsets[document + 1], classes, words);
         int64_t width = length < n ? length : n, grams = length ? length - width + 1 : 0;
-        for (int64_t i = 0; i < grams; i++) {
-            uint64_t combined = 0;
-            for (int64_t k = 0; k < width; k++) combined = mix(combined * MULTIPLIER + words[i + k]);
-            words[i] = combined;
-        }
+        combine(words, grams, width);
         end += grams;
         out_offsets[document + 1] = end;
     }

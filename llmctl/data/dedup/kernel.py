@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,6 +64,13 @@ def classes() -> npt.NDArray[np.uint8]:
     return table
 
 
+@functools.cache
+def folds() -> npt.NDArray[np.uint8]:
+    """uint8 [128], what stands for each ASCII character in a normalised text: its lower case, or a space."""
+    characters = [" " if classes()[code] == SPACE_CLASS else chr(code).casefold() for code in range(128)]
+    return np.frombuffer("".join(characters).encode(), dtype=np.uint8)
+
+
 @dataclass(frozen=True)
 class Texts:
     """Case-folded texts in which one space stands for each run of white space, none at the ends.
@@ -80,14 +88,14 @@ class Texts:
 
     def exact_keys(self) -> Hashes:
         """uint64 [texts, 2], xxh3_128 of each: equal for texts equal up to letter case and white space."""
-        view, ends = memoryview(self.data), self.offsets.tolist()
-        digests = [xxhash.xxh3_128_digest(view[a:b]) for a, b in zip(ends, ends[1:], strict=False)]
+        view, ends = memoryview(self.data.data), self.offsets.tolist()
+        digests = [xxhash.xxh3_128_digest(view[a:b]) for a, b in itertools.pairwise(ends)]
         return np.frombuffer(b"".join(digests), dtype=np.uint64).reshape(-1, 2)
 
     def short_keys(self) -> Hashes:
         """uint64 [texts], xxh3_64 of each."""
-        view, ends = memoryview(self.data), self.offsets.tolist()
-        digests = (xxhash.xxh3_64_intdigest(view[a:b]) for a, b in zip(ends, ends[1:], strict=False))
+        view, ends = memoryview(self.data.data), self.offsets.tolist()
+        digests = (xxhash.xxh3_64_intdigest(view[a:b]) for a, b in itertools.pairwise(ends))
         return np.fromiter(digests, dtype=np.uint64, count=len(self))
 
 
@@ -113,7 +121,7 @@ class Shingles:
     def sets(self) -> Shingles:
         """Each text's hashes sorted, each once."""
         hashes, ends = self.hashes.copy(), self.offsets.tolist()
-        for begin, end in zip(ends, ends[1:], strict=False):
+        for begin, end in itertools.pairwise(ends):
             hashes[begin:end].sort()
         new = np.ones(len(hashes), dtype=bool)
         new[1:] = hashes[1:] != hashes[:-1]
@@ -136,8 +144,8 @@ def normalise(column: pa.Array) -> Texts:
     out = np.zeros(int(offsets[-1] - offsets[0]) + PADDING, dtype=np.uint8)
     out_offsets = np.empty(count + 1, dtype=np.int64)
     library().normalise(
-        _at(text), _at(offsets), ctypes.c_int64(count), _at(classes()), _at(out), _at(out_offsets)
-    )  # fmt: skip
+        _at(text), _at(offsets), ctypes.c_int64(count), _at(classes()), _at(folds()), _at(out), _at(out_offsets)
+    )
     return Texts(out, out_offsets)
 
 

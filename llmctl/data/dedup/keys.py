@@ -135,13 +135,14 @@ class Keys:
         self.files = list(files)
         self.starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int64)
         self.keep = keep
+        self._opened = [pq.ParquetFile(path, memory_map=True) for path in files]
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def table(self, *columns: str) -> pa.Table:
         """These columns of every document."""
-        return pa.concat_tables([pq.read_table(path, columns=list(columns)) for path in self.files])
+        return pa.concat_tables([file.read(list(columns)) for file in self._opened])
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """One column without strings."""

@@ -44,7 +44,7 @@ def spill_sets(task: SetTask, directory: Path) -> Report:
             low, high = np.searchsorted(task.rows, (first, first + edited.batch.num_rows))
             wanted = pa.array(task.rows[low:high] - first)
             sets = shingles(normalise(edited.batch.column("text").take(wanted)), task.ngram_words).sets()
-            handle.write(sets.hashes)
+            handle.write(sets.hashes.data)
             found.append(sets.lengths())
             first += edited.batch.num_rows
     write_offsets(directory, found)
@@ -107,7 +107,7 @@ class ShingleSets:
         """Exact Jaccard similarity of each pair; where the sizes alone rule `threshold` out, the bound they give."""
         lengths = self.lengths[pairs]
         small, large = lengths.min(axis=1), lengths.max(axis=1)
-        result = np.divide(small, large, out=np.zeros(len(pairs)), where=large > 0)
+        result: npt.NDArray[np.float64] = np.divide(small, large, out=np.zeros(len(pairs)), where=large > 0)
         hopeful = np.flatnonzero(result >= threshold)
         work = np.cumsum(small[hopeful] + large[hopeful])
         for chunk in np.split(hopeful, np.searchsorted(work, np.arange(HASHES_AT_ONCE, _last(work), HASHES_AT_ONCE))):

@@ -26,14 +26,16 @@ from llmctl.data.dedup.minhash import Banding
 from llmctl.data.dedup.sets import SetTask, ShingleSets, spill_sets
 from llmctl.data.dedup.units import HASHES_FILE, Reading, UnitTask, hash_units, mark_seen
 from llmctl.data.dedup.write import CLUSTERS_FILE, WriteTask, sources_losing_most, write_clusters, write_part
-from llmctl.data.engine import Engine, open_engine
 from llmctl.data.parts import Report, gather, run_parts
 from llmctl.data.table_writer import RowsDigest
 from llmctl.data.tables import SCHEMA_NAMES, parts_of
+from llmctl.data.workers import Threads, Workers, open_workers
 from llmctl.pipeline.job import Job, Product
 from llmctl.pipeline.stage import load
 
 SOURCES_NAMED = 5
+# Up to here the start of worker processes costs more than what little of the passes holds the interpreter's lock.
+THREADS_UP_TO_BYTES = 1 << 30
 
 
 def run(job: Job[DedupConfig]) -> Product:
@@ -64,7 +66,7 @@ class _Run:
     """What all passes of one run share."""
 
     job: Job[DedupConfig]
-    engine: Engine
+    workers: Workers
     grouping: Grouping
     banding: Banding | None
     index: Index | None
@@ -75,26 +77,26 @@ class _Run:
     def begun(cls, job: Job[DedupConfig]) -> _Run:
         """After the first pass."""
         config = job.config
-        engine = open_engine(config)
+        workers = _workers(job)
         banding = Banding.chosen(config.threshold, config.permutations, config.seed) if config.near else None
         index = None
         if "against" in job.inputs:
             if banding is None or not config.exact:
                 raise InputError("against compares exact and near duplicates", hint="set exact=true and near=true")
             index = Index.of(job.artifact("against"), facts(config, banding))
-        readings = _readings(job, engine)
+        readings = _readings(job, workers)
         tasks = [
             KeyTask(number, reading, config.keep, config.ngram_words, banding)
             for number, reading in enumerate(readings)
         ]
         counts = [
             report.figures["documents"]
-            for report in _counted(job, run_parts(job, engine, compute_keys, tasks, "keys"), "documents", "hashed")
+            for report in _counted(job, run_parts(job, workers, compute_keys, tasks, "keys"), "documents", "hashed")
         ]
         if not sum(counts):
             raise InputError(f"{job.inputs['input'].ref} holds no document", hint="nothing to deduplicate")
         keys = Keys([job.work / "keys" / f"{n:05d}" / KEYS_FILE for n in range(len(counts))], counts, config.keep)
-        return cls(job, engine, _grouping(config), banding, index, readings, keys)
+        return cls(job, workers, _grouping(config), banding, index, readings, keys)
 
     def remove_near(self, banding: Banding, decisions: Decisions) -> None:
         """Find candidates, compute their sets, compare them."""
@@ -120,7 +122,7 @@ class _Run:
             SetTask(reading, candidates.rows[low:high] - start, self.job.config.ngram_words)
             for reading, low, high, start in zip(self.readings, bounds, bounds[1:], starts, strict=False)
         ]
-        for _ in run_parts(self.job, self.engine, spill_sets, tasks, "sets"):
+        for _ in run_parts(self.job, self.workers, spill_sets, tasks, "sets"):
             pass
         own = [self.job.work / "sets" / f"{number:05d}" for number in range(len(tasks))]
         if self.index is None:
@@ -131,7 +133,7 @@ class _Run:
             IndexTask(path, candidates.index_rows[low:high] - start)
             for path, low, high, start in zip(self.index.files, bounds, bounds[1:], ends, strict=False)
         ]
-        for _ in run_parts(self.job, self.engine, spill_index, against, "against"):
+        for _ in run_parts(self.job, self.workers, spill_index, against, "against"):
             pass
         return own, [self.job.work / "against" / f"{number:05d}" for number in range(len(against))]
 
@@ -147,7 +149,7 @@ class _Run:
         counts: Counter[str] = Counter()
         digest = RowsDigest()
         reports: list[Report] = []
-        for report in _counted(job, run_parts(job, self.engine, write_part, tasks), "kept", "kept"):
+        for report in _counted(job, run_parts(job, self.workers, write_part, tasks), "kept", "kept"):
             reports.append(report)
             counts.update(report.figures["counts"])
             digest.merge(report.figures["rows_digest"], report.figures["counts"]["kept"])
@@ -178,13 +180,13 @@ class _Run:
         return totals
 
 
-def _readings(job: Job[DedupConfig], engine: Engine) -> list[Reading]:
+def _readings(job: Job[DedupConfig], workers: Workers) -> list[Reading]:
     """How the passes read each part: after a pass over its units where these are to be removed."""
     parts, unit = parts_of(job.inputs["input"]), job.config.unit
     if unit == "document":
         return [Reading(part) for part in parts]
     tasks = [UnitTask(part, unit) for part in parts]
-    reports = _counted(job, run_parts(job, engine, hash_units, tasks, "units"), "units", "hashed")
+    reports = _counted(job, run_parts(job, workers, hash_units, tasks, "units"), "units", "hashed")
     counts = [report.figures["units"] for report in reports]
     files = [job.work / "units" / f"{number:05d}" / HASHES_FILE for number in range(len(parts))]
     marks = mark_seen(files, counts, job.work / "seen")
@@ -198,6 +200,15 @@ def _counted(job: Job[DedupConfig], reports: Any, figure: str, verb: str) -> Any
         done += report.figures.get(figure, report.figures.get("counts", {}).get(figure, 0))
         job.progress.update(done, None, f"{figure} {verb}" if figure != verb else "documents kept")
         yield report
+
+
+def _workers(job: Job[DedupConfig]) -> Workers:
+    """Where the passes run: threads suffice for a small corpus, since the kernel works outside Python."""
+    config = job.config
+    size = sum(part.stat().st_size for part in parts_of(job.inputs["input"]) if isinstance(part, Path))
+    if config.engine == "native" and config.unit == "document" and size <= THREADS_UP_TO_BYTES:
+        return Threads(config.workers)
+    return open_workers(config)
 
 
 def _grouping(config: DedupConfig) -> Grouping:

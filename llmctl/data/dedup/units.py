@@ -16,7 +16,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from llmctl.config.dedup import Unit
-from llmctl.data.clean.kernel import with_text
 from llmctl.data.dedup.kernel import Hashes, normalise
 from llmctl.data.parts import Report
 from llmctl.data.tables import Part, read_part, text_bytes
@@ -132,7 +131,9 @@ class Reading:
                 new = text if len(kept) == len(units) else joined(kept, self.unit)
                 emptied[row] = new is not text and not new.strip()
                 texts.append(new)
-            yield Edited(with_text(batch, texts), text_bytes(batch), emptied, cut)
+            place = batch.schema.get_field_index("text")
+            edited = batch.set_column(place, batch.schema.field(place), pa.array(texts, pa.string()))
+            yield Edited(edited, text_bytes(batch), emptied, cut)
 
 
 @dataclass(frozen=True)
