@@ -79,6 +79,33 @@ STAGES: dict[str, Stage] = {
             ),
         ),
         Stage(
+            command="decontaminate",
+            then="tokenize",
+            summary="Remove what overlaps with an evaluation set.",
+            config="llmctl.config.decontaminate:DecontaminateConfig",
+            run="llmctl.data.decontaminate:run",
+            resumable=True,
+            output="documents",
+            inputs={
+                "input": DOCUMENTS,
+                "against": Role(
+                    ("prompts", "documents", "chats"),
+                    "evaluation set: an artifact, or a .jsonl or .parquet file",
+                    files=True,
+                ),
+            },
+            flags={
+                "--ngram": "ngram_words",
+                "--action": "action",
+                "--min-words": "min_words",
+                "--min-ngrams": "min_ngrams",
+            },
+            examples=(
+                "llmctl decontaminate web.dedup --against questions.jsonl",
+                "llmctl decontaminate web.dedup --against mmlu.parquet --action remove 'fields=[question, choices]'",
+            ),
+        ),
+        Stage(
             command="chats",
             summary="Turn documentation into question-and-answer chats.",
             config="llmctl.config.lessons:ChatsConfig",

@@ -44,13 +44,15 @@ def stage(tmp_path: Path) -> Callable[..., tuple[Product, Artifact]]:
     """Run a stage's body; (its product, the artifact)."""
     count = 0
 
-    def run(body: Callable[[Any], Product], config: Config, given: Input | None = None) -> tuple[Product, Artifact]:
+    def run(
+        body: Callable[[Any], Product], config: Config, given: Input | None = None, **others: Input
+    ) -> tuple[Product, Artifact]:
         nonlocal count
         count += 1
         directory = tmp_path / f"run{count}"
         directory.mkdir()
         job = Job(
-            config=config, inputs={} if given is None else {"input": given}, out=directory / "data",
+            config=config, inputs=others if given is None else {"input": given, **others}, out=directory / "data",
             work=directory / "work", metrics_file=directory / "metrics.jsonl", progress=Silent(),
             nested=unused, lineage=unused,
         )  # fmt: skip
