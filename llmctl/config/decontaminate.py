@@ -17,7 +17,7 @@ class DecontaminateConfig(EngineConfig):
         default=8,
         ge=1,
         le=100,
-        description="an evaluation text of fewer words than ngram_words, but at least so many, is looked for as a whole",
+        description="an evaluation text of fewer words than ngram_words, but at least so many, is looked for whole",
     )
     min_ngrams: int = Field(
         default=1, ge=1, description="n-grams of one evaluation item from which on a document is contaminated by it"

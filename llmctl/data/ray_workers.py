@@ -65,8 +65,7 @@ class Ray:
                 due += 1
 
 
-@daft.func.batch(return_dtype=daft.DataType.binary(), batch_size=1, max_retries=0)
-def _carry_out(tasks: daft.Series) -> list[bytes]:
+def _outcomes(tasks: daft.Series) -> list[bytes]:
     """On a machine of the cluster: `(error that the user can mend or None, result)` of each pickled task."""
     return [pickle.dumps(_outcome(task)) for task in tasks.to_pylist()]
 
@@ -77,3 +76,6 @@ def _outcome(pickled: bytes) -> tuple[LlmctlError | None, Any]:
         return None, function(task)
     except LlmctlError as error:
         return error, None
+
+
+_carry_out = daft.func.batch(return_dtype=daft.DataType.binary(), batch_size=1, max_retries=0)(_outcomes)

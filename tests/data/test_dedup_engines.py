@@ -94,7 +94,9 @@ def corpus(tmp_path: Path, documents: Callable) -> Artifact:
     for number in range(60):
         words = random_words(chance, 120)
         near = [f"x{number}" if place == 60 else word for place, word in enumerate(words)]
-        rows += [(f"{number}", words), (f"{number}-near", near[:-1])] + ([(f"{number}-same", words)] * (number % 3 == 0))
+        rows += [(f"{number}", words), (f"{number}-near", near[:-1])] + (
+            [(f"{number}-same", words)] * (number % 3 == 0)
+        )
     chance.shuffle(rows)
     given = documents([{"id": name, "text": " ".join(words)} for name, words in rows])
     table = pq.read_table(given.file("part-00000.parquet"))

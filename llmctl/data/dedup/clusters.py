@@ -42,7 +42,7 @@ class Components:
         return roots
 
     def together(self, pairs: Pairs) -> npt.NDArray[np.bool_]:
-        """bool [pairs], whether the two of each pair are in one component."""
+        """Bool [pairs], whether the two of each pair are in one component."""
         if len(pairs) * 8 > len(self._parent):
             ends = self.roots()[pairs]
         else:

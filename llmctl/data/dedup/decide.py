@@ -41,7 +41,7 @@ class Decisions:
 
     @property
     def stays(self) -> Mask:
-        """bool [documents]."""
+        """Bool [documents]."""
         stays: Mask = self.reason == STAYS
         return stays
 

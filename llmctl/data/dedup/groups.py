@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
@@ -40,7 +41,7 @@ class Groups:
 
     def __iter__(self) -> Iterator[Rows]:
         ends = self.offsets.tolist()
-        return (self.members[a:b] for a, b in zip(ends, ends[1:], strict=False))
+        return (self.members[a:b] for a, b in itertools.pairwise(ends))
 
     def labels(self) -> Rows:
         """int64 [members], the number of each member's group."""
