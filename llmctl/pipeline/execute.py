@@ -250,7 +250,6 @@ class _Attempt:
             metrics_file=self.run.metrics,
             progress=self.heard,
             nested=self.nested,
-            lineage=self.store.find,
             event=self.heard.events.add,
         )
         product: Product = load(self.call.stage.run)(job)

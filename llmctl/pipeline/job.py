@@ -81,7 +81,6 @@ class Job(Generic[C]):
         metrics_file: `<run>/metrics.jsonl`.
         progress: where to report.
         nested: runs another stage through the cache and returns its artifact (`tokenize` trains a tokenizer so).
-        lineage: finds an artifact by digest in the same store.
         event: appends an event with its facts to the run's log, `runs/<run-id>.jsonl`.
     """
 
@@ -92,7 +91,6 @@ class Job(Generic[C]):
     metrics_file: Path
     progress: Progress
     nested: Callable[[str, Config, Mapping[str, Input]], Artifact]
-    lineage: Callable[[str], Artifact]
     event: Callable[..., None] = _no_event
 
     def artifact(self, role: str = "input") -> Artifact:
@@ -102,13 +100,6 @@ class Job(Generic[C]):
             shown = given.ref if isinstance(given, FileInput) else "nothing"
             raise InputError(f"{role} must be an artifact, got {shown}", hint="see llmctl ls")
         return given
-
-    def ancestor(self, artifact: Artifact, role: str) -> Artifact:
-        """The artifact that `artifact` was made from in `role`, found by its digest."""
-        entry = artifact.manifest.inputs.get(role)
-        if entry is None:
-            raise InputError(f"{artifact.ref} was not made from any {role}", hint=f"see llmctl lineage {artifact.ref}")
-        return self.lineage(entry.digest)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one row to the run's metrics.

@@ -43,7 +43,6 @@ def rebuild(description: dict[str, Any], *, leads: bool) -> tuple[Job[Any], str]
         metrics_file=Path(description["metrics_file"]),
         progress=FileProgress(work / PROGRESS_FILE) if leads else Silent(),
         nested=_no_nested,
-        lineage=_no_lineage,
     )
     return job, description["entry"]
 
@@ -51,10 +50,6 @@ def rebuild(description: dict[str, Any], *, leads: bool) -> tuple[Job[Any], str]
 def _no_nested(command: str, config: Config, inputs: Any) -> Artifact:
     del config, inputs
     raise RuntimeError(f"a rank cannot run the stage {command}")
-
-
-def _no_lineage(digest: str) -> Artifact:
-    raise RuntimeError(f"a rank cannot look up {digest}")
 
 
 def _describe_input(given: Input) -> dict[str, str]:

@@ -54,7 +54,7 @@ def stage(tmp_path: Path) -> Callable[..., tuple[Product, Artifact]]:
         job = Job(
             config=config, inputs=others if given is None else {"input": given, **others}, out=directory / "data",
             work=directory / "work", metrics_file=directory / "metrics.jsonl", progress=Silent(),
-            nested=unused, lineage=unused,
+            nested=unused,
         )  # fmt: skip
         product = body(job)
         return product, artifact_of(directory, product)

@@ -15,6 +15,7 @@ from llmctl.data.split import is_heldout
 from llmctl.data.tables import read_rows
 from llmctl.pipeline.job import FileFacts
 from llmctl.store.artifact import Artifact
+from llmctl.store.card import render_card
 from tests.data.conftest import rows_of
 
 JOIN = (
@@ -108,7 +109,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         job = Job(
             config=config, inputs={} if given is None else {"input": given}, out=directory / "data",
             work=directory / "work", metrics_file=directory / "metrics.jsonl", progress=Silent(), nested=unused,
-            lineage=unused,
         )  # fmt: skip
         given = artifact_of(directory, body(job))
     assert given is not None
@@ -143,6 +143,9 @@ def test_held_out_chats_are_a_split_of_their_own(corpus: Artifact, stage: Callab
     assert (len(kept), len(held)) == (300, 300)
     assert not any(is_heldout(chat["document"], 0.1) for chat in kept)
     assert all(is_heldout(chat["document"], 0.1) for chat in held)
+    files = [e.model_copy(update={"split": product.files[e.path[5:]].split}) for e in artifact.manifest.files]
+    manifest = artifact.manifest.model_copy(update={"files": files})
+    assert "- split: heldout\n    path:\n    - data/heldout-00000.parquet\n" in render_card(manifest, "lessons")
     none, artifact = stage(run_chats, ChatsConfig(heldout_fraction=0), corpus)
     assert list(none.files) == ["part-00000.parquet"]
     assert list(read_rows(artifact, "heldout")) == []

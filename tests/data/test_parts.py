@@ -45,7 +45,7 @@ def make_job(tmp_path: Path):
     def make() -> Job[Config]:
         return Job(
             config=Config(), inputs={}, out=tmp_path / "data", work=tmp_path / "work",
-            metrics_file=tmp_path / "metrics.jsonl", progress=Silent(), nested=unused, lineage=unused,
+            metrics_file=tmp_path / "metrics.jsonl", progress=Silent(), nested=unused,
         )  # fmt: skip
 
     return make

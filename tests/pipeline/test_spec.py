@@ -18,7 +18,7 @@ def test_a_job_survives_json_with_all_its_inputs(store: Store, tmp_path: Path) -
     config = PretrainConfig.model_validate({"steps": 5, "optimizer": {"lr": 1e-4}})
     inputs = {"input": commit(store, "web", "01A"), "chats": FileInput(tmp_path / "chats.jsonl", "sha256:12", "chats")}
     job: Job[Any] = Job(
-        config, inputs, tmp_path / "data", tmp_path / "work", tmp_path / "metrics", Silent(), nested=None, lineage=None
+        config, inputs, tmp_path / "data", tmp_path / "work", tmp_path / "metrics", Silent(), nested=None
     )
     rebuilt, entry = spec.rebuild(json.loads(json.dumps(spec.describe(job, "module:function"))), leads=False)
     assert entry == "module:function"

@@ -94,7 +94,6 @@ def make_job(directory, progress=None, **fields):
         metrics_file=directory / "metrics.jsonl",
         progress=progress or Silent(),
         nested=None,
-        lineage=None,
     )
 
 
