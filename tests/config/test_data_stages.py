@@ -80,7 +80,8 @@ def test_where_sources_lie_is_not_semantic() -> None:
 
 @pytest.mark.parametrize(("model", "field", "value"), [
     (DedupConfig, "unit", "word"), (DedupConfig, "keep", ""), (DecontaminateConfig, "ngram_words", 7),
-    (DecontaminateConfig, "fields", ()), (DedupConfig, "threshold", 1.1), (DedupConfig, "permutations", 1), (DedupConfig, "seed", -1),
+    (DecontaminateConfig, "fields", ()), (DedupConfig, "threshold", 1.1),
+    (DedupConfig, "permutations", 1), (DedupConfig, "seed", -1),
     (ChatsConfig, "phrasings", 7), (ChatsConfig, "heldout_fraction", 0.9),
     (QuizConfig, "heldout_fraction", 0), (QuizConfig, "choices", 1), (CollectConfig, "limit", 0),
 ])  # fmt: skip

@@ -141,7 +141,7 @@ from tests.data.test_dedup_engines import node_of, refuse
 corpus, out, address = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 config = DedupConfig(index=True, engine="ray", ray_address=address)
 job = Job(config=config, inputs={"input": artifact_of(corpus, Product("llmctl.documents/1"))}, out=out / "data",
-          work=out / "work", metrics_file=out / "metrics.jsonl", progress=Silent(), nested=unused, lineage=unused)
+          work=out / "work", metrics_file=out / "metrics.jsonl", progress=Silent(), nested=unused)
 print("ROWS", run(job).totals["rows_digest"])
 workers = open_workers(EngineConfig(engine="ray", ray_address=address))
 found = list(workers.map(node_of, range(8)))

@@ -150,7 +150,7 @@ def test_a_source_that_loses_most_of_its_documents_is_named(documents, tmp_path)
     rows += [{"id": "c", "source": "half", "text": shared[0]}, {"id": "c2", "source": "half", "text": "something else"}]
     progress = Notes()
     job = Job(config=DedupConfig(), inputs={"input": documents(rows)}, out=tmp_path / "out", work=tmp_path / "work",
-              metrics_file=tmp_path / "metrics.jsonl", progress=progress, nested=unused, lineage=unused)  # fmt: skip
+              metrics_file=tmp_path / "metrics.jsonl", progress=progress, nested=unused)  # fmt: skip
     totals = run(job).totals
     warnings = [note for note in progress.notes if note.startswith("warning")]
     assert warnings == ["warning: source 'mirror' loses 3 of 4 documents as duplicates"]
@@ -170,7 +170,7 @@ if __name__ == "__main__":
     given, out = Path(sys.argv[1]), Path(sys.argv[2])
     job = Job(config=DedupConfig(index=True, unit="line", workers=2), out=out / "data", work=out / "work",
               inputs={"input": artifact_of(given, Product("llmctl.documents/1"))}, progress=Silent(),
-              metrics_file=out / "metrics.jsonl", nested=unused, lineage=unused)
+              metrics_file=out / "metrics.jsonl", nested=unused)
     for left in (out / "data").glob("*"):
         left.unlink()  # as the pipeline does when it takes a run over
     print(run(job).totals["rows_digest"])
