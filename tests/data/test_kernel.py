@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import xxhash
-from datasketch import MinHash
+from datasketch import MinHash, MinHashLSH
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmctl.data.dedup import kernel
 from llmctl.data.dedup.kernel import normalise, shared, shingles
-from llmctl.data.dedup.minhash import Signer
+from llmctl.data.dedup.minhash import Signer, bands_and_rows
 from tests.data import shingle_reference as reference
 from tests.data.shingle_reference import as_shingles
 
@@ -73,6 +73,18 @@ def test_signatures_are_those_of_datasketch_and_of_numpy() -> None:
             held = MinHash(num_perm=permutations, seed=3, scheme="affine32", hashfunc=lambda value: value)
             held.update_batch((one & np.uint64(0xFFFFFFFF)).tolist())
             assert np.array_equal(row, held.hashvalues)
+
+
+def test_permutations_bands_and_rows_are_those_of_datasketch() -> None:
+    for permutations, seed in ((16, 1), (128, 2**32 - 1), (256, 7)):
+        signer = Signer.drawn(permutations, seed)
+        drawn = MinHash(num_perm=permutations, seed=seed, scheme="affine32").permutations
+        assert np.array_equal(np.array([signer.factors, signer.addends]), drawn)
+    for permutations in (16, 64, 100, 128, 256):
+        for threshold in (0.3, 0.35, 0.5, 0.61, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95):
+            index = MinHashLSH(threshold, permutations, weights=(0.05, 0.95))
+            assert bands_and_rows(threshold, permutations) == (index.b, index.r)
+    assert bands_and_rows(1.0, 128) == (2, 64), "where datasketch's best would be a single band"
 
 
 def test_a_text_without_shingles_has_the_largest_signature() -> None:
