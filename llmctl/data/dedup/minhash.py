@@ -15,8 +15,8 @@ from llmctl.data.dedup.kernel import Hashes, Shingles, sign
 
 Signatures = npt.NDArray[np.uint32]
 
-# Candidates are verified, so a missed pair costs more than a needless comparison.
-FALSE_POSITIVE_WEIGHT, FALSE_NEGATIVE_WEIGHT = 0.05, 0.95
+# Candidates are verified, so a missed pair costs far more than a needless comparison.
+FALSE_POSITIVE_WEIGHT, FALSE_NEGATIVE_WEIGHT = 0.01, 0.99
 QUADRATURE_NODES = 128  # exact for polynomials of degree 255: every combination of up to 255 permutations
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: a bijection modulo 2^64
 
@@ -86,7 +86,7 @@ def mix(values: Hashes) -> Hashes:
 
 
 def bands_and_rows(threshold: float, permutations: int) -> tuple[int, int]:
-    """(bands, rows per band) that are best at `threshold` when misses weigh 19 times as much as false candidates.
+    """(bands, rows per band) that are best at `threshold` when misses weigh 99 times as much as false candidates.
 
     Two sets of similarity s share a band with probability 1 - (1 - s^rows)^bands (Leskovec, Rajaraman and Ullman,
     Mining of Massive Datasets, 3.4). What is minimised is the weighted sum of its integral below the threshold

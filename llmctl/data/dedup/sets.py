@@ -76,6 +76,7 @@ class ShingleSets:
             ]
         ).astype(np.uint64)
         self._shift = shift
+        self._read = 0  # hashes since mapped pages were last given back
 
     @classmethod
     def of(cls, sets: Sequence[Hashes]) -> ShingleSets:
@@ -113,12 +114,14 @@ class ShingleSets:
         for chunk in np.split(hopeful, np.searchsorted(work, np.arange(HASHES_AT_ONCE, _last(work), HASHES_AT_ONCE))):
             common = shared(self._addresses, self.lengths, pairs[chunk], self._shift)
             result[chunk] = common / np.maximum(small[chunk] + large[chunk] - common, 1)
-            if len(hopeful) > len(chunk):
+            self._read += int((small[chunk] + large[chunk]).sum())
+            if self._read >= HASHES_AT_ONCE:
                 self._give_back()
         return result
 
     def _give_back(self) -> None:
         """Let go of mapped pages; they are read again from the page cache when they are needed."""
+        self._read = 0
         for block in self._blocks:
             held = getattr(block.hashes, "_mmap", None)
             if isinstance(held, mmap.mmap):

@@ -7,10 +7,9 @@ that share a key, and the documents that stay. What lies between works on column
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -91,7 +90,7 @@ class _Run:
         ]
         counts = [
             report.figures["documents"]
-            for report in _counted(job, run_parts(job, workers, compute_keys, tasks, "keys"), "documents", "hashed")
+            for report in _told(job, run_parts(job, workers, compute_keys, tasks, "keys"), "documents", "hashed")
         ]
         if not sum(counts):
             raise InputError(f"{job.inputs['input'].ref} holds no document", hint="nothing to deduplicate")
@@ -149,7 +148,7 @@ class _Run:
         counts: Counter[str] = Counter()
         digest = RowsDigest()
         reports: list[Report] = []
-        for report in _counted(job, run_parts(job, self.workers, write_part, tasks), "kept", "kept"):
+        for report in _told(job, run_parts(job, self.workers, write_part, tasks), "documents", "kept"):
             reports.append(report)
             counts.update(report.figures["counts"])
             digest.merge(report.figures["rows_digest"], report.figures["counts"]["kept"])
@@ -186,19 +185,19 @@ def _readings(job: Job[DedupConfig], workers: Workers) -> list[Reading]:
     if unit == "document":
         return [Reading(part) for part in parts]
     tasks = [UnitTask(part, unit) for part in parts]
-    reports = _counted(job, run_parts(job, workers, hash_units, tasks, "units"), "units", "hashed")
+    reports = _told(job, run_parts(job, workers, hash_units, tasks, "units"), "units", "hashed")
     counts = [report.figures["units"] for report in reports]
     files = [job.work / "units" / f"{number:05d}" / HASHES_FILE for number in range(len(parts))]
     marks = mark_seen(files, counts, job.work / "seen")
     return [Reading(part, unit, mark) for part, mark in zip(parts, marks, strict=True)]
 
 
-def _counted(job: Job[DedupConfig], reports: Any, figure: str, verb: str) -> Any:
-    """The same reports, with progress."""
+def _told(job: Job[DedupConfig], reports: Iterator[Report], figure: str, verb: str) -> Iterator[Report]:
+    """The same reports, with progress: how many of `figure` were hashed or kept so far."""
     done = 0
     for report in reports:
-        done += report.figures.get(figure, report.figures.get("counts", {}).get(figure, 0))
-        job.progress.update(done, None, f"{figure} {verb}" if figure != verb else "documents kept")
+        done += report.figures[figure]
+        job.progress.update(done, None, f"{figure} {verb}")
         yield report
 
 

@@ -73,7 +73,8 @@ def write_part(task: WriteTask, directory: Path) -> Report:
         files = writer.close()
     if index is not None:
         files[index_path.name] = FileFacts(rows=index.rows)
-    return Report(files, {"counts": counts, "rows_digest": writer.digest.hexdigest()})
+    figures = {"counts": counts, "documents": counts["kept"], "rows_digest": writer.digest.hexdigest()}
+    return Report(files, figures)
 
 
 def _write_index(index: IndexWriter, kept: pa.RecordBatch, rows: Any, task: WriteTask) -> None:
