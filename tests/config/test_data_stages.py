@@ -4,6 +4,7 @@ from pydantic import BaseModel, ValidationError
 from llmctl.config.base import semantic_values
 from llmctl.config.clean import CleanConfig
 from llmctl.config.collect import CollectConfig
+from llmctl.config.decontaminate import DecontaminateConfig
 from llmctl.config.dedup import DedupConfig
 from llmctl.config.errors import ConfigError
 from llmctl.config.heldout import HELDOUT_FRACTION
@@ -15,7 +16,7 @@ from llmctl.config.train import SftConfig
 
 MODELS = (
     CollectConfig, QualityConfig, RepetitionConfig, C4Config, FineWebConfig, CodeConfig, CleanConfig, DedupConfig,
-    ChatsConfig, QuizConfig,
+    DecontaminateConfig, ChatsConfig, QuizConfig,
 )  # fmt: skip
 
 
@@ -91,11 +92,13 @@ def test_where_sources_lie_is_not_semantic() -> None:
 
 
 @pytest.mark.parametrize(("model", "field", "value"), [
-    (DedupConfig, "threshold", 1.1), (DedupConfig, "permutations", 1), (DedupConfig, "seed", -1),
+    (DedupConfig, "unit", "word"), (DedupConfig, "keep", ""), (DecontaminateConfig, "ngram_words", 7),
+    (DecontaminateConfig, "fields", ()), (DedupConfig, "threshold", 1.1),
+    (DedupConfig, "permutations", 1), (DedupConfig, "seed", -1),
     (ChatsConfig, "phrasings", 7), (ChatsConfig, "heldout_fraction", 0.9),
     (QuizConfig, "heldout_fraction", 0), (QuizConfig, "choices", 1), (CollectConfig, "limit", 0),
 ])  # fmt: skip
-def test_bounds(model: type[BaseModel], field: str, value: float) -> None:
+def test_bounds(model: type[BaseModel], field: str, value: object) -> None:
     with pytest.raises(ValidationError):
         model.model_validate({field: value})
 
