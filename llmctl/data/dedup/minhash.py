@@ -90,9 +90,12 @@ def bands_and_rows(threshold: float, permutations: int) -> tuple[int, int]:
     """(bands, rows per band) that datasketch finds best at `threshold` when misses weigh 99 times as much.
 
     Two sets of similarity s share a band with probability 1 - (1 - s^rows)^bands (Leskovec, Rajaraman and Ullman,
-    Mining of Massive Datasets, 3.4).
+    Mining of Massive Datasets, 3.4). Where one band would be best, which datasketch refuses, it is two.
     """
     from datasketch import MinHashLSH
 
-    index = MinHashLSH(threshold, permutations, weights=(FALSE_POSITIVE_WEIGHT, FALSE_NEGATIVE_WEIGHT))
+    try:
+        index = MinHashLSH(threshold, permutations, weights=(FALSE_POSITIVE_WEIGHT, FALSE_NEGATIVE_WEIGHT))
+    except ValueError:
+        return 2, permutations // 2
     return int(index.b), int(index.r)

@@ -26,6 +26,8 @@ def shingle_sets(texts: Sequence[str], ngram_words: int) -> list[Hashes]:
 
     A text without words is the hash of itself, so that equal ones are found too.
     """
+    if not texts:
+        return []
     found = kernel.shingles(kernel.normalise(pa.array(texts, pa.string())), ngram_words).sets()
     sets = np.split(found.hashes, found.offsets[1:-1])
     return [
