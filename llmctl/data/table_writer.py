@@ -82,6 +82,7 @@ class TableWriter:
         self.digest = RowsDigest()
         self._facts: dict[str, FileFacts] = {}
         self._group: list[pa.RecordBatch] = []
+        self._group_rows = self._group_size = 0
         self._part: contextlib.ExitStack | None = None
         self._writer: pq.ParquetWriter | None = None
         self._part_rows = self._part_size = 0
@@ -97,7 +98,9 @@ class TableWriter:
             return
         self.digest.update(batch)
         self._group.append(batch)
-        if _size(self._group) >= GROUP_BYTES or sum(b.num_rows for b in self._group) >= GROUP_ROWS:
+        self._group_rows += batch.num_rows
+        self._group_size += batch.nbytes
+        if self._group_size >= GROUP_BYTES or self._group_rows >= GROUP_ROWS:
             self._write_group()
 
     def write_rows(self, rows: Sequence[dict[str, Any]]) -> None:
@@ -119,8 +122,8 @@ class TableWriter:
             table = pa.Table.from_batches(self._group, schema=self.schema)
             writer.write_table(table, row_group_size=max(1, table.num_rows))
         self._part_rows += table.num_rows
-        self._part_size += _size(self._group)
-        self._group = []
+        self._part_size += self._group_size
+        self._group, self._group_rows, self._group_size = [], 0, 0
         if self.part_bytes is not None and self._part_size >= self.part_bytes:
             self._close_part()
 
@@ -155,7 +158,3 @@ class TableWriter:
         elif self._part is not None:
             part, self._part, self._writer = self._part, None, None
             part.__exit__(kind, error, trace)
-
-
-def _size(batches: Sequence[pa.RecordBatch]) -> int:
-    return sum(batch.nbytes for batch in batches)
