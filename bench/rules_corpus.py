@@ -2,96 +2,38 @@
 
 from __future__ import annotations
 
-import ast
-import gzip
 import json
 import random
 import re
-import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 LONGEST = 40_000  # characters of a document, as on web pages
-MAN_PAGES = Path("/usr/share/man")
-DEBIAN_DOCS = Path("/usr/share/doc")
-REQUEST = re.compile(r"^[.'].*$", re.MULTILINE)
-FONT = re.compile(r"\\f[A-Z]|\\f\([A-Z]{2}|\\s[-+]?\d")
 
 
-def build(path: Path, originals: int, seed: int) -> int:
-    """Write at most `originals` documents and a bent copy of each to a JSONL file; how many there are in all."""
-    texts = sample(originals, seed)
+def build(path: Path, corpus: Path, originals: int, seed: int) -> int:
+    """Write at most `originals` documents of `corpus` and a bent copy of each to a JSONL file; how many in all."""
     draw = random.Random(seed)
+    chosen = sample(corpus, originals, draw)
     benders = list(BENDERS.items())
-    count = 0
     with path.open("w", encoding="utf-8") as file:
-        for number, (name, text) in enumerate(texts):
+        for number, (name, text) in enumerate(chosen):
             bender, bend = benders[number % len(benders)]
             for identifier, version in ((name, text), (f"{name}#{bender}", bend(text, draw))):
                 file.write(json.dumps({"id": identifier, "text": version}) + "\n")
-                count += 1
-    return count
+    return 2 * len(chosen)
 
 
-def sample(originals: int, seed: int) -> list[tuple[str, str]]:
-    """(name, text) of documents from every source in equal shares, as far as each goes."""
-    draw = random.Random(seed)
-    chosen: list[tuple[str, str]] = []
-    sources = (docstrings, markup, debian_docs, man_pages)
-    for left, source in zip(range(len(sources), 0, -1), sources, strict=True):
-        paths = sorted(source())
-        draw.shuffle(paths)
-        wanted = (originals - len(chosen)) // left
-        for path in paths:
-            if wanted and (text := read(path)):
-                chosen.append((str(path), text))
-                wanted -= 1
-    draw.shuffle(chosen)
-    return chosen
-
-
-def docstrings() -> Iterator[Path]:
-    """Files of the standard library."""
-    return Path(sysconfig.get_path("stdlib")).rglob("[a-z]*.py")
-
-
-def markup() -> Iterator[Path]:
-    """Read-me files, change logs and licences of installed packages."""
-    for pattern in ("*.md", "*.rst", "*.txt", "METADATA"):
-        yield from Path(sysconfig.get_path("purelib")).rglob(pattern)
-
-
-def debian_docs() -> Iterator[Path]:
-    """What Debian's packages say of themselves."""
-    for pattern in ("README*", "NEWS*", "copyright", "changelog*", "*.txt*", "*.md*"):
-        yield from DEBIAN_DOCS.glob(f"*/{pattern}")
-
-
-def man_pages() -> Iterator[Path]:
-    """Manual pages in all languages that are installed."""
-    return MAN_PAGES.rglob("*.gz")
-
-
-def read(path: Path) -> str:
-    """The text of a file: docstrings of Python, manual pages without their requests. Empty if it is no text."""
-    if not path.is_file():
-        return ""
-    content = path.read_bytes()
-    try:
-        text = (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
-        if path.suffix == ".py":
-            text = "\n\n".join(_docstrings(ast.parse(text)))
-    except (ValueError, SyntaxError, OSError):
-        return ""
-    if path.is_relative_to(MAN_PAGES):
-        text = FONT.sub("", REQUEST.sub("", text)).replace("\\-", "-").replace("\\&", "")
-    return text[:LONGEST].strip("\n")
-
-
-def _docstrings(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield ast.get_docstring(node) or ""
+def sample(corpus: Path, originals: int, draw: random.Random) -> list[tuple[str, str]]:
+    """(name, text) of documents that bench/corpus.py wrote, its perturbed copies left out."""
+    rows: list[tuple[str, str]] = []
+    for part in sorted((corpus / "documents").glob("part-*.parquet")):
+        table = pq.read_table(part, columns=["id", "text"])
+        rows += zip(table["id"].to_pylist(), table["text"].to_pylist(), strict=True)
+    rows = [(name, text[:LONGEST]) for name, text in rows if not name.endswith("#copy")]
+    return draw.sample(rows, min(originals, len(rows)))
 
 
 Bender = Callable[[str, random.Random], str]

@@ -5,7 +5,7 @@ of FineWeb's pipeline keep the same documents as datatrove for at least 99.9 %, 
 times as many documents/s in one process. Both run one after the other on the same documents. Every difference
 is printed with both reasons. Rates are by CPU time of the one thread that both use, so other load counts little.
 
-    python bench/rules_parity.py --peer-python PEERS/bin/python [--documents 2000] [--timed 400] [--seed 0]
+    python bench/rules_parity.py WORK --peer-python PEERS/bin/python [--documents 2000] [--timed 400] [--seed 0]
 
 The peer's interpreter needs `datatrove==0.10.1` and `spacy`; this one needs llmctl only.
 """
@@ -84,6 +84,7 @@ def compare(name: str, made: Rules, documents: list[dict[str, str]], theirs: lis
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, help="where bench/corpus.py wrote its corpus")
     parser.add_argument("--peer-python", required=True, help="interpreter with datatrove and spaCy")
     parser.add_argument("--documents", type=int, default=2000, help="originals; there is a bent copy of each")
     parser.add_argument("--timed", type=int, default=400, help="documents of the timed run of datatrove's chain")
@@ -92,7 +93,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         corpus, decisions = Path(directory, "corpus.jsonl"), Path(directory, "decisions.jsonl")
-        build(corpus, given.documents, given.seed)
+        build(corpus, given.work, given.documents, given.seed)
         documents = [json.loads(line) for line in corpus.read_text(encoding="utf-8").split("\n") if line]
         texts = [document["text"] for document in documents]
         size = sum(len(text.encode()) for text in texts)
