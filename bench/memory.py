@@ -52,15 +52,15 @@ def write_corpus(work: Path, folder: Path, gigabytes: float, files: int) -> None
                 written += handle.write(json.dumps({"text": next(source)}, ensure_ascii=False) + "\n")
 
 
-def proportional_bytes(root: int) -> int:
-    """Proportional set size of a process and all its descendants."""
+def proportional_bytes(root: int) -> tuple[int, int]:
+    """Proportional set size of a process and all its descendants, and the share of it that no file backs."""
     parents: dict[int, int] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-    total = 0
+    total = own = 0
     for process in parents:
         above: int | None = process
         while above not in (None, 0, root):
@@ -71,21 +71,24 @@ def proportional_bytes(root: int) -> int:
             rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
         except OSError:
             continue
-        total += sum(int(line.split()[1]) << 10 for line in rollup.splitlines() if line.startswith("Pss:"))
-    return total
+        sizes = {line.split()[0]: int(line.split()[1]) << 10 for line in rollup.splitlines()[1:]}
+        total += sizes["Pss:"]
+        own += sizes.get("Pss_Anon:", 0)
+    return total, own
 
 
-def measured(store: Path, *words: str) -> tuple[float, float, int]:
-    """Run one command: seconds, and peaks in bytes of proportional set size; fails as it fails."""
+def measured(store: Path, *words: str) -> tuple[float, int, int]:
+    """Run one command: seconds, and the peaks of `proportional_bytes`; fails as it fails."""
     command = [sys.executable, "-m", "llmctl", *words, "--store", str(store), "-q"]
-    begun, peak = time.monotonic(), 0
+    begun, peak, own = time.monotonic(), 0, 0
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     while process.poll() is None:
-        peak = max(peak, proportional_bytes(process.pid))
+        now = proportional_bytes(process.pid)
+        peak, own = max(peak, now[0]), max(own, now[1])
         time.sleep(POLL_S)
     if process.returncode:
         raise SystemExit(f"{' '.join(words)} ended with {process.returncode}")
-    return time.monotonic() - begun, peak, process.returncode
+    return time.monotonic() - begun, peak, own
 
 
 def main() -> None:
@@ -105,9 +108,10 @@ def main() -> None:
     }
     print(f"{options.gigabytes} GB in {options.files} files")
     for stage in options.stages:
-        seconds, peak, _ = measured(store, *commands[stage])
+        seconds, peak, own = measured(store, *commands[stage])
         rate = options.gigabytes * 1e3 / seconds
-        print(f"{stage}: {seconds:,.0f} s, {rate:,.1f} MB/s, peak {peak / 1e6:,.0f} MB")
+        peaks = f"peak {peak / 1e6:,.0f} MB, {own / 1e6:,.0f} MB without mapped files"
+        print(f"{stage}: {seconds:,.0f} s, {rate:,.1f} MB/s, {peaks}", flush=True)
     shutil.rmtree(store)
     shutil.rmtree(folder)
 

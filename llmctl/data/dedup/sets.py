@@ -17,7 +17,7 @@ from llmctl.data.parts import Report
 from llmctl.store.files import publish
 
 HASHES_FILE, OFFSETS_FILE = "shingles.bin", "offsets.npy"
-HASHES_AT_ONCE = 1 << 24  # mapped pages are given back after comparisons over this many hashes (128 MB)
+HASHES_AT_ONCE = 1 << 21  # mapped pages are given back after so many (16 MB, and the pages around each that come along)
 
 
 @dataclass(frozen=True)
