@@ -23,6 +23,8 @@ HEAVY = {
     "fastapi",
     "scipy",
     "matplotlib",
+    "daft",
+    "ray",
 }
 MAX_LINES = 400
 
@@ -101,7 +103,8 @@ def test_a_cache_hit_needs_no_stage_code() -> None:
         "import llmctl.pipeline.execute, llmctl.cli.stage, llmctl.pipeline.receipts\n"
         "from llmctl.pipeline.stages import STAGES\n"
         "[stage.config_model() for stage in STAGES.values()]\n"
-        "print(sorted(set(sys.modules) & {'torch', 'pyarrow', 'sentencepiece', 'datasketch', 'deepspeed'}))"
+        "print(sorted(set(sys.modules) "
+        "& {'torch', 'pyarrow', 'sentencepiece', 'datasketch', 'deepspeed', 'daft', 'ray'}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

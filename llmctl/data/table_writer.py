@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
@@ -17,6 +20,7 @@ from llmctl.data.tables import BATCH_ROWS, conform
 from llmctl.pipeline.job import FileFacts
 from llmctl.store.files import explained, publish
 
+BYTES = pa.large_binary()
 GROUP_ROWS = 8192
 GROUP_BYTES = 16 << 20
 PART_BYTES = 64 << 20
@@ -36,9 +40,13 @@ class RowsDigest:
 
     def update(self, batch: pa.RecordBatch) -> None:
         """Add the rows of `batch`."""
-        encoded = [_canonical(column) for column in batch.columns]
-        for parts in zip(*encoded, strict=True):
-            self._sum += xxhash.xxh3_128_intdigest(b"".join(parts))
+        if batch.num_rows:
+            columns = [part for column in batch.columns for part in _canonical(column)]
+            rows = pc.binary_join_element_wise(*columns, pa.scalar(b"", BYTES))
+            data = memoryview(rows.buffers()[2] or b"")
+            ends = np.frombuffer(rows.buffers()[1], dtype=np.int64)[rows.offset : rows.offset + len(rows) + 1].tolist()
+            for start, end in itertools.pairwise(ends):
+                self._sum += xxhash.xxh3_128_intdigest(data[start:end])
         self.rows += batch.num_rows
 
     def merge(self, hexdigest: str, rows: int) -> None:
@@ -51,12 +59,15 @@ class RowsDigest:
         return f"{self._sum % 2**128:032x}"
 
 
-def _canonical(column: pa.Array) -> list[bytes]:
-    values = column.to_pylist()
+def _canonical(column: pa.Array) -> tuple[pa.Array, pa.Array]:
+    """(lengths, values) of a column's canonical bytes, by row."""
     if not pa.types.is_string(column.type):
-        values = [json.dumps(value, sort_keys=True, ensure_ascii=False) for value in values]
-    encoded = [b"" if value is None else value.encode() for value in values]
-    return [len(value).to_bytes(8, "little") + value for value in encoded]
+        texts = (json.dumps(value, sort_keys=True, ensure_ascii=False) for value in column.to_pylist())
+        column = pa.array(texts, pa.string())
+    values = column.cast(BYTES).fill_null(b"")
+    lengths = np.asarray(pc.binary_length(values), dtype="<i8")
+    places = np.arange(0, 8 * len(lengths) + 1, 8)
+    return pa.Array.from_buffers(BYTES, len(lengths), [None, pa.py_buffer(places), pa.py_buffer(lengths)]), values
 
 
 class TableWriter:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Protocol, TypeVar
 
@@ -29,12 +29,15 @@ class Workers(Protocol):
 class Native:
     """Worker processes of this machine; a single task, or a single worker, runs in this process.
 
+    The processes stay for the next pass, until the last reference to this goes.
+
     Args:
         workers: processes; 0 for one on each core that this process may use.
     """
 
     def __init__(self, workers: int) -> None:
         self.workers = workers or cores()
+        self._pool: ProcessPoolExecutor | None = None
 
     def map(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
         """Results as they are due; an error of a worker is raised here."""
@@ -42,19 +45,42 @@ class Native:
         if count <= 1:
             yield from map(function, tasks)
             return
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(count, mp_context=context, initializer=end_with_parent) as pool:
-            futures = [pool.submit(function, task) for task in tasks]
-            try:
-                for future in futures:
-                    yield future.result()
-            except BrokenProcessPool:
-                raise LlmctlError(
-                    "a worker process was killed, maybe for want of memory",
-                    hint="set workers=1 or free memory, then run the same command again: finished parts are kept",
-                ) from None
-            finally:
+        pool = self._pool or ProcessPoolExecutor(
+            self.workers, mp_context=multiprocessing.get_context("spawn"), initializer=end_with_parent
+        )
+        self._pool = None  # until all went well: what fails or is abandoned ends its processes
+        futures = [pool.submit(function, task) for task in tasks]
+        try:
+            for future in futures:
+                yield future.result()
+            self._pool = pool
+        except BrokenProcessPool:
+            raise LlmctlError(
+                "a worker process was killed, maybe for want of memory",
+                hint="set workers=1 or free memory, then run the same command again: finished parts are kept",
+            ) from None
+        finally:
+            if self._pool is not pool:
                 pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Threads:
+    """Threads of this process: no start-up, for functions that spend their time outside the interpreter's lock.
+
+    Args:
+        workers: threads; 0 for one on each core that this process may use.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers or cores()
+
+    def map(self, function: Callable[[T], R], tasks: Sequence[T]) -> Iterator[R]:
+        """Results as they are due; an error of a thread is raised here."""
+        pool = ThreadPoolExecutor(self.workers)
+        try:
+            yield from pool.map(function, tasks)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def open_workers(config: EngineConfig) -> Workers:

@@ -102,16 +102,15 @@ def resolve_inputs(
     found: dict[str, Input] = dict(given or {})
     for role, there in found.items():
         _check_kind(there, role, verb)
-    missing = (_missing(verb, role, {*found, *refs, *later}) for role in verb.inputs)
-    faults: list[LlmctlError] = [fault for fault in missing if fault is not None]
-    order = {role: place for place, role in enumerate(verb.inputs)}
-    for key, ref in sorted(refs.items(), key=lambda item: order.get(item[0].partition(".")[0], len(order))):
-        if key in found:
-            continue
-        try:
-            found[key] = resolve_input(ref, key, verb, store)
-        except LlmctlError as error:
-            faults.append(error)
+    faults: list[LlmctlError] = []
+    for role in verb.inputs:
+        if (fault := _missing(verb, role, {*found, *refs, *later})) is not None:
+            faults.append(fault)
+        for key in (key for key in refs if key.partition(".")[0] == role and key not in found):
+            try:
+                found[key] = resolve_input(refs[key], key, verb, store)
+            except LlmctlError as error:
+                faults.append(error)
     if faults:
         raise together(faults)
     return found
@@ -282,6 +281,7 @@ class _Attempt:
             nested=self.nested,
             event=self.heard.events.add,
             fetched=self.fetched,
+            promised=self.digests,
         )
         product: Product = load(self.call.stage.run)(job)
         pointer = self.store.commit(self.run, self.manifest(product, started))

@@ -83,6 +83,8 @@ class Job(Generic[C]):
         nested: runs another stage through the cache and returns its artifact (`tokenize` trains a tokenizer so).
         event: appends an event with its facts to the run's log, `runs/<run-id>.jsonl`.
         fetched: what the stage's `fetch` gave; None where it has none.
+        promised: the digests that the action key was made from, by role, those of sources included; empty where
+            a body is called outside the pipeline.
     """
 
     config: C
@@ -94,6 +96,7 @@ class Job(Generic[C]):
     nested: Callable[[str, Config, Mapping[str, Input]], Artifact]
     event: Callable[..., None] = _no_event
     fetched: Any = None
+    promised: Mapping[str, str] = field(default_factory=dict)
 
     def artifact(self, role: str = "input") -> Artifact:
         """The input of `role`, which must be an artifact of this store."""

@@ -2,17 +2,19 @@ import random
 from collections.abc import Callable
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasketch import MinHash
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.config.dedup import DedupConfig
 from llmctl.data.dedup import run
 from llmctl.data.dedup.clusters import Components, Verifier
-from llmctl.data.dedup.minhash import Signer, bands_and_rows, buckets
-from llmctl.data.dedup.shingles import Shingler, jaccard
+from llmctl.data.dedup.groups import Groups, sharing
+from llmctl.data.dedup.kernel import normalise, shingles
+from llmctl.data.dedup.minhash import band_keys, bands_and_rows
+from llmctl.data.dedup.sets import ShingleSets
 from llmctl.store.artifact import Artifact
 from tests.data.conftest import rows_of
 
@@ -129,16 +131,6 @@ def test_a_chain_does_not_take_its_far_end_away(documents: Callable, stage: Call
     assert [row["id"] for row in rows_of(artifact)] == ["0", "2"]
 
 
-def test_signatures_are_those_of_datasketch() -> None:
-    chance = np.random.default_rng(0)
-    sets = [np.unique(chance.integers(0, 2**64, size, dtype=np.uint64)) for size in (1, 7, 40_000, 300, 2)]
-    signatures = Signer(64, seed=3)(sets)
-    for row, shingles in zip(signatures, sets, strict=True):
-        reference = MinHash(num_perm=64, seed=3, scheme="affine32", hashfunc=lambda value: value)
-        reference.update_batch((shingles & np.uint64(0xFFFFFFFF)).tolist())
-        assert np.array_equal(row, reference.hashvalues)
-
-
 def test_bands_catch_what_lies_above_the_threshold() -> None:
     for threshold in (0.5, 0.7, 0.8, 0.9):
         bands, rows = bands_and_rows(threshold, 128)
@@ -148,34 +140,48 @@ def test_bands_catch_what_lies_above_the_threshold() -> None:
 
 def test_buckets() -> None:
     signatures = np.array([[1, 2, 3, 4], [1, 2, 9, 9], [5, 6, 3, 4], [0, 0, 0, 0]], dtype=np.uint32)
-    assert [group.tolist() for group in buckets(signatures, 2, 2)] == [[0, 1], [0, 2]]
+    groups = [sharing(keys, np.arange(4)) for keys in band_keys(signatures, 2, 2)]
+    assert [[group.tolist() for group in band] for band in groups] == [[[0, 1]], [[0, 2]]]
+
+
+def sets_of(*texts: str, n: int = 5) -> ShingleSets:
+    return ShingleSets([shingles(normalise(pa.array(texts)), n).sets()])
 
 
 @given(
     st.lists(st.sampled_from("abcd"), max_size=30), st.lists(st.sampled_from("abcd"), max_size=30), st.integers(1, 6)
 )
 def test_jaccard_of_shingles_is_that_of_tuples(one: list[str], other: list[str], n: int) -> None:
-    shingler = Shingler(n)
-    a, b = (shingler(" ".join(words)) for words in (one, other))
+    sets = sets_of(" ".join(one), " ".join(other), n=n)
+    similar, same = sets.jaccard(np.array([[0, 1], [0, 0]]), threshold=0.0)
     if min(len(one), len(other)) >= n:
-        assert jaccard(a, b) == true_jaccard(one, other, n)
-    assert jaccard(a, a) == (1.0 if one else 0.0)
+        assert similar == true_jaccard(one, other, n)
+    assert same == (1.0 if one else 0.0)
+
+
+def test_sizes_alone_settle_hopeless_pairs() -> None:
+    sets = sets_of("a b c d e f g h i j", "a b c d e f")
+    assert sets.jaccard(np.array([[0, 1]]), 0.8).tolist() == [2 / 6], "the bound"
+    assert sets.jaccard(np.array([[0, 1]]), 0.3).tolist() == [2 / 6]
+    assert sets_of("a b c d e f g h i j", "u v w x y z").jaccard(np.array([[0, 1]]), 0.3).tolist() == [0.0]
 
 
 def test_shingles_fold_case_and_drop_punctuation() -> None:
-    shingler = Shingler(3)
-    assert np.array_equal(shingler("Straße, the END of it"), shingler("STRASSE the  end\nof it!"))
-    assert len(shingler("two words")) == 1
-    assert len(shingler("... !")) == 0
-    assert not np.array_equal(shingler("a b c"), shingler("c b a"))
+    def hashes(text: str) -> list[int]:
+        return shingles(normalise(pa.array([text])), 3).hashes.tolist()
+
+    assert hashes("Ärger, the END of it") == hashes("ÄRGER the  end\nof it!")
+    assert len(hashes("two words")) == 1
+    assert len(hashes("... !")) == 0
+    assert hashes("a b c") != hashes("c b a")
 
 
 def test_large_buckets_are_compared_with_leaders_only() -> None:
     chance = np.random.default_rng(1)
     kinds = [np.unique(chance.integers(0, 2**64, 50, dtype=np.uint64)) for _ in range(3)]
     sets = [kinds[n % 3] for n in range(300)]
-    verifier = Verifier(sets, 0.8)
-    verifier.add([np.arange(300)])
+    verifier = Verifier(ShingleSets.of(sets), 0.8)
+    verifier.add(Groups.of([range(300)]))
     assert [len(group) for group in verifier.components.groups()] == [100, 100, 100]
     assert verifier.compared < 3 * 300
 

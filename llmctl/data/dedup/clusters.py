@@ -1,18 +1,19 @@
-"""From candidate pairs to clusters, and from each cluster to the documents that stay."""
+"""From candidates to clusters, and from each cluster to the documents that stay."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
 
-from llmctl.data.dedup.shingles import Hashes, jaccard
+from llmctl.data.dedup.groups import Groups, Rows
+from llmctl.data.dedup.kernel import Pairs
+from llmctl.data.dedup.sets import ShingleSets
 
-SMALL_BUCKET = 32  # up to this size all pairs are compared; in larger ones each document with the leaders so far
+SMALL_GROUP = 32  # up to this size all pairs are compared; in larger ones each document with the leaders so far
+PAIRS_AT_ONCE = 1 << 20
 
 
 class Components:
@@ -33,11 +34,27 @@ class Components:
         low, high = sorted((self.find(one), self.find(other)))
         self._parent[high] = low
 
+    def roots(self) -> Rows:
+        """int64 [count], every item's representative."""
+        roots = np.array(self._parent, dtype=np.int64)
+        while not np.array_equal(further := roots[roots], roots):
+            roots = further
+        return roots
+
+    def together(self, pairs: Pairs) -> npt.NDArray[np.bool_]:
+        """Bool [pairs], whether the two of each pair are in one component."""
+        if len(pairs) * 8 > len(self._parent):
+            ends = self.roots()[pairs]
+        else:
+            ends = np.array([self.find(item) for item in pairs.ravel().tolist()], dtype=np.int64).reshape(-1, 2)
+        same: npt.NDArray[np.bool_] = ends[:, 0] == ends[:, 1]
+        return same
+
     def groups(self) -> list[list[int]]:
         """Components of two and more documents, each ascending, in order of their first document."""
         members: dict[int, list[int]] = defaultdict(list)
-        for item in range(len(self._parent)):
-            members[self.find(item)].append(item)
+        for item, root in enumerate(self.roots().tolist()):
+            members[root].append(item)
         return [group for group in members.values() if len(group) > 1]
 
 
@@ -51,61 +68,65 @@ class Removal:
 
 
 class Verifier:
-    """Joins candidates whose exact Jaccard similarity reaches the threshold; each pair is compared once."""
+    """Joins candidates whose exact Jaccard similarity reaches the threshold.
 
-    def __init__(self, sets: Sequence[Hashes], threshold: float) -> None:
+    Args:
+        sets: by document; documents are numbered so that of two duplicates the smaller number stays.
+        threshold: smallest similarity of duplicates.
+    """
+
+    def __init__(self, sets: ShingleSets, threshold: float) -> None:
         self.components = Components(len(sets))
         self.compared = 0
         self._sets = sets
         self._threshold = threshold
-        self._rejected: set[tuple[int, int]] = set()
 
-    def add(self, buckets: Iterable[npt.NDArray[np.int64]]) -> None:
-        """Verify the candidates of all buckets."""
-        for bucket in buckets:
-            members = bucket.tolist()
-            if len(members) <= SMALL_BUCKET:
-                for one, other in combinations(members, 2):
-                    self._same(one, other)
-                continue
-            leaders: list[int] = []
-            for member in members:
-                if not any(self._same(leader, member) for leader in leaders):
-                    leaders.append(member)
+    def add(self, groups: Groups) -> None:
+        """Verify the candidates of one band, whose groups are ascending; what is joined is not compared again."""
+        sizes = np.diff(groups.offsets)
+        for size in np.unique(sizes[sizes <= SMALL_GROUP]).tolist():
+            starts = groups.offsets[:-1][sizes == size]
+            one, other = np.triu_indices(size, 1)
+            step = max(1, PAIRS_AT_ONCE // len(one))
+            for first in range(0, len(starts), step):
+                table = groups.members[starts[first : first + step, None] + np.arange(size)]
+                self._same(np.stack((table[:, one].ravel(), table[:, other].ravel()), axis=1))
+        for number in np.flatnonzero(sizes > SMALL_GROUP).tolist():
+            waiting = groups.members[groups.offsets[number] : groups.offsets[number + 1]]
+            while len(waiting) > 1:
+                rest = waiting[1:]
+                same = self._same(np.stack((np.full(len(rest), waiting[0]), rest), axis=1))
+                waiting = rest[~same]
 
-    def _same(self, one: int, other: int) -> bool:
-        if self.components.find(one) == self.components.find(other):
-            return True
-        if (one, other) in self._rejected:
-            return False
-        self.compared += 1
-        if self.similarity(one, other) >= self._threshold:
+    def _same(self, pairs: Pairs) -> npt.NDArray[np.bool_]:
+        """Which pairs are in one component, after comparing those that were not."""
+        same = self.components.together(pairs)
+        open_ = np.flatnonzero(~same)
+        self.compared += len(open_)
+        near = open_[self._sets.jaccard(pairs[open_], self._threshold) >= self._threshold]
+        for one, other in pairs[near].tolist():
             self.components.join(one, other)
-            return True
-        self._rejected.add((one, other))
-        return False
+        same[near] = True
+        return same
 
-    def similarity(self, one: int, other: int) -> float:
-        """Exact Jaccard similarity of two documents; sizes alone settle hopeless pairs, whose bound is returned."""
-        a, b = self._sets[one], self._sets[other]
-        bound = min(len(a), len(b)) / max(len(a), len(b))
-        return bound if bound < self._threshold else jaccard(a, b)
-
-    def removals(self, rank: Sequence[tuple[int, str]]) -> list[Removal]:
+    def removals(self) -> list[Removal]:
         """What goes: in each component the best document stays and takes away those near it, then the next best.
 
         A component is a chain of near pairs whose ends may differ; so a document goes only where a document
         that stays reaches the threshold with it.
-
-        Args:
-            rank: a sort key by document; the smallest in a cluster stays.
         """
         removed = []
-        for group in self.components.groups():
-            waiting = sorted(group, key=lambda item: rank[item])
-            while waiting:
-                best, *rest = waiting
-                similar = [(item, self.similarity(best, item)) for item in rest]
-                removed += [Removal(item, best, value) for item, value in similar if value >= self._threshold]
-                waiting = [item for item, value in similar if value < self._threshold]
+        waiting = [np.array(group) for group in self.components.groups()]
+        while waiting:  # one round over all components: each one's best against the rest of it
+            pairs = np.concatenate([np.stack((np.full(len(g) - 1, g[0]), g[1:]), axis=1) for g in waiting])
+            similar = self._sets.jaccard(pairs, self._threshold)
+            near = similar >= self._threshold
+            removed += [
+                Removal(document, best, value)
+                for (best, document), value in zip(pairs[near].tolist(), similar[near].tolist(), strict=True)
+            ]
+            ends = np.cumsum([len(group) - 1 for group in waiting])
+            left = np.split(~near, ends[:-1])
+            waiting = [group[1:][stays] for group, stays in zip(waiting, left, strict=True)]
+            waiting = [group for group in waiting if len(group) > 1]
         return removed

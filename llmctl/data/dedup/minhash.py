@@ -1,82 +1,101 @@
-"""MinHash signatures and the buckets that near duplicates share (Broder 1997; banding as in datasketch)."""
+"""MinHash: the permutations, and the keys that near duplicates share (Broder 1997).
+
+Permutations, bands and rows are datasketch's (scheme `affine32`), which is imported late: it loads scipy for half a
+second. Signatures are computed by kernel.c, bit-equal to datasketch's on the same hashes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from datasketch import MinHash, MinHashLSH
 
-from llmctl.data.dedup.shingles import Hashes, mix
+from llmctl.data.dedup.kernel import Hashes, Shingles, sign
 
 Signatures = npt.NDArray[np.uint32]
 
-# Candidates are verified, so a missed pair costs more than a needless comparison.
-FALSE_POSITIVE_WEIGHT, FALSE_NEGATIVE_WEIGHT = 0.05, 0.95
-BLOCK_SHINGLES = 1 << 15  # what one permutation works on at a time; fits the second-level cache
+# Candidates are verified, so a missed pair costs far more than a needless comparison.
+FALSE_POSITIVE_WEIGHT, FALSE_NEGATIVE_WEIGHT = 0.01, 0.99
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: a bijection modulo 2^64
 
 
+@dataclass(frozen=True)
 class Signer:
     """Signatures of shingle sets, equal to those of `datasketch.MinHash(scheme="affine32")` on the same hashes.
 
-    datasketch draws the permutations h -> a h + b mod 2^32; they are applied here to many documents at once,
-    which is some ten times faster than its per-document update.
-
-    Args:
-        permutations: hash functions, the length of a signature.
-        seed: of the permutations.
+    Attributes:
+        factors, addends: uint32 [permutations], of h -> h factor + addend mod 2^32.
     """
 
-    def __init__(self, permutations: int, seed: int) -> None:
+    factors: npt.NDArray[np.uint32]
+    addends: npt.NDArray[np.uint32]
+
+    @classmethod
+    def drawn(cls, permutations: int, seed: int) -> Signer:
+        """The permutations that datasketch draws: odd factors, so that each is a bijection of 32-bit numbers."""
+        from datasketch import MinHash
+
         drawn = MinHash(num_perm=permutations, seed=seed, scheme="affine32").permutations
-        self.factors, self.offsets = (np.asarray(part, dtype=np.uint32) for part in drawn)
+        factors, addends = (np.asarray(part, dtype=np.uint32) for part in drawn)
+        return cls(factors, addends)
 
-    def __call__(self, sets: Sequence[Hashes]) -> Signatures:
-        """uint32 [documents, permutations]; each set must hold at least one shingle."""
-        signatures = np.empty((len(sets), len(self.factors)), dtype=np.uint32)
-        for first, last in _blocks(sets):
-            values = finalize(np.concatenate(sets[first:last]).astype(np.uint32))
-            lengths = [len(shingles) for shingles in sets[first:last]]
-            starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
-            for index, (factor, offset) in enumerate(zip(self.factors, self.offsets, strict=True)):
-                signatures[first:last, index] = np.minimum.reduceat(values * factor + offset, starts)
-        return signatures
+    def __call__(self, given: Shingles) -> Signatures:
+        """uint32 [documents, permutations]; all ones for a document without shingles."""
+        return sign(given, self.factors, self.addends)[:, : len(self.factors)]
 
 
-def _blocks(sets: Sequence[Hashes]) -> Iterator[tuple[int, int]]:
-    """Ranges of documents that together hold about `BLOCK_SHINGLES` shingles, at least one document each."""
-    first = held = 0
-    for index, shingles in enumerate(sets):
-        if held and held + len(shingles) > BLOCK_SHINGLES:
-            yield first, index
-            first, held = index, 0
-        held += len(shingles)
-    if first < len(sets):
-        yield first, len(sets)
+@dataclass(frozen=True)
+class Banding:
+    """How signatures become keys.
+
+    Attributes:
+        signer: makes `bands * rows` values a document.
+        bands, rows: two documents are candidates where they agree in all rows of a band.
+    """
+
+    signer: Signer
+    bands: int
+    rows: int
+
+    @classmethod
+    def chosen(cls, threshold: float, permutations: int, seed: int) -> Banding:
+        """The best bands and rows for `threshold`; values that no band uses are not computed."""
+        bands, rows = bands_and_rows(threshold, permutations)
+        signer = Signer.drawn(permutations, seed)
+        used = bands * rows
+        return cls(Signer(signer.factors[:used], signer.addends[:used]), bands, rows)
+
+    def keys(self, given: Shingles) -> Hashes:
+        """uint64 [bands, documents]."""
+        return band_keys(self.signer(given), self.bands, self.rows)
 
 
-def finalize(values: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
-    """The 32-bit finalizer of MurmurHash3 (Appleby, public domain), which datasketch applies before permuting."""
-    values = (values ^ (values >> np.uint32(16))) * np.uint32(0x85EBCA6B)
-    values = (values ^ (values >> np.uint32(13))) * np.uint32(0xC2B2AE35)
-    return values ^ (values >> np.uint32(16))
+def band_keys(signatures: Signatures, bands: int, rows: int) -> Hashes:
+    """uint64 [bands, documents]: equal where all rows of the band agree."""
+    by_value = np.ascontiguousarray(signatures.T)
+    keys = np.zeros((bands, len(signatures)), dtype=np.uint64)
+    for row in range(rows):
+        keys = mix(keys + by_value[row : bands * rows : rows])
+    return keys
+
+
+def mix(values: Hashes) -> Hashes:
+    """A bijection of 64-bit numbers whose output bits depend on all input bits; as in kernel.c."""
+    values = (values ^ (values >> np.uint64(32))) * MULTIPLIER
+    return values ^ (values >> np.uint64(29))
 
 
 def bands_and_rows(threshold: float, permutations: int) -> tuple[int, int]:
-    """(bands, rows per band) that datasketch finds best at `threshold` when misses weigh 19 times as much."""
-    index = MinHashLSH(threshold, permutations, weights=(FALSE_POSITIVE_WEIGHT, FALSE_NEGATIVE_WEIGHT))
+    """(bands, rows per band) that datasketch finds best at `threshold` when misses weigh 99 times as much.
+
+    Two sets of similarity s share a band with probability 1 - (1 - s^rows)^bands (Leskovec, Rajaraman and Ullman,
+    Mining of Massive Datasets, 3.4). Where one band would be best, which datasketch refuses, it is two.
+    """
+    from datasketch import MinHashLSH
+
+    try:
+        index = MinHashLSH(threshold, permutations, weights=(FALSE_POSITIVE_WEIGHT, FALSE_NEGATIVE_WEIGHT))
+    except ValueError:
+        return 2, permutations // 2
     return int(index.b), int(index.r)
-
-
-def buckets(signatures: Signatures, bands: int, rows: int) -> Iterator[npt.NDArray[np.int64]]:
-    """Groups of two and more documents (ascending indices) that agree in all rows of a band, band by band."""
-    for band in range(bands):
-        key = np.zeros(len(signatures), dtype=np.uint64)
-        for column in range(band * rows, (band + 1) * rows):
-            key = mix(key + signatures[:, column])
-        order = np.argsort(key, kind="stable")
-        ends = np.flatnonzero(np.diff(key[order])) + 1
-        for group in np.split(order, ends):
-            if len(group) > 1:
-                yield group

@@ -1,194 +1,217 @@
-"""The stage `dedup`: exact, then near duplicates; one document of every cluster stays."""
+"""The stage `dedup`: exact, then near duplicates; one document of every cluster stays.
+
+Three passes over the parts, each in worker processes and resumable: keys of all documents, shingle sets of those
+that share a key, and the documents that stay. What lies between works on columns of numbers in this process.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-import xxhash
 
 from llmctl.config.dedup import DedupConfig
 from llmctl.config.errors import InputError
-from llmctl.data.dedup.clusters import Verifier
-from llmctl.data.dedup.minhash import Signer, bands_and_rows, buckets
-from llmctl.data.dedup.shingles import Hashes, Shingler
-from llmctl.data.table_writer import TableWriter
-from llmctl.data.tables import DOCUMENTS, SCHEMA_NAMES, conform, read_batches, text_bytes
-from llmctl.pipeline.job import FileFacts, Job, Product
-from llmctl.store.artifact import Input
-from llmctl.store.files import explained, publish
+from llmctl.data.dedup import decide
+from llmctl.data.dedup.decide import REASONS, STAYS, Candidates, Decisions
+from llmctl.data.dedup.groups import Grouping, NumpyGrouping
+from llmctl.data.dedup.index import SHIFT, Index, IndexTask, facts, spill_index
+from llmctl.data.dedup.kernel import library
+from llmctl.data.dedup.keys import KEYS_FILE, Keys, KeyTask, compute_keys
+from llmctl.data.dedup.minhash import Banding
+from llmctl.data.dedup.sets import SetTask, ShingleSets, spill_sets
+from llmctl.data.dedup.units import HASHES_FILE, Reading, UnitTask, hash_units, mark_seen
+from llmctl.data.dedup.write import CLUSTERS_FILE, WriteTask, sources_losing_most, write_clusters, write_part
+from llmctl.data.parts import Report, gather, run_parts
+from llmctl.data.table_writer import RowsDigest
+from llmctl.data.tables import SCHEMA_NAMES, parts_of
+from llmctl.data.workers import Threads, Workers, open_workers
+from llmctl.pipeline.job import Job, Product
+from llmctl.pipeline.stage import load
 
-WHITE_SPACE = re.compile(r"\s+")
-CLUSTERS_FILE = "clusters.parquet"
-CLUSTERS = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),  # the document that went
-        pa.field("representative", pa.string(), nullable=False),  # the one that stays for it
-        pa.field("jaccard", pa.float64(), nullable=False),  # of their shingle sets
-        pa.field("reason", pa.string(), nullable=False),  # exact | near
-    ],
-)
-
-
-@dataclass
-class Corpus:
-    """What is kept of every document between the two passes; rows are numbered in reading order.
-
-    Attributes:
-        ids, lengths: by row; lengths in characters.
-        survivor: by row, the row that stays for it (itself where it stays).
-        jaccard, reason: by removed row.
-    """
-
-    ids: list[str] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-    survivor: list[int] = field(default_factory=list)
-    jaccard: dict[int, float] = field(default_factory=dict)
-    reason: dict[int, str] = field(default_factory=dict)
-
-    def rank(self, row: int) -> tuple[int, str]:
-        """Sort key: the longest document first, then the smallest id."""
-        return -self.lengths[row], self.ids[row]
-
-    def remove(self, row: int, survivor: int, similarity: float, reason: str) -> None:
-        """Note that `row` goes and `survivor` stays for it."""
-        self.survivor[row] = survivor
-        self.jaccard[row] = similarity
-        self.reason[row] = reason
-
-
-def exact_key(text: str) -> int:
-    """128-bit hash of the text without regard to letter case and white space."""
-    return xxhash.xxh3_128_intdigest(WHITE_SPACE.sub(" ", text.casefold()).strip().encode())
+SOURCES_NAMED = 5
+# Up to here the start of worker processes costs more than what little of the passes holds the interpreter's lock.
+THREADS_UP_TO_BYTES = 1 << 30
 
 
 def run(job: Job[DedupConfig]) -> Product:
-    """Two passes over the input: find what goes, then write what stays, in the input's order.
+    """Find what goes, then write what stays, in the input's order.
 
-    Memory: about 8 bytes per distinct word n-gram and 4 per permutation and document. The result does not
-    depend on the order of the input, except for the order of the output.
+    Memory: in each worker a batch of documents and the keys of a part; here some 100 bytes a document and the
+    groups of candidates, whatever the size of the texts. Unless `keep` is `first` or `unit` is not `document`,
+    which documents stay does not depend on the order of the input.
     """
-    config, given = job.config, job.inputs["input"]
-    corpus, sets = Corpus(), list[Hashes]()
-    shingler = Shingler(config.ngram_words)
-    owner: dict[int, int] = {}
-    for batch in read_batches(given, ["id", "text"]):
-        for document_id, text in zip(batch.column("id").to_pylist(), batch.column("text").to_pylist(), strict=True):
-            row = len(corpus.ids)
-            corpus.ids.append(document_id)
-            corpus.lengths.append(len(text))
-            corpus.survivor.append(row)
-            first = owner.setdefault(exact_key(text), row) if config.exact else row
-            # An exact copy needs no shingles of its own: its survivor's are the same.
-            sets.append(sets[first] if first != row else shingler(text) if config.near else _NO_SHINGLES)
-            if first != row:
-                corpus.remove(row, first, 1.0, "exact")
-        job.progress.update(len(corpus.ids), None, "documents hashed")
-    if not corpus.ids:
-        raise InputError(f"{given.ref} holds no document", hint="nothing to deduplicate")
-    _settle_exact(corpus)
-    compared = _remove_near(job, corpus, sets) if config.near else 0
-    return _publish(job, corpus, compared)
+    library()  # before any work: where it was not built, say so
+    run_ = _Run.begun(job)
+    decisions = Decisions(len(run_.keys))
+    decisions.reason[run_.keys.column("emptied")] = decide.EMPTY
+    decisions.survivor[run_.keys.column("emptied")] = -1
+    if job.config.exact:
+        decide.remove_exact(run_.keys, run_.grouping, run_.index, decisions)
+    if run_.banding is not None:
+        run_.remove_near(run_.banding, decisions)
+    decisions.follow()
+    losing = sources_losing_most(run_.keys, decisions)
+    for source, gone, count in losing[:SOURCES_NAMED]:
+        job.progress.note(f"warning: source {source!r} loses {gone} of {count} documents as duplicates")
+    return run_.publish(decisions, [source for source, _, _ in losing])
 
 
-_NO_SHINGLES = np.empty(0, dtype=np.uint64)
+@dataclass(frozen=True)
+class _Run:
+    """What all passes of one run share."""
+
+    job: Job[DedupConfig]
+    workers: Workers
+    grouping: Grouping
+    banding: Banding | None
+    index: Index | None
+    readings: list[Reading]
+    keys: Keys
+
+    @classmethod
+    def begun(cls, job: Job[DedupConfig]) -> _Run:
+        """After the first pass."""
+        config = job.config
+        workers = _workers(job)
+        banding = Banding.chosen(config.threshold, config.permutations, config.seed) if config.near else None
+        index = None
+        if "against" in job.inputs:
+            if banding is None or not config.exact:
+                raise InputError("against compares exact and near duplicates", hint="set exact=true and near=true")
+            index = Index.of(job.artifact("against"), facts(config, banding))
+        readings = _readings(job, workers)
+        tasks = [
+            KeyTask(number, reading, config.keep, config.ngram_words, banding)
+            for number, reading in enumerate(readings)
+        ]
+        counts = [
+            report.figures["documents"]
+            for report in _told(job, run_parts(job, workers, compute_keys, tasks, "keys"), "documents", "hashed")
+        ]
+        if not sum(counts):
+            raise InputError(f"{job.inputs['input'].ref} holds no document", hint="nothing to deduplicate")
+        keys = Keys([job.work / "keys" / f"{n:05d}" / KEYS_FILE for n in range(len(counts))], counts, config.keep)
+        return cls(job, workers, _grouping(config), banding, index, readings, keys)
+
+    def remove_near(self, banding: Banding, decisions: Decisions) -> None:
+        """Find candidates, compute their sets, compare them."""
+        job, threshold = self.job, self.job.config.threshold
+        job.progress.note(f"MinHash: {job.config.permutations} permutations, {banding.bands} bands of {banding.rows}")
+        candidates = decide.find_candidates(self.keys, self.grouping, self.index, banding.bands, decisions.stays)
+        if not len(candidates.rows):
+            return
+        own, theirs = self._spilled(candidates)
+        if self.index is not None:
+            decide.remove_near_against(candidates, ShingleSets.mapped([*own, *theirs], SHIFT), threshold, decisions)
+        sets = ShingleSets.mapped(own)
+        decide.remove_near(
+            self.keys, candidates, sets, threshold, decisions,
+            lambda done, total: job.progress.update(done, total, "bands compared"),
+        )  # fmt: skip
+
+    def _spilled(self, candidates: Candidates) -> tuple[list[Path], list[Path]]:
+        """The second pass: directories with the sets of the candidates, and of those of the index."""
+        starts = self.keys.starts
+        bounds = np.searchsorted(candidates.rows, starts)
+        tasks = [
+            SetTask(reading, candidates.rows[low:high] - start, self.job.config.ngram_words)
+            for reading, low, high, start in zip(self.readings, bounds, bounds[1:], starts, strict=False)
+        ]
+        for _ in run_parts(self.job, self.workers, spill_sets, tasks, "sets"):
+            pass
+        own = [self.job.work / "sets" / f"{number:05d}" for number in range(len(tasks))]
+        if self.index is None:
+            return own, []
+        ends = np.concatenate(([0], np.cumsum(self.index.counts())))
+        bounds = np.searchsorted(candidates.index_rows, ends)
+        against = [
+            IndexTask(path, candidates.index_rows[low:high] - start)
+            for path, low, high, start in zip(self.index.files, bounds, bounds[1:], ends, strict=False)
+        ]
+        for _ in run_parts(self.job, self.workers, spill_index, against, "against"):
+            pass
+        return own, [self.job.work / "against" / f"{number:05d}" for number in range(len(against))]
+
+    def publish(self, decisions: Decisions, losing: list[str]) -> Product:
+        """The last pass: write what stays, and the table of clusters."""
+        job, config = self.job, self.job.config
+        bands = self.banding.bands if self.banding else 0
+        masks = decide.mask_files(self.keys, decisions, job.work / "masks")
+        tasks = [
+            WriteTask(reading, mask, path if config.index else None, bands, config.ngram_words)
+            for reading, mask, path in zip(self.readings, masks, self.keys.files, strict=True)
+        ]
+        counts: Counter[str] = Counter()
+        digest = RowsDigest()
+        reports: list[Report] = []
+        for report in _told(job, run_parts(job, self.workers, write_part, tasks), "documents", "kept"):
+            reports.append(report)
+            counts.update(report.figures["counts"])
+            digest.merge(report.figures["rows_digest"], report.figures["counts"]["kept"])
+        files = gather(job, reports)
+        files[CLUSTERS_FILE] = write_clusters(job.out / CLUSTERS_FILE, self.keys, decisions, self.index)
+        totals = self._totals(decisions, counts) | {"sources_losing_most": len(losing)}
+        if losing:
+            totals["sources_losing_most_names"] = ", ".join(losing[:SOURCES_NAMED])
+        totals["rows_digest"] = digest.hexdigest()
+        job.log({"stage": "dedup", **totals})
+        semantic = {"index": facts(config, self.banding)} if config.index and self.banding else {}
+        return Product(SCHEMA_NAMES["documents"], semantic=semantic, totals=totals, files=files)
+
+    def _totals(self, decisions: Decisions, counts: Counter[str]) -> dict[str, int | float | str]:
+        """Counts that add up: in = kept + the sum of all `dropped.<reason>`."""
+        reasons = np.bincount(decisions.reason, minlength=len(REASONS)).tolist()
+        shown = {"exact", "near"} | ({"empty"} if self.job.config.unit != "document" else set())
+        shown |= {"against_exact", "against_near"} if self.index else set()
+        against = np.isin(decisions.reason, (decide.AGAINST_EXACT, decide.AGAINST_NEAR))
+        copies = (decisions.reason != STAYS) & (decisions.reason != decide.EMPTY) & ~against
+        totals: dict[str, int | float | str] = {"documents": counts["kept"]}
+        totals |= {key: counts[key] for key in ("in", "kept", "bytes_in", "bytes")}
+        totals |= {f"dropped.{name}": count for name, count in zip(REASONS, reasons, strict=True) if name in shown}
+        if self.job.config.unit != "document":
+            totals[f"{self.job.config.unit}s_removed"] = counts["units_removed"]
+        totals["clusters"] = len(np.unique(decisions.survivor[copies])) + len(np.unique(decisions.survivor[against]))
+        totals["pairs_compared"] = decisions.compared
+        return totals
 
 
-def _settle_exact(corpus: Corpus) -> None:
-    """Of each group of equal documents, let the best stay instead of the first."""
-    groups: dict[int, list[int]] = {}
-    for row, first in enumerate(corpus.survivor):
-        if first != row:
-            groups.setdefault(first, [first]).append(row)
-    for first, rows in groups.items():
-        best = min(rows, key=corpus.rank)
-        corpus.survivor[first] = first
-        for row in rows:
-            if row == best:
-                corpus.survivor[row] = row
-                corpus.jaccard.pop(row, None)
-                corpus.reason.pop(row, None)
-            else:
-                corpus.remove(row, best, 1.0, "exact")
+def _readings(job: Job[DedupConfig], workers: Workers) -> list[Reading]:
+    """How the passes read each part: after a pass over its units where these are to be removed."""
+    parts, unit = parts_of(job.inputs["input"]), job.config.unit
+    if unit == "document":
+        return [Reading(part) for part in parts]
+    tasks = [UnitTask(part, unit) for part in parts]
+    reports = _told(job, run_parts(job, workers, hash_units, tasks, "units"), "units", "hashed")
+    counts = [report.figures["units"] for report in reports]
+    files = [job.work / "units" / f"{number:05d}" / HASHES_FILE for number in range(len(parts))]
+    marks = mark_seen(files, counts, job.work / "seen")
+    return [Reading(part, unit, mark) for part, mark in zip(parts, marks, strict=True)]
 
 
-def _remove_near(job: Job[DedupConfig], corpus: Corpus, sets: list[Hashes]) -> int:
-    """Mark near duplicates among the exact survivors; the number of pairs compared."""
+def _told(job: Job[DedupConfig], reports: Iterator[Report], figure: str, verb: str) -> Iterator[Report]:
+    """The same reports, with progress: how many of `figure` were hashed or kept so far."""
+    done = 0
+    for report in reports:
+        done += report.figures[figure]
+        job.progress.update(done, None, f"{figure} {verb}")
+        yield report
+
+
+def _workers(job: Job[DedupConfig]) -> Workers:
+    """Where the passes run: threads suffice for a small corpus, since the kernel works outside Python."""
     config = job.config
-    rows = [row for row, survivor in enumerate(corpus.survivor) if survivor == row and len(sets[row])]
-    rows.sort(key=corpus.rank)  # so that nothing depends on the order of the input
-    if len(rows) < 2:
-        return 0
-    chosen = [sets[row] for row in rows]
-    bands, band_rows = bands_and_rows(config.threshold, config.permutations)
-    job.progress.note(f"MinHash: {config.permutations} permutations, {bands} bands of {band_rows} rows")
-    signatures = Signer(config.permutations, config.seed)(chosen)
-    verifier = Verifier(chosen, config.threshold)
-    verifier.add(buckets(signatures, bands, band_rows))
-    for removal in verifier.removals([corpus.rank(row) for row in rows]):
-        corpus.remove(rows[removal.document], rows[removal.representative], removal.jaccard, "near")
-    for row, survivor in enumerate(corpus.survivor):
-        if survivor != row and corpus.survivor[survivor] != survivor:  # the copy of a document that went
-            corpus.survivor[row] = corpus.survivor[survivor]
-            corpus.jaccard[row] = corpus.jaccard[survivor]
-    return verifier.compared
+    size = sum(part.stat().st_size for part in parts_of(job.inputs["input"]) if isinstance(part, Path))
+    if config.engine == "native" and config.unit == "document" and size <= THREADS_UP_TO_BYTES:
+        return Threads(config.workers)
+    return open_workers(config)
 
 
-def _publish(job: Job[DedupConfig], corpus: Corpus, compared: int) -> Product:
-    """Write the survivors and the table of clusters."""
-    bytes_in = bytes_out = 0
-    with TableWriter(job.out, DOCUMENTS) as writer:
-        for batch, stays in _with_decisions(job.inputs["input"], corpus):
-            kept = conform(batch, DOCUMENTS).filter(stays)
-            writer.write(kept)
-            bytes_in += text_bytes(batch)
-            bytes_out += text_bytes(kept)
-        files = writer.close()
-    gone = [row for row, survivor in enumerate(corpus.survivor) if survivor != row]
-    files[CLUSTERS_FILE] = _write_clusters(job, corpus, gone)
-    reasons = [corpus.reason[row] for row in gone]
-    totals: dict[str, int | float | str] = {
-        "documents": len(corpus.ids) - len(gone),
-        "in": len(corpus.ids),
-        "kept": len(corpus.ids) - len(gone),
-        "bytes_in": bytes_in,
-        "bytes": bytes_out,
-        "dropped.exact": reasons.count("exact"),
-        "dropped.near": reasons.count("near"),
-        "clusters": len({corpus.survivor[row] for row in gone}),
-        "pairs_compared": compared,
-        "rows_digest": writer.digest.hexdigest(),
-    }
-    job.log({"stage": "dedup", **totals})
-    return Product(SCHEMA_NAMES["documents"], totals=totals, files=files)
-
-
-def _with_decisions(given: Input, corpus: Corpus) -> Iterator[tuple[pa.RecordBatch, pa.BooleanArray]]:
-    """Each batch again, with a mask of the rows that stay."""
-    start = 0
-    for batch in read_batches(given):
-        rows = range(start, start + batch.num_rows)
-        yield batch, pa.array([corpus.survivor[row] == row for row in rows], pa.bool_())
-        start += batch.num_rows
-
-
-def _write_clusters(job: Job[DedupConfig], corpus: Corpus, gone: list[int]) -> FileFacts:
-    """`clusters.parquet`: every removed document, sorted by representative, then id."""
-    rows = [
-        {
-            "id": corpus.ids[row],
-            "representative": corpus.ids[corpus.survivor[row]],
-            "jaccard": corpus.jaccard[row],
-            "reason": corpus.reason[row],
-        }
-        for row in gone
-    ]
-    rows.sort(key=lambda row: (row["representative"], row["id"]))
-    path = job.out / CLUSTERS_FILE
-    with explained(str(path)), publish(path) as handle:
-        pq.write_table(pa.Table.from_pylist(rows, schema=CLUSTERS), handle, compression="zstd")
-    return FileFacts(rows=len(rows))
+def _grouping(config: DedupConfig) -> Grouping:
+    if config.engine == "native":
+        return NumpyGrouping()
+    chosen: Callable[[], Grouping] = load("llmctl.data.dedup.daft_groups:DaftGrouping")
+    return chosen()

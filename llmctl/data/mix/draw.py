@@ -12,7 +12,7 @@ import xxhash
 
 from llmctl.config.errors import InputError
 from llmctl.config.mix import MixConfig, Unit
-from llmctl.data.dedup.shingles import mix
+from llmctl.data.dedup.minhash import mix
 from llmctl.data.mix.schedule import Supply, interleave, shares
 from llmctl.data.mix.survey import COLUMNS, Ints, Mask, Survey
 

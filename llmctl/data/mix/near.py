@@ -8,9 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import xxhash
 
-from llmctl.data.dedup.shingles import Hashes, Shingler, jaccard
+from llmctl.data.dedup import kernel
+from llmctl.data.dedup.kernel import Hashes
 from llmctl.store.files import publish
 
 Ints = npt.NDArray[np.int64]
@@ -19,16 +21,25 @@ ARRAYS = ("shingles", "offsets", "vocabulary", "rank", "posting_rank", "posting_
 ROUNDING = 1e-9
 
 
-class Shingles:
-    """Texts as sets of shingles; one without words is the hash of itself, so that equal ones are found too."""
+def shingle_sets(texts: Sequence[str], ngram_words: int) -> list[Hashes]:
+    """Sorted unique uint64 of each text, at least one.
 
-    def __init__(self, ngram_words: int) -> None:
-        self._shingler = Shingler(ngram_words)
+    A text without words is the hash of itself, so that equal ones are found too.
+    """
+    if not texts:
+        return []
+    found = kernel.shingles(kernel.normalise(pa.array(texts, pa.string())), ngram_words).sets()
+    sets = np.split(found.hashes, found.offsets[1:-1])
+    return [
+        one if len(one) else np.array([xxhash.xxh64_intdigest(text.encode())], dtype=np.uint64)
+        for one, text in zip(sets, texts, strict=True)
+    ]
 
-    def __call__(self, text: str) -> Hashes:
-        """Sorted unique uint64, at least one."""
-        found = self._shingler(text)
-        return found if len(found) else np.array([xxhash.xxh64_intdigest(text.encode())], dtype=np.uint64)
+
+def jaccard(one: Hashes, other: Hashes) -> float:
+    """Size of the intersection over size of the union of two sorted unique arrays."""
+    shared = len(np.intersect1d(one, other, assume_unique=True))
+    return shared / (len(one) + len(other) - shared)
 
 
 def prefix_length(size: int, threshold: float) -> int:

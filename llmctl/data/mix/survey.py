@@ -11,7 +11,7 @@ import numpy.typing as npt
 import xxhash
 
 from llmctl.config.mix import MixConfig, Unit
-from llmctl.data.mix.near import HeldoutIndex, Shingles
+from llmctl.data.mix.near import HeldoutIndex, shingle_sets
 from llmctl.data.parts import Report
 from llmctl.data.split import HASH_RANGE, identity, is_heldout, split_mark
 from llmctl.data.tables import Part, read_part
@@ -100,7 +100,6 @@ def survey_part(task: SurveyTask, directory: Path) -> Report:
     config = task.config
     surveys: list[Survey] = []
     sets: list[npt.NDArray[np.uint64]] = []
-    shingles = Shingles(config.ngram_words)
     for batch in read_part(task.part, ["id", "text"]):
         texts = batch.column("text").to_pylist()
         sizes = [len(text.encode()) for text in texts]
@@ -109,7 +108,7 @@ def survey_part(task: SurveyTask, directory: Path) -> Report:
         survey = Survey.of(batch.column("id").to_pylist(), sizes, tokens)
         surveys.append(survey)
         held = survey.heldout(config.heldout_fraction).tolist()
-        sets += [shingles(text) for text, out in zip(texts, held, strict=True) if out]
+        sets += shingle_sets([text for text, out in zip(texts, held, strict=True) if out], config.ngram_words)
     survey = Survey.joined(surveys)
     with publish(directory / SURVEY_FILE) as handle:
         np.savez(
@@ -140,12 +139,12 @@ class NearTask:
 def near_part(task: NearTask, directory: Path) -> Report:
     """Mark the training documents of a part that are near a held-out one."""
     config = task.config
-    index, shingles = HeldoutIndex(task.index, config.near_threshold), Shingles(config.ngram_words)
+    index = HeldoutIndex(task.index, config.near_threshold)
     near: list[bool] = []
     for batch in read_part(task.part, ["id", "text"]):
-        for document, text in zip(batch.column("id").to_pylist(), batch.column("text").to_pylist(), strict=True):
-            heldout = is_heldout(document, config.heldout_fraction)
-            near.append(not heldout and index.has_near(shingles(text)))
+        sets = shingle_sets(batch.column("text").to_pylist(), config.ngram_words)
+        for document, shingles in zip(batch.column("id").to_pylist(), sets, strict=True):
+            near.append(not is_heldout(document, config.heldout_fraction) and index.has_near(shingles))
     with publish(directory / NEAR_FILE) as handle:
         np.save(handle, np.array(near, dtype=np.bool_))
     return Report(figures={"documents": len(near), "near": sum(near)})

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import xxhash
 
-from llmctl.data.dedup.shingles import MULTIPLIER, mix
+from llmctl.data.dedup.minhash import MULTIPLIER, mix
 from llmctl.data.stats.sketch import HeavyHitters, Ints, Keys
 
 WORD = re.compile(r"\w+")

@@ -14,8 +14,8 @@ from llmctl.config.collect import CollectConfig
 from llmctl.config.errors import ConfigError, InputError, LlmctlError
 from llmctl.config.mix import MixConfig
 from llmctl.config.tokens import TokenizerConfig
-from llmctl.data.dedup.shingles import Shingler, jaccard
 from llmctl.data.mix import shuffle, stage
+from llmctl.data.mix.near import jaccard, shingle_sets
 from llmctl.data.split import is_heldout, original
 from llmctl.store.artifact import Artifact
 from llmctl.tokens.tokenizer import Tokenizer
@@ -146,8 +146,7 @@ def test_no_document_is_near_a_held_out_one(source: Callable, mixed: Callable) -
     given = {"web": source("web", base), "mirror": source("mirror", copies)}
     artifact = mixed(given, by="documents", heldout_fraction=0.1, weights={"web": 1, "mirror": 1})
     train, heldout = rows_of(artifact, "train"), rows_of(artifact, "heldout")
-    shingler = Shingler(5)
-    held = [shingler(text) for text in base + copies]
+    held = shingle_sets(base + copies, 5)
     names = [f"web-{n}" for n in range(200)] + [f"mirror-{n}" for n in range(200)]
     outside = [one for one, name in zip(held, names, strict=True) if is_heldout(name, 0.1)]
     inside = [(name, one) for one, name in zip(held, names, strict=True) if not is_heldout(name, 0.1)]

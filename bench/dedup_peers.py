@@ -1,0 +1,152 @@
+"""The peers of bench/dedup.py, each as good as we could make it: `dedup_peers.py TOOL FOLDER OUT`.
+
+This file imports nothing of llmctl, so that it runs in an interpreter that has only the peer.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+WORD = re.compile(r"\w+")
+PERMUTATIONS, BANDS, ROWS, WORDS, SEED = 126, 18, 7, 5, 1  # llmctl's bands for 0.8 with up to 128
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+
+def mix(values: np.ndarray) -> np.ndarray:
+    values = (values ^ (values >> np.uint64(32))) * MULTIPLIER
+    return values ^ (values >> np.uint64(29))
+
+
+def rensa_signatures(path: Path) -> np.ndarray:
+    """Shingle hashes in NumPy, one xxh64 for each distinct word; then rensa's matrix."""
+    import xxhash
+    from rensa import RMinHash
+
+    known: dict[str, int] = {}
+    found, offsets = [], [0]
+    for text in pq.read_table(path, columns=["text"])["text"].to_pylist():
+        words = WORD.findall(text.casefold())
+        for word in words:
+            if word not in known:
+                known[word] = xxhash.xxh64_intdigest(word.encode())
+        hashes = np.fromiter(map(known.__getitem__, words), dtype=np.uint64, count=len(words))
+        n = min(WORDS, len(words))
+        combined = np.zeros(max(len(words) - n + 1, 0) if n else 0, dtype=np.uint64)
+        for position in range(n):
+            combined = mix(combined * MULTIPLIER + hashes[position : position + len(combined)])
+        found.append(combined)
+        offsets.append(offsets[-1] + len(combined))
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(
+        np.concatenate(found), np.array(offsets, dtype=np.uint64), PERMUTATIONS, SEED
+    )
+    return np.array(matrix.to_rows(), dtype=np.uint32)
+
+
+def datasketch_signatures(path: Path) -> np.ndarray:
+    """`MinHash.bulk` over encoded 5-word strings, xxh32."""
+    import xxhash
+    from datasketch import MinHash
+
+    sets = []
+    for text in pq.read_table(path, columns=["text"])["text"].to_pylist():
+        words = WORD.findall(text.casefold())
+        sets.append({" ".join(words[i : i + WORDS]).encode() for i in range(max(len(words) - WORDS + 1, 1))})
+    made = MinHash.bulk(sets, num_perm=PERMUTATIONS, seed=SEED, hashfunc=xxhash.xxh32_intdigest)
+    return np.array([one.hashvalues for one in made], dtype=np.uint32)
+
+
+def components(signatures: np.ndarray) -> np.ndarray:
+    """Label of each document: those that share a band are one."""
+    from_, to = [], []
+    for band in range(BANDS):
+        key = np.zeros(len(signatures), dtype=np.uint64)
+        for column in range(band * ROWS, (band + 1) * ROWS):
+            key = mix(key + signatures[:, column])
+        order = np.argsort(key, kind="stable")
+        same = np.flatnonzero(key[order][1:] == key[order][:-1])
+        from_.append(order[same])
+        to.append(order[same + 1])
+    return labels_of(len(signatures), np.concatenate(from_), np.concatenate(to))
+
+
+def labels_of(count: int, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Connected components, the smallest document of each as its label."""
+    labels = np.arange(count)
+    while True:
+        low = np.minimum(labels[one], labels[other])
+        new = labels.copy()
+        np.minimum.at(new, one, low)
+        np.minimum.at(new, other, low)
+        new = new[new]
+        if np.array_equal(new, labels):
+            return labels
+        labels = new
+
+
+def by_signatures(signatures, folder: Path, out: Path) -> None:  # noqa: ANN001
+    paths = sorted(folder.glob("part-*.parquet"))
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        values = np.concatenate(list(pool.map(signatures, paths)))
+    labels = components(values)
+    kept = labels == np.arange(len(labels))
+    start = 0
+    for path in paths:
+        table = pq.read_table(path)
+        mask = pa.array(kept[start : start + len(table)])
+        pq.write_table(table.filter(mask), out / path.name, compression="zstd")
+        start += len(table)
+
+
+def daft_plan(folder: Path, out: Path) -> None:
+    """Everything in Daft's expressions but the components, as its own documentation does it."""
+    import daft
+    from daft import col
+    from daft.functions import hash, lower, minhash, monotonically_increasing_id, regexp_replace, slice  # noqa: A004
+
+    frame = daft.read_parquet(str(folder / "part-*.parquet"))
+    frame = frame.with_column("row", monotonically_increasing_id()).collect()
+    text = lower(regexp_replace(col("text"), r"[^\w]+", " ")).lstrip().rstrip()
+    signed = frame.select(
+        "row",
+        minhash(text, num_hashes=PERMUTATIONS, ngram_size=WORDS, seed=SEED, hash_function="xxhash3_64").alias("s"),
+    )
+    bands = [hash(slice(col("s"), band * ROWS, (band + 1) * ROWS)) for band in range(BANDS)]
+    keys = signed.select("row", *(key.alias(f"b{band}") for band, key in enumerate(bands))).collect()
+    one, other = [], []
+    for band in range(BANDS):
+        named = keys.select(col(f"b{band}").alias("key"), "row")
+        grouped = named.groupby("key").agg(col("row").list_agg().alias("rows"), col("row").count().alias("count"))
+        for rows in grouped.where(col("count") > 1).to_pydict()["rows"]:
+            first = min(rows)
+            one += [first] * (len(rows) - 1)
+            other += [row for row in rows if row != first]
+    names = np.unique(np.array(one + other, dtype=np.int64))
+    labels = labels_of(len(names), np.searchsorted(names, one), np.searchsorted(names, other))
+    gone = names[labels != np.arange(len(names))]
+    removed = daft.from_pydict({"row": daft.Series.from_numpy(gone.astype(np.uint64))})
+    frame.join(removed, on="row", how="anti").exclude("row").write_parquet(str(out), compression="zstd")
+    for number, path in enumerate(sorted(out.glob("*.parquet"))):
+        path.rename(out / f"part-{number:05d}.parquet")
+
+
+def main() -> None:
+    tool, folder, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    if tool == "daft":
+        daft_plan(folder, out)
+    else:
+        by_signatures({"rensa": rensa_signatures, "datasketch": datasketch_signatures}[tool], folder, out)
+
+
+if __name__ == "__main__":
+    main()

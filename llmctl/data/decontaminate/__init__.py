@@ -1,0 +1,3 @@
+from llmctl.data.decontaminate.stage import run
+
+__all__ = ["run"]
