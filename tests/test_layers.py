@@ -22,6 +22,7 @@ HEAVY = {
     "deepspeed",
     "fastapi",
     "scipy",
+    "matplotlib",
 }
 MAX_LINES = 400
 

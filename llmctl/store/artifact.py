@@ -49,9 +49,13 @@ class Artifact:
         """Size of all published files."""
         return sum(entry.bytes for entry in self.manifest.files)
 
-    def files(self, *, suffix: str = "") -> list[Path]:
-        """Published files in manifest order, by ending where given."""
-        return [self.path / entry.path for entry in self.manifest.files if entry.path.endswith(suffix)]
+    def files(self, *, suffix: str = "", split: str | None = None) -> list[Path]:
+        """Published files in manifest order, by ending and by split where given."""
+        return [
+            self.path / entry.path
+            for entry in self.manifest.files
+            if entry.path.endswith(suffix) and (split is None or entry.split == split)
+        ]
 
     def holds(self, name: str) -> bool:
         """Whether the manifest lists `data/<name>`."""

@@ -1,3 +1,3 @@
-from llmctl.data.collect.stage import run, sources
+from llmctl.data.collect.stage import fetch_sources, run, sources
 
-__all__ = ["run", "sources"]
+__all__ = ["fetch_sources", "run", "sources"]

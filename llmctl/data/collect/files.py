@@ -7,12 +7,13 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from llmctl.config.errors import InputError
 from llmctl.data.collect.document import Document, Tally
+from llmctl.data.collect.fetch import Haul
 from llmctl.data.lines import plain_suffix, read_objects, read_text
 from llmctl.data.tables import read_parquet
 from llmctl.store.files import explained, sha256_file
@@ -63,6 +64,7 @@ class FileSource:
         skipped: how much was left out, by reason: files of unknown format, and artifact stores.
         max_document_bytes: longer documents are dropped.
         license: for documents that name none.
+        origins: by the name of a fetched file, (its URL, its time), for documents that name none.
     """
 
     name: str
@@ -70,14 +72,19 @@ class FileSource:
     skipped: Mapping[str, int]
     max_document_bytes: int
     license: str
+    origins: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def fingerprint(self) -> str:
-        """The digest of the source's name and of its files' names and bytes; folder location plays no part."""
+        """The digest of the source's name and of its files' names and bytes; folder location plays no part.
+
+        URL and time of fetched files do, since documents carry them.
+        """
         files = []
         for path, name in self.members:
             with explained(str(path)):
                 files.append([name, sha256_file(path)])
-        return sha256_of({"name": self.name, "files": files})
+        origins = {"origins": {name: list(origin) for name, origin in self.origins.items()}} if self.origins else {}
+        return sha256_of({"name": self.name, "files": files, **origins})
 
     def documents(self, tally: Tally) -> Iterator[Document]:
         """File by file; rows of one file in its order."""
@@ -92,9 +99,11 @@ class FileSource:
                 if text is None:
                     tally.dropped["too_large"] += 1
                     continue
-                yield Document(name, text, self.name, "", self.license, CODE.get(plain_suffix(path), ""))
+                url, time = self.origins.get(name, ("", ""))
+                yield Document(name, text, self.name, url, self.license, CODE.get(plain_suffix(path), ""), time)
 
     def _rows(self, path: Path, name: str, unit: str, rows: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[Document]:
+        origin_url, time = self.origins.get(name, ("", ""))
         for number, row in rows:
             where = f"{path} {unit} {number}"
             text = next((row[column] for column in TEXT_COLUMNS if row.get(column) is not None), None)
@@ -105,8 +114,9 @@ class FileSource:
                 id=f"{name}:{number}" if row_id in (None, "") else _string(str(row_id), "id", where),
                 text=_string(text, "text", where),
                 source=_string(row.get("source") or self.name, "source", where),
-                url=_string(row.get("url") or "", "url", where),
+                url=_string(row.get("url") or origin_url, "url", where),
                 license=_string(row.get("license") or self.license, "license", where),
+                time=time,
             )
 
 
@@ -163,6 +173,26 @@ def open_source(argument: str, max_document_bytes: int, license_id: str) -> File
         name, members, skipped = stem(path), [(path, path.name)], Counter()
     members.sort(key=lambda member: member[1])
     return FileSource(safe_name(name), tuple(members), skipped, max_document_bytes, license_id)
+
+
+def open_haul(argument: str, haul: Haul, max_document_bytes: int, license_id: str) -> FileSource:
+    """The source that fetched files make.
+
+    Raises:
+        InputError: where none of them has a known format.
+    """
+    known = [file for file in haul.files if is_known(file.path)]
+    if not known:
+        names = ", ".join(file.name for file in haul.files[:3]) or "nothing of a known format"
+        raise InputError(f"{argument} gave {names}, which is not read", hint=f"known: {KNOWN}")
+    return FileSource(
+        name=safe_name(stem(Path(haul.name)) if len(known) == 1 else haul.name),
+        members=tuple((file.path, file.name) for file in known),
+        skipped=Counter({"unknown_format": haul.skipped} if haul.skipped else {}),
+        max_document_bytes=max_document_bytes,
+        license=license_id,
+        origins={file.name: (file.url, file.time) for file in known},
+    )
 
 
 def _walk(folder: Path) -> tuple[list[Path], Counter[str]]:

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 from llmctl.config.collect import CollectConfig
 from llmctl.config.errors import InputError, UsageError
 from llmctl.data.collect.document import Document, Source, Tally, UniqueIds
-from llmctl.data.collect.files import open_source, safe_name
+from llmctl.data.collect.fetch import Haul, Limits, Network, fetch_all, is_remote
+from llmctl.data.collect.files import is_known, open_haul, open_source, safe_name
 from llmctl.data.collect.python_docs import NAME as PYTHON_DOCS
 from llmctl.data.collect.python_docs import PythonDocs
 from llmctl.data.table_writer import TableWriter
 from llmctl.data.tables import BATCH_ROWS, DOCUMENTS, SCHEMA_NAMES
-from llmctl.pipeline.job import Job, Product
+from llmctl.pipeline.job import Job, Product, Progress
 from llmctl.store.manifest import sha256_of
 
 BATCH_BYTES = 8 << 20
 
 
-def open_sources(config: CollectConfig) -> Iterator[Source]:
+def fetch_sources(config: CollectConfig, directory: Path, progress: Progress) -> dict[str, Haul]:
+    """Bring every source that is a URL into `directory`, if it is not there yet; by source, its verified files.
+
+    Raises:
+        InputError: for the first that is refused, missing, damaged or not to be had.
+    """
+    limits = Limits(max_bytes=config.max_download_bytes, total_s=config.timeout_s)
+    urls = [source for source in config.sources if is_remote(source)]
+    return fetch_all(
+        urls, directory, limits, Network(config.allow_private), progress, lambda name: is_known(Path(name))
+    )
+
+
+def open_sources(config: CollectConfig, fetched: Mapping[str, Haul] | None = None) -> Iterator[Source]:
     """The sources in the order given, each opened when its turn comes.
+
+    Args:
+        config: what to open.
+        fetched: what `fetch_sources` gave; URLs are read from there.
 
     Raises:
         UsageError: there is none.
@@ -30,11 +49,13 @@ def open_sources(config: CollectConfig) -> Iterator[Source]:
     for name in config.sources:
         if name == PYTHON_DOCS:
             yield PythonDocs()
+        elif fetched is not None and name in fetched:
+            yield open_haul(name, fetched[name], config.max_document_bytes, config.license)
         else:
             yield open_source(name, config.max_document_bytes, config.license)
 
 
-def sources(config: CollectConfig) -> tuple[str, dict[str, str]]:
+def sources(config: CollectConfig, fetched: Mapping[str, Haul] | None = None) -> tuple[str, dict[str, str]]:
     """The artifact's name where the user gives none, and `sha256:…` of everything that will be read, by role.
 
     The name is the first source's (`python-docs`, `notes`). A source's role is its name too. Files count with
@@ -45,7 +66,7 @@ def sources(config: CollectConfig) -> tuple[str, dict[str, str]]:
         InputError: for the first source that is missing or unreadable.
     """
     digests: dict[str, str] = {}
-    for number, source in enumerate(open_sources(config)):
+    for number, source in enumerate(open_sources(config, fetched)):
         role = source.name if source.name not in digests else f"{source.name}-{number + 1}"
         digests[role] = sha256_of({"position": number, "content": source.fingerprint()})
     return safe_name(next(iter(digests))), digests
@@ -122,7 +143,7 @@ def run(job: Job[CollectConfig]) -> Product:
 def _read(job: Job[CollectConfig], collector: Collector, tally: Tally) -> None:
     """Everything up to the limit; a source beyond it is not opened."""
     limit = job.config.limit
-    for source in open_sources(job.config):
+    for source in open_sources(job.config, job.fetched):
         for document in source.documents(tally):
             collector.add(document)
             if collector.documents % BATCH_ROWS == 0:
