@@ -140,3 +140,50 @@ class ScaleConfig(Config):
     residual: float = Field(default=1.0, gt=0, description="multiplies what each sublayer adds to the stream")
     logits: float = Field(default=1.0, gt=0, description="multiplies the logits")
     logit_softcap: float | None = Field(default=None, gt=0, description="logits become cap x tanh(logit / cap)")
+
+
+class ExpertsConfig(Config):
+    """A mixture of experts in place of the feed-forward layer; no token is ever dropped."""
+
+    count: int = Field(ge=2, le=4096, description="routed experts of a layer")
+    top: int = Field(ge=1, le=4096, description="routed experts that a token passes through")
+    ffn_width: int = Field(ge=1, le=1 << 20, description="inner width of one expert; small ones are fine-grained")
+    shared: int = Field(default=0, ge=0, le=64, description="experts that every token passes through beside the routed")
+    first_dense: int = Field(
+        default=0, ge=0, le=1024, description="layers at the start with a plain feed-forward layer"
+    )
+    router: Literal["softmax", "sigmoid"] = Field(default="softmax", description="how scores become weights")
+    normalise: bool = Field(default=True, description="the weights of a token's experts are divided by their sum")
+    scale: float = Field(default=1.0, gt=0, description="multiplies what the routed experts give")
+    groups: int = Field(default=1, ge=1, le=1024, description="groups of experts, of which a token sees groups_kept")
+    groups_kept: int = Field(default=1, ge=1, le=1024, description="groups with the best two experts that remain")
+    balance: Literal["none", "bias"] = Field(
+        default="none", description="bias: a bias on the choice alone rises for experts with too few tokens"
+    )
+    balance_rate: float = Field(default=1e-3, gt=0, lt=1, description="by how much the bias moves at each step")
+
+    @model_validator(mode="after")
+    def _choice_is_possible(self) -> Self:
+        size = self.count // self.groups
+        if self.count % self.groups or (self.groups > 1 and size < 2):
+            raise ValueError(f"count {self.count} must be a multiple of groups {self.groups}, two experts or more each")
+        if self.groups_kept > self.groups:
+            raise ValueError(f"groups_kept {self.groups_kept} exceeds groups {self.groups}; give at most {self.groups}")
+        if self.top > size * self.groups_kept:
+            raise ValueError(
+                f"top {self.top} exceeds the experts to choose from; give at most {size * self.groups_kept}"
+            )
+        return self
+
+
+class LatentConfig(Config):
+    """Multi-head latent attention: keys and values made from one small vector, which is all that is cached."""
+
+    kv_rank: int = Field(ge=1, le=65536, description="width of the vector that keys and values are made from")
+    query_rank: int | None = Field(
+        default=None, ge=1, le=65536, description="width of the vector that queries are made from; none: the stream"
+    )
+    rope_width: int = Field(
+        ge=2, le=65536, description="part of head_width that carries positions, shared by all heads"
+    )
+    value_width: int = Field(ge=1, le=65536, description="width of one head's values")

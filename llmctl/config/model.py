@@ -9,7 +9,15 @@ from typing import Any, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from llmctl.config.base import Config
-from llmctl.config.blocks import AttentionConfig, FeedForwardConfig, NormConfig, RopeScaling, ScaleConfig
+from llmctl.config.blocks import (
+    AttentionConfig,
+    ExpertsConfig,
+    FeedForwardConfig,
+    LatentConfig,
+    NormConfig,
+    RopeScaling,
+    ScaleConfig,
+)
 from llmctl.config.presets import PRESETS
 
 CUSTOM: Final = "custom"
@@ -79,6 +87,8 @@ class ModelConfig(Config):
     scale: ScaleConfig = Field(
         default=ScaleConfig(), description="constant factors on embeddings, sublayers and logits"
     )
+    latent: LatentConfig | None = Field(default=None, description="multi-head latent attention")
+    experts: ExpertsConfig | None = Field(default=None, description="mixture of experts")
 
     @model_validator(mode="before")
     @classmethod
@@ -128,12 +138,35 @@ class ModelConfig(Config):
             raise ValueError(f"rope_scaling has no effect on {self.positions} positions: leave one of the two out")
         return self
 
+    @model_validator(mode="after")
+    def _blocks_fit(self) -> Self:
+        if self.experts is not None and self.feed_forward.bias:
+            raise ValueError("experts have no biases: leave feed_forward.bias out")
+        if self.latent is None:
+            return self
+        if self.latent.rope_width % 2 or self.latent.rope_width >= self.head_width:
+            raise ValueError(f"latent.rope_width must be even and below head_width, which is {self.head_width}")
+        if self.kv_heads != self.heads:
+            raise ValueError(f"latent attention gives every head its own keys; set kv_heads={self.heads}")
+        if self.positions != "rope":
+            raise ValueError(f"latent attention has rotary positions, not {self.positions}; leave positions out")
+        if self.attention.qkv_bias or self.attention.qk_norm:
+            raise ValueError("latent attention has neither qkv_bias nor qk_norm: leave them out of attention")
+        return self
+
+    @property
+    def rotary_width(self) -> int:
+        """How much of a head rotary positions turn."""
+        return self.head_width if self.latent is None else self.latent.rope_width
+
     def beyond_llama(self) -> list[str]:
         """The fields whose value a plain Llama's `config.json` cannot express, as dotted names."""
         shape = {field: getattr(self, field) for field in LLAMA_FIELDS}
         plain = _flat(ModelConfig(name=CUSTOM, **shape).model_dump(exclude={"name"}))
         own = _flat(self.model_dump(exclude={"name"}))
-        return sorted(field for field in own.keys() | plain.keys() if own.get(field) != plain.get(field))
+        differing = {field for field in own.keys() | plain.keys() if own.get(field) != plain.get(field)}
+        blocks = {name for name, value in plain.items() if value is None}  # that no Llama has: their name says enough
+        return sorted({field.split(".")[0] if field.split(".")[0] in blocks else field for field in differing})
 
 
 def _laid_over(preset: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

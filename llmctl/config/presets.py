@@ -5,6 +5,7 @@ Parameter counts are in docs/models.md and held by tests/model/test_presets.py, 
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 Shape = dict[str, Any]
@@ -74,6 +75,38 @@ def _qwen3(width: int, layers: int, heads: int, ffn_width: int, *, tied: bool, k
     return _llama(width, layers, heads, kv_heads, ffn_width, context=40_960, tied=tied, rope_base=1e6, **more)
 
 
+def _deepseek_v3() -> Shape:
+    """Latent attention, 256 fine-grained experts of which 8 in 4 of 8 groups are chosen, and a shared one."""
+    stretch = 40.0
+    sharpened = 0.1 * math.log(stretch) + 1.0  # its YaRN multiplies the scores by the square, not cosine and sine
+    return _llama(
+        7168,
+        61,
+        128,
+        128,
+        18432,
+        context=163_840,
+        tied=False,
+        norm_eps=1e-6,
+        head_width=192,
+        latent={"query_rank": 1536, "kv_rank": 512, "rope_width": 64, "value_width": 128},
+        attention={"scale": 192**-0.5 * sharpened**2},
+        rope_scaling={"name": "yarn", "factor": stretch, "original_context": 4096, "attention_factor": 1.0},
+        experts={
+            "count": 256,
+            "top": 8,
+            "ffn_width": 2048,
+            "shared": 1,
+            "first_dense": 3,
+            "router": "sigmoid",
+            "scale": 2.5,
+            "groups": 8,
+            "groups_kept": 4,
+            "balance": "bias",
+        },
+    )
+
+
 PRESETS: Final[dict[str, Shape]] = {
     # Of our own making or after a published one; small ones come first. In brackets the vocabulary of the count.
     "nano": _llama(64, 2, 4, 2, 176, context=512, tied=True),  # 0.35 M (4 096); for tests
@@ -126,6 +159,24 @@ PRESETS: Final[dict[str, Shape]] = {
     "qwen3-8b": _qwen3(4096, 36, 32, 12288, tied=False),
     "qwen3-14b": _qwen3(5120, 40, 40, 17408, tied=False),
     "qwen3-32b": _qwen3(5120, 64, 64, 25600, tied=False),
+    "qwen3-30b-a3b": _qwen3(
+        2048, 48, 32, 6144, tied=False, kv_heads=4, experts={"count": 128, "top": 8, "ffn_width": 768}
+    ),
+    # Jiang et al. 2024, arXiv:2401.04088, table 1.
+    "mixtral-8x7b": _llama(
+        4096,
+        32,
+        32,
+        8,
+        14336,
+        context=32_768,
+        tied=False,
+        rope_base=1e6,
+        experts={"count": 8, "top": 2, "ffn_width": 14336},
+    ),
+    # DeepSeek-AI 2024, arXiv:2412.19437, section 4.2, and the released configuration file; without the layer that
+    # predicts a second token.
+    "deepseek-v3": _deepseek_v3(),
     # Ben Allal et al. 2025, arXiv:2502.02737, and the released configuration files.
     "smollm2-135m": _llama(576, 30, 9, 3, 1536, context=8192, tied=True, rope_base=100_000.0),
     "smollm2-360m": _llama(960, 32, 15, 5, 2560, context=8192, tied=True, rope_base=100_000.0),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -36,7 +36,13 @@ PLAIN = Scoring()
 
 
 class Attend(Protocol):
-    """What each position sees. q and k carry their rotary positions already."""
+    """What each position sees. q and k carry their rotary positions already.
+
+    Attributes:
+        keeps: whether k and v are kept for later tokens; latent attention then gives what is smallest to keep.
+    """
+
+    keeps: ClassVar[bool]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring = PLAIN) -> Tensor:
         """From q [B,T,H,E], k [B,T,K,E] and v [B,T,K,G] to [B,T,H,G]; `layer` counts from 0."""
@@ -142,6 +148,8 @@ class PackedAttention:
     Attributes:
         mask: bool [B,1,T,T], or None where plain causal attention gives the same.
     """
+
+    keeps: ClassVar[bool] = False
 
     mask: Tensor | None
 

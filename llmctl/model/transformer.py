@@ -16,7 +16,9 @@ from torch.nn import functional
 
 from llmctl.config.model import ModelConfig
 from llmctl.model.attention import Attend, Scoring
+from llmctl.model.experts import Experts
 from llmctl.model.feedforward import FeedForward
+from llmctl.model.latent import LatentAttention
 from llmctl.model.norms import RMSNorm, norm_of
 from llmctl.model.positions import Angles, alibi_slopes, rotary_angles, rotate, sinusoids
 
@@ -63,9 +65,12 @@ class Block(nn.Module):
         self.place, self.residual_scale = config.norm.place, config.scale.residual
         before, behind = self.place != "post", self.place != "pre"
         self.input_layernorm = norm_of(config) if before else nn.Identity()
-        self.self_attn = Attention(config, layer)
+        self.self_attn = (
+            Attention(config, layer) if config.latent is None else LatentAttention(config, config.latent, layer)
+        )
         self.post_attention_layernorm = norm_of(config) if before else nn.Identity()
-        self.mlp = FeedForward(config)
+        routed = config.experts is not None and layer >= config.experts.first_dense
+        self.mlp = Experts(config, config.experts) if routed and config.experts else FeedForward(config)
         self.attention_output_layernorm = norm_of(config) if behind else nn.Identity()
         self.mlp_output_layernorm = norm_of(config) if behind else nn.Identity()
 
@@ -124,7 +129,7 @@ class Transformer(nn.Module):
             x = x + sinusoids(positions, config.width).to(x.dtype)
         angles = None
         if config.positions == "rope":
-            angles = rotary_angles(positions, config.head_width, config.rope_base, config.rope_scaling)
+            angles = rotary_angles(positions, config.rotary_width, config.rope_base, config.rope_scaling)
         for index, block in enumerate(self.layers):
             x = block(x, angles, index, attend)
         hidden: Tensor = self.norm(x)
@@ -176,7 +181,7 @@ class Transformer(nn.Module):
             if parameter.ndim == 1:
                 parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
                 continue
-            spread = into_residual if name.endswith(("o_proj.weight", "down_proj.weight")) else deviation
+            spread = into_residual if name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")) else deviation
             drawn = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, spread, generator=generator)
             parameter.copy_(drawn)
 
@@ -184,13 +189,30 @@ class Transformer(nn.Module):
 def flops_per_token(config: ModelConfig, vocab_size: int, seq_len: int) -> int:
     """Floating-point operations of forward and backward for one token of a row of `seq_len`.
 
-    6 for each weight of a matrix product, and 12 x layers x heads x head width x seq_len for attention, a window in
-    place of a longer row (Chowdhery et al. 2022, PaLM, appendix B). The embedding look-up is no product; the output
-    matrix is one.
+    6 for each weight of a matrix product that a token passes through, and 12 x layers x heads x head width x seq_len
+    for attention, a window in place of a longer row (Chowdhery et al. 2022, PaLM, appendix B). The embedding look-up
+    is no product; the output matrix is one.
     """
-    D, E = config.width, config.head_width
-    projections = D * E * (2 * config.heads + 2 * config.kv_heads)
-    inner = (3 if config.feed_forward.gated else 2) * D * config.ffn_width
-    weights = config.layers * (projections + inner) + vocab_size * D
+    experts, latent = config.experts, config.latent
+    E = config.head_width if latent is None else (config.head_width + latent.value_width) / 2  # of scores and of values
+    inner = (3 if config.feed_forward.gated else 2) * config.width
+    dense = inner * config.ffn_width
+    weights = config.layers * _projections(config) + vocab_size * config.width
+    if experts is None:
+        weights += config.layers * dense
+    else:
+        first = min(experts.first_dense, config.layers)
+        routed = inner * experts.ffn_width * (experts.top + experts.shared) + config.width * experts.count
+        weights += first * dense + (config.layers - first) * routed
     windows = (config.attention.window_of(layer) or seq_len for layer in range(config.layers))
-    return 6 * weights + 12 * config.heads * E * sum(min(window, seq_len) for window in windows)
+    return 6 * weights + round(12 * config.heads * E * sum(min(window, seq_len) for window in windows))
+
+
+def _projections(config: ModelConfig) -> int:
+    """Weights of one layer's attention."""
+    D, H, E, latent = config.width, config.heads, config.head_width, config.latent
+    if latent is None:
+        return D * E * (2 * H + 2 * config.kv_heads)
+    queries = D * H * E if latent.query_rank is None else latent.query_rank * (D + H * E)
+    made = latent.kv_rank * H * (E - latent.rope_width + latent.value_width)
+    return queries + D * (latent.kv_rank + latent.rope_width) + made + H * latent.value_width * D

@@ -47,6 +47,9 @@ PUBLISHED = {
     "qwen3-8b": (151_936, 8190.7),
     "qwen3-14b": (151_936, 14_768.3),
     "qwen3-32b": (151_936, 32_762.1),
+    "qwen3-30b-a3b": (151_936, 30_532.1),
+    "mixtral-8x7b": (32000, 46_702.8),
+    "deepseek-v3": (129_280, 671_026.4),
     "smollm2-135m": (49152, 134.52),
     "smollm2-360m": (49152, 361.82),
     "smollm2-1.7b": (49152, 1711.4),
@@ -152,4 +155,12 @@ def test_what_a_plain_llama_cannot_express_is_named() -> None:
     assert ModelConfig(name="mistral-7b").beyond_llama() == ["attention.window"]
     assert ModelConfig(name="qwen3-8b").beyond_llama() == ["attention.qk_norm"]
     assert ModelConfig(name="qwen3-0.6b").beyond_llama() == ["attention.qk_norm", "head_width"]
-    assert "rope_scaling.factor" in ModelConfig(name="llama3.1-8b").beyond_llama()
+    assert ModelConfig(name="llama3.1-8b").beyond_llama() == ["rope_scaling"]
+    assert ModelConfig(name="mixtral-8x7b").beyond_llama() == ["experts"]
+    assert ModelConfig(name="deepseek-v3").beyond_llama() == [
+        "attention.scale",
+        "experts",
+        "head_width",
+        "latent",
+        "rope_scaling",
+    ]
