@@ -65,6 +65,11 @@ class GgufFile:
         del name
         return self.path
 
+    def dtype(self, name: str) -> torch.dtype:
+        """What `tensor` gives."""
+        held = self.stored[name].encoding.name
+        return PLAIN[held][1] if held in PLAIN else torch.float32
+
     def tensor(self, name: str) -> Tensor:
         """One tensor: F32, F16 and BF16 as they are, mapped; what is quantised as float32."""
         placed = self.stored[name]

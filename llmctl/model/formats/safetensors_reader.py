@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from llmctl.store.files import explained
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+FLOATS: Final = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 LARGEST_INDEX_BYTES = 64 << 20
 
 
@@ -83,6 +85,10 @@ class SafetensorsFolder:
     def file_of(self, name: str) -> Path:
         """The file that holds a tensor, for messages."""
         return self.shards[name]
+
+    def dtype(self, name: str) -> torch.dtype | None:
+        """What `tensor` gives; None where that is no float type of weights."""
+        return FLOATS.get(self.stored[name].dtype)
 
     def tensor(self, name: str) -> Tensor:
         """One tensor as it is stored, mapped from its file: its pages are read when they are used.
