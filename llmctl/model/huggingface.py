@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from llmctl.config.errors import IntegrityError
 from llmctl.config.model import ModelConfig
@@ -27,7 +26,7 @@ from llmctl.model.families.llama import HEAD
 from llmctl.model.formats.safetensors_reader import SafetensorsFolder
 from llmctl.model.formats.safetensors_writer import SHARD_BYTES, Planned, write_folder
 from llmctl.model.transformer import Transformer
-from llmctl.model.weights import HeldWeights, StoredWeights, Weights, common_dtype
+from llmctl.model.weights import HeldWeights, Maker, StoredWeights, Weights, common_dtype
 from llmctl.store.files import publish_bytes
 from llmctl.tokens.tokenizer import TOKENIZER_FILES, Tokenizer
 
@@ -111,32 +110,15 @@ def write(
     """
     family, plain = family_for(config, preferred)
     links = family.links(plain, weights.shapes)
-    by_theirs = {theirs: link for link in links for theirs in link.theirs}
-    kinds = {theirs: dtype or weights.dtype(link.ours[0]) for theirs, link in by_theirs.items()}
+    kinds = {theirs: dtype or weights.dtype(link.ours[0]) for link in links for theirs in link.theirs}
     shapes = their_shapes(links, weights.shapes)
     planned = {name: Planned(kinds[name], tuple(shapes[name])) for name in shapes}
     directory.mkdir(parents=True, exist_ok=True)
     described = config_json(family, plain, vocab_size, dtype or common_dtype(weights), ids)
     _publish_json(directory / CONFIG_FILE, described)
     _publish_json(directory / GENERATION_FILE, generation)
-    write_folder(directory, planned, _Maker(weights, by_theirs), shard_bytes=shard_bytes, wrote=wrote)
+    write_folder(directory, planned, Maker(weights, links), shard_bytes=shard_bytes, wrote=wrote)
     return family
-
-
-class _Maker:
-    """Makes their tensors from ours; what one link gives is kept until another is asked for."""
-
-    def __init__(self, weights: Weights, links: Mapping[str, Any]) -> None:
-        self.weights, self.links = weights, links
-        self._last: tuple[Any, dict[str, Tensor]] | None = None
-
-    def __call__(self, name: str) -> Tensor:
-        link = self.links[name]
-        if self._last is None or self._last[0] is not link:
-            self._last = None
-            made = link.write([self.weights.tensor(ours).detach() for ours in link.ours])
-            self._last = link, dict(zip(link.theirs, made, strict=True))
-        return self._last[1][name]
 
 
 def open_weights(directory: Path) -> Opened:

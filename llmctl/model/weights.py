@@ -148,6 +148,24 @@ class StoredWeights:
         return tensor
 
 
+class Maker:
+    """Makes tensors of another layout from ours; what one link gives is kept until another is asked for."""
+
+    def __init__(self, weights: Weights, links: Sequence[Link]) -> None:
+        self.weights = weights
+        self.links = {theirs: link for link in links for theirs in link.theirs}
+        self._last: tuple[Link, dict[str, Tensor]] | None = None
+
+    def __call__(self, name: str) -> Tensor:
+        """The tensor of their name."""
+        link = self.links[name]
+        if self._last is None or self._last[0] is not link:
+            self._last = None  # let go of the one before first
+            made = link.write([self.weights.tensor(ours).detach() for ours in link.ours])
+            self._last = link, dict(zip(link.theirs, made, strict=True))
+        return self._last[1][name]
+
+
 def _bare(link: Link) -> Link:
     """The same link to tensors without the prefix of the decoder."""
     theirs = tuple(name.partition(".")[2] if name.startswith(PREFIXES) else name for name in link.theirs)

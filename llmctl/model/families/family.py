@@ -161,12 +161,12 @@ def _windows(config: ModelConfig) -> tuple[int | None, tuple[str, ...]]:
     return config.attention.window, tuple(reaches[:period])
 
 
-def alike(one: Any, other: Any) -> bool:
-    """Equality of configurations, numbers to 1 in 10^9, since some go through a square root and back."""
+def alike(one: Any, other: Any, within: float = 1e-9) -> bool:
+    """Equality of configurations, numbers to one part in 1 / `within`: some go through a square root and back."""
     if isinstance(one, ModelConfig) and isinstance(other, ModelConfig):
-        return alike(one.model_dump(), other.model_dump())
+        return alike(one.model_dump(), other.model_dump(), within)
     if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(alike(one[key], other[key], within) for key in one)
     if isinstance(one, float) and isinstance(other, float):
-        return abs(one - other) <= 1e-9 * max(abs(one), abs(other))
+        return abs(one - other) <= within * max(abs(one), abs(other))
     return bool(one == other)
