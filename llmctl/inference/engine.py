@@ -13,13 +13,16 @@ import torch
 
 from llmctl.config.errors import InputError, UsageError
 from llmctl.inference.detokenizer import Detokenizer
+from llmctl.inference.options import Options
 from llmctl.inference.request import Completion, Event, FinishReason, Request, Score, TokenLogprob
-from llmctl.inference.scheduler import Scheduler, SequenceState
+from llmctl.inference.scheduler import Counts, Scheduler
 from llmctl.inference.score import Pair, ScoreJob
+from llmctl.inference.sequence import SequenceState
 from llmctl.model import huggingface
 from llmctl.model.transformer import Transformer
 from llmctl.tokens.tokenizer import Tokenizer
 
+DEFAULT = Options()
 Deliver = Callable[[Event | BaseException], None]
 """Takes the events of one request, or what ended the engine before the last of them; runs on the engine's thread."""
 
@@ -65,14 +68,16 @@ class Handle:
         ids: list[int] = []
         texts: list[str] = []
         logprobs: list[TokenLogprob] = []
+        prompt: tuple[TokenLogprob | None, ...] | None = None
         reason: FinishReason = "cancelled"
         for event in self:
+            prompt = event.prompt_logprobs or prompt
             ids += event.token_ids
             texts.append(event.text)
             logprobs += event.logprobs or ()
             reason = event.finish_reason or reason
         wanted = self.request.logprobs is not None
-        return Completion(tuple(ids), "".join(texts), reason, tuple(logprobs) if wanted else None)
+        return Completion(tuple(ids), "".join(texts), reason, tuple(logprobs) if wanted else None, prompt)
 
 
 class Engine:
@@ -81,14 +86,17 @@ class Engine:
     Args:
         model: owned by the engine's thread from now on.
         tokenizer: the model's; None for requests in ids with stop_ids of their own, whose text stays empty.
-        max_running: most sequences generated at one time; further ones wait. KV memory is max_running x context.
+        max_running: most sequences generated at one time; further ones wait.
+        options: see there.
 
     Attributes:
         model: as given.
         context: most tokens of a sequence, prompt included; that of the model.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer | None, *, max_running: int = 16) -> None:
+    def __init__(
+        self, model: Transformer, tokenizer: Tokenizer | None, *, max_running: int = 16, options: Options = DEFAULT
+    ) -> None:
         if tokenizer is not None and tokenizer.vocab_size != model.vocab_size:
             raise InputError(
                 f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.vocab_size}",
@@ -97,7 +105,7 @@ class Engine:
         self.model = model
         self.context = model.config.context
         self._tokenizer = tokenizer
-        self._scheduler = Scheduler(model, max_running, self.context)
+        self._scheduler = Scheduler(model, max_running, options)
         self._scoring: deque[ScoreJob] = deque()
         self._arrived: deque[SequenceState | ScoreJob] = deque()
         self._wake = threading.Condition()
@@ -113,11 +121,12 @@ class Engine:
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
         max_running: int = 16,
+        options: Options = DEFAULT,
     ) -> Engine:
         """Open a checkpoint directory, its tokenizer with it. Errors are those of `huggingface.load`."""
         tokenizer = Tokenizer.open(directory)
         model = huggingface.load(directory, dtype=dtype, device=device)
-        return cls(model, tokenizer, max_running=max_running)
+        return cls(model, tokenizer, max_running=max_running, options=options)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -135,6 +144,17 @@ class Engine:
     def running(self) -> int:
         """Sequences in the batch whose last event is still to come."""
         return sum(not sequence.done for sequence in tuple(self._scheduler.running))
+
+    @property
+    def counts(self) -> Counts:
+        """What happened since the engine began."""
+        return self._scheduler.counts
+
+    @property
+    def cache_usage(self) -> float:
+        """Share of the KV cache that sequences occupy, 0 to 1; prefixes that are only kept do not count."""
+        pool = self._scheduler.pool
+        return 1 - pool.unused / pool.count
 
     @property
     def waiting(self) -> int:
@@ -168,7 +188,7 @@ class Engine:
         sequence = SequenceState(
             request,
             self._stop_ids(request),
-            min(request.max_tokens or room, room),
+            room if request.max_tokens is None else min(request.max_tokens, room),
             self._detokenizer(request),
             deliver or handle._events.put,  # noqa: SLF001
         )

@@ -19,7 +19,7 @@ class Request:
 
     Attributes:
         prompt_ids: token ids, BOS included where the model wants one; at least one.
-        max_tokens: most tokens to generate; None for as many as the context holds.
+        max_tokens: most tokens to generate; None for as many as the context holds; 0 only with `prompt_logprobs`.
         temperature: divides the logits; 0 takes the likeliest token always.
         top_k: sample among the k likeliest only (and what ties with the last); 0 for all.
         top_p: sample among the fewest likeliest whose probabilities reach this sum.
@@ -29,6 +29,9 @@ class Request:
         stop_ids: token ids that end the answer; None for the tokenizer's.
         logprobs: how many likeliest tokens to report beside each chosen one, with natural log-probabilities of the
             raw distribution (before temperature and truncation); None for no log-probabilities at all.
+        prompt_logprobs: the same for the tokens of the prompt; its first token has none.
+        cache_salt: cached prefixes are shared among requests of one salt only, so that nobody can tell by the time to
+            the first token what someone else has asked.
 
     Raises:
         UsageError: a value is out of bounds.
@@ -43,29 +46,36 @@ class Request:
     stop: Sequence[str] = ()
     stop_ids: Sequence[int] | None = None
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    cache_salt: str = ""
 
     def __post_init__(self) -> None:
         checks = {
             "prompt_ids": (len(self.prompt_ids) > 0, "needs at least one token, such as BOS"),
-            "max_tokens": (self.max_tokens is None or self.max_tokens >= 1, "must be at least 1"),
+            "max_tokens": (
+                self.max_tokens is None or self.max_tokens >= (0 if self.prompt_logprobs is not None else 1),
+                "must be at least 1",
+            ),
             "temperature": (math.isfinite(self.temperature) and self.temperature >= 0, "must be at least 0"),
             "top_k": (self.top_k >= 0, "must be at least 0 (0 for no limit)"),
             "top_p": (0 < self.top_p <= 1, "must be above 0 and at most 1"),
             "seed": (self.seed is None or 0 <= self.seed < 2**64, "must be from 0 to 2^64 - 1"),
             "stop": (not isinstance(self.stop, str) and all(self.stop), "must be a list of strings that are not empty"),
-            "logprobs": (
-                self.logprobs is None or 0 <= self.logprobs <= LARGEST_LOGPROBS,
-                f"must be 0 to {LARGEST_LOGPROBS}",
-            ),
+            "logprobs": (_countable(self.logprobs), f"must be 0 to {LARGEST_LOGPROBS}"),
+            "prompt_logprobs": (_countable(self.prompt_logprobs), f"must be 0 to {LARGEST_LOGPROBS}"),
         }
         for name, (fine, rule) in checks.items():
             if not fine:
                 raise UsageError(f"{name}: {rule}, got {getattr(self, name)!r}")
 
 
+def _countable(logprobs: int | None) -> bool:
+    return logprobs is None or 0 <= logprobs <= LARGEST_LOGPROBS
+
+
 @dataclass(frozen=True)
 class TokenLogprob:
-    """A chosen token's log-probability in the raw distribution.
+    """A token's log-probability in the raw distribution.
 
     Attributes:
         token: its id.
@@ -89,12 +99,14 @@ class Event:
         finish_reason: None until the last event; `stop` for a stop id or string, `length` for max_tokens or the
             context, `cancelled` for `Handle.cancel`.
         logprobs: one for each token, where asked for.
+        prompt_logprobs: one for each token of the prompt, None for its first, in the first event; where asked for.
     """
 
     token_ids: tuple[int, ...]
     text: str
     finish_reason: FinishReason | None = None
     logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +117,7 @@ class Completion:
     text: str
     finish_reason: FinishReason
     logprobs: tuple[TokenLogprob, ...] | None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -113,14 +113,25 @@ def raw_logprobs(logits: Tensor, chosen: Sequence[int], requests: Sequence[Reque
     rows = [row for row, request in enumerate(requests) if request.logprobs is not None]
     if not rows:
         return found
-    table = logits[rows].log_softmax(dim=-1)
-    picked = torch.tensor([chosen[row] for row in rows], device=logits.device)
-    own = table.gather(1, picked[:, None])[:, 0].tolist()
-    most = min(max(requests[row].logprobs or 0 for row in rows), table.shape[-1])
-    top = table.topk(most, dim=-1)
-    ids, values = top.indices.tolist(), top.values.tolist()
-    for place, row in enumerate(rows):
-        count = requests[row].logprobs or 0
-        pairs = tuple(zip(ids[place][:count], values[place][:count], strict=True))
-        found[row] = TokenLogprob(chosen[row], own[place], pairs)
+    counts = [requests[row].logprobs or 0 for row in rows]
+    for row, entry in zip(rows, logprobs_of(logits[rows], [chosen[row] for row in rows], counts), strict=True):
+        found[row] = entry
     return found
+
+
+def logprobs_of(logits: Tensor, tokens: Sequence[int], counts: Sequence[int]) -> list[TokenLogprob]:
+    """Log-probability of one token of each row, and of the row's likeliest.
+
+    Args:
+        logits: float32 [B,V].
+        tokens: B ids.
+        counts: B numbers of likeliest tokens to report.
+    """
+    table = logits.log_softmax(dim=-1)
+    own = table.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
+    top = table.topk(min(max(counts), table.shape[-1]), dim=-1)
+    ids, values = top.indices.tolist(), top.values.tolist()
+    return [
+        TokenLogprob(token, own[row], tuple(zip(ids[row][:count], values[row][:count], strict=True)))
+        for row, (token, count) in enumerate(zip(tokens, counts, strict=True))
+    ]

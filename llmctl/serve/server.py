@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from llmctl.config.errors import UsageError
 from llmctl.config.serve import ServeConfig
 from llmctl.inference.conversation import open_engine
+from llmctl.inference.options import Options
 from llmctl.serve.app import create_app
 from llmctl.serve.generation import Service
 from llmctl.store.artifact import Artifact
@@ -44,7 +45,11 @@ def serve(checkpoint: Artifact | Path, config: ServeConfig, ready: Callable[[str
     listener = listen(config)
     try:
         engine = open_engine(
-            directory, device=config.device, precision=config.precision, max_running=config.max_running
+            directory,
+            device=config.device,
+            precision=config.precision,
+            max_running=config.max_running,
+            options=options_of(config),
         )
         try:
             app = create_app(engine, config, config.model_name or default_name(checkpoint))
@@ -53,6 +58,11 @@ def serve(checkpoint: Artifact | Path, config: ServeConfig, ready: Callable[[str
             engine.close()
     finally:
         listener.close()
+
+
+def options_of(config: ServeConfig) -> Options:
+    """The engine's part of the configuration."""
+    return Options(cache_tokens=config.cache_tokens, step_tokens=config.step_tokens, prefix_cache=config.prefix_cache)
 
 
 def log_to_stderr(*, quiet: bool = False) -> None:

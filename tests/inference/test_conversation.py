@@ -15,7 +15,7 @@ from llmctl.tokens.chat import render_prompt
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_precision_decides_the_dtype(checkpoint: Path, precision: Precision, dtype: torch.dtype) -> None:
     with open_engine(checkpoint, device="cpu", precision=precision, max_running=3) as engine:
-        assert engine.model.dtype == engine._scheduler.cache.keys.dtype == dtype
+        assert engine.model.dtype == engine._scheduler.cache.data.dtype == dtype
         assert engine.model.device == torch.device("cpu")
         assert engine._scheduler.rows == 3
 

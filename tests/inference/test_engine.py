@@ -112,6 +112,21 @@ def test_logprobs_are_those_of_the_raw_distribution(engine: Engine) -> None:
         ids.append(token)
 
 
+def test_logprobs_of_the_prompt(engine: Engine) -> None:
+    for limit in (3, 0):
+        (answer,) = engine.generate([Request(PROMPTS[2], max_tokens=limit, prompt_logprobs=2, stop_ids=())])
+        assert answer.prompt_logprobs is not None
+        assert answer.prompt_logprobs[0] is None
+        assert len(answer.prompt_logprobs) == len(PROMPTS[2])
+        for place, entry in enumerate(answer.prompt_logprobs[1:], start=1):
+            table = uncached(engine.model, PROMPTS[2][:place]).log_softmax(-1)
+            assert entry is not None
+            assert entry.token == PROMPTS[2][place]
+            assert entry.logprob == pytest.approx(table[entry.token].item(), abs=1e-4)
+            assert [value for _, value in entry.top] == pytest.approx(table.topk(2).values.tolist(), abs=1e-4)
+        assert (len(answer.token_ids), answer.finish_reason) == (limit, "length")
+
+
 def first_answer(engine: Engine) -> Completion:
     return engine.generate([Request(PROMPTS[0], max_tokens=24, temperature=0.0, stop_ids=())])[0]
 
@@ -168,6 +183,8 @@ def test_the_context_ends_the_answer(engine: Engine) -> None:
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1, "prompt_logprobs": 1}, "max_tokens"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs"),
         ({"stop": [""]}, "stop"),
         ({"stop": "END"}, "stop"),
         ({"logprobs": -1}, "logprobs"),
@@ -182,7 +199,7 @@ def test_wrong_requests_are_refused(engine: Engine, settings: dict[str, object],
 def test_the_context_bounds_the_cache(checkpoint: Path) -> None:
     with Engine.open(checkpoint, max_running=2) as engine:
         assert engine.context == 96
-        assert engine._scheduler.cache.keys.shape == (2, 2, 96, 2, 16)
+        assert engine._scheduler.cache.data.shape == (2, 2 * 96 // 16, 16, 2 * 2, 16)  # keys and values
         assert len(engine.generate([Request([1], stop_ids=(), seed=0)])[0].token_ids) == 95
 
 
@@ -233,7 +250,7 @@ def test_a_callback_is_told_of_the_end(checkpoint: Path, end: str) -> None:
 
 def test_bfloat16_runs(checkpoint: Path) -> None:
     with Engine.open(checkpoint, dtype=torch.bfloat16) as engine:
-        assert engine.model.dtype == engine._scheduler.cache.keys.dtype == torch.bfloat16
+        assert engine.model.dtype == engine._scheduler.cache.data.dtype == torch.bfloat16
         assert len(engine.generate([Request([1], max_tokens=5, stop_ids=(), seed=0)])[0].token_ids) == 5
 
 

@@ -1,0 +1,80 @@
+"""One sequence on its way through the engine: its tokens, its blocks of the cache, its text so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from llmctl.inference.blocks import block_hash, root_hash
+from llmctl.inference.detokenizer import Detokenizer
+from llmctl.inference.request import Event, FinishReason, Request, TokenLogprob
+from llmctl.inference.sampler import uniforms
+
+
+class SequenceState:
+    """One sequence that runs or waits.
+
+    Args:
+        request: what was asked.
+        stop_ids: ids that end it.
+        limit: most tokens to generate.
+        detokenizer: makes its text.
+        deliver: takes its events.
+
+    Attributes:
+        tokens: the prompt and what was generated so far.
+        blocks: of the cache, in order of the tokens that they hold.
+        computed: how many of the tokens the cache holds; the others are still to be run.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        stop_ids: frozenset[int],
+        limit: int,
+        detokenizer: Detokenizer,
+        deliver: Callable[[Event | BaseException], None],
+    ) -> None:
+        self.request = request
+        self.stop_ids = stop_ids
+        self.limit = limit
+        self.detokenizer = detokenizer
+        self.deliver = deliver
+        self.tokens = list(request.prompt_ids)
+        self.blocks: list[int] = []
+        self.computed = 0
+        self.prompt_logprobs: list[TokenLogprob | None] = [None]  # nothing predicts the first token
+        self.stream = uniforms(request.seed)
+        self.cancelled = False  # set by another thread
+        self.done = False
+        self._hashes: list[bytes] = []
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt are asked for."""
+        return self.request.prompt_logprobs is not None
+
+    @property
+    def generated(self) -> int:
+        """How many tokens were generated so far."""
+        return len(self.tokens) - len(self.request.prompt_ids)
+
+    def hashes(self, size: int, tokens: int) -> list[bytes]:
+        """Hashes of the full blocks of the first `tokens` tokens, for blocks of `size`."""
+        while (len(self._hashes) + 1) * size <= tokens:
+            start = len(self._hashes) * size
+            before = self._hashes[-1] if self._hashes else root_hash(self.request.cache_salt)
+            self._hashes.append(block_hash(before, self.tokens[start : start + size]))
+        return self._hashes[: tokens // size]
+
+    def accept(self, token: int) -> tuple[str, FinishReason | None]:
+        """Append a chosen token; return the text that became final and why the answer ends, if it does."""
+        self.tokens.append(token)
+        ended = token in self.stop_ids
+        text, stopped = ("", False) if ended else self.detokenizer.add(token)
+        if not stopped and (ended or self.generated >= self.limit):
+            self.done = True
+            rest, stopped = self.detokenizer.finish()
+            text += rest
+        self.done = self.done or stopped
+        reason: FinishReason = "stop" if ended or stopped else "length"
+        return text, reason if self.done else None
