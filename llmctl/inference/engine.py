@@ -183,6 +183,7 @@ class Engine:
             raise UsageError(
                 f"the prompt holds a token id outside 0..{self.model.vocab_size - 1}", hint="use the model's tokenizer"
             )
+        self._check_ids(request)
         room = self.context - len(prompt)
         handle = Handle(request, deliver)
         sequence = SequenceState(
@@ -233,6 +234,14 @@ class Engine:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def _check_ids(self, request: Request) -> None:
+        vocab = self.model.vocab_size
+        strange = next((index for index in request.named_ids if not 0 <= index < vocab), None)
+        if strange is not None:
+            raise UsageError(f"token id {strange} is outside 0..{vocab - 1}", hint="use the model's tokenizer")
+        if len(set(request.banned_ids)) == vocab:
+            raise UsageError("banned_ids holds every id, so nothing can be generated", hint="ban fewer")
 
     def _stop_ids(self, request: Request) -> frozenset[int]:
         if request.stop_ids is not None:

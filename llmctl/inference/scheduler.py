@@ -17,7 +17,7 @@ from llmctl.inference.blocks import BlockPool
 from llmctl.inference.cache import Span, cache_for, step_order
 from llmctl.inference.options import Options
 from llmctl.inference.request import Event
-from llmctl.inference.sampler import logprobs_of, raw_logprobs, sample
+from llmctl.inference.sampler import draw, logprobs_of
 from llmctl.inference.sequence import SequenceState
 from llmctl.model.likelihood import LOGITS_AT_ONCE
 from llmctl.model.transformer import Transformer
@@ -221,10 +221,11 @@ class Scheduler:
     def _choose(self, sequences: Sequence[SequenceState], hidden: Tensor) -> None:
         """Sample one token for each sequence from its hidden state, [B,D], and deliver it."""
         logits = self.model.logits(hidden).float()
-        requests = [sequence.request for sequence in sequences]
-        tokens = sample(logits, requests, [sequence.stream for sequence in sequences])
-        logprobs = raw_logprobs(logits, tokens, requests)
-        for sequence, token, logprob in zip(sequences, tokens, logprobs, strict=True):
+        drawn = draw(logits, [sequence.turn() for sequence in sequences])
+        for sequence, token, logprob in zip(sequences, drawn.tokens, drawn.logprobs, strict=True):
+            if token < 0:
+                self._end(sequence, Event((), sequence.rest(), "length"))
+                continue
             text, reason = sequence.accept(token)
             prompt = tuple(sequence.prompt_logprobs) if sequence.scores_prompt and sequence.generated == 1 else None
             event = Event((token,), text, reason, None if logprob is None else (logprob,), prompt)

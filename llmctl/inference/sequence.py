@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
+from llmctl.inference.adjust import Turn
 from llmctl.inference.blocks import block_hash, root_hash
 from llmctl.inference.detokenizer import Detokenizer
 from llmctl.inference.request import Event, FinishReason, Request, TokenLogprob
-from llmctl.inference.sampler import uniforms
+from llmctl.inference.sampler import Numbers
 
 
 class SequenceState:
@@ -43,7 +45,8 @@ class SequenceState:
         self.blocks: list[int] = []
         self.computed = 0
         self.prompt_logprobs: list[TokenLogprob | None] = [None]  # nothing predicts the first token
-        self.stream = uniforms(request.seed)
+        self.numbers = Numbers(request.seed)
+        self.counts: Counter[int] = Counter()  # of the ids generated
         self.cancelled = False  # set by another thread
         self.done = False
         self._hashes: list[bytes] = []
@@ -66,11 +69,20 @@ class SequenceState:
             self._hashes.append(block_hash(before, self.tokens[start : start + size]))
         return self._hashes[: tokens // size]
 
+    def turn(self) -> Turn:
+        """What the choice of the next token depends on."""
+        index = self.generated
+        early = self.stop_ids if index < self.request.min_tokens else ()
+        number = self.numbers.at(index) if self.request.temperature > 0 else 0.0
+        return Turn(self.request, number, self.counts, early)
+
     def accept(self, token: int) -> tuple[str, FinishReason | None]:
         """Append a chosen token; return the text that became final and why the answer ends, if it does."""
         self.tokens.append(token)
+        self.counts[token] += 1
         ended = token in self.stop_ids
-        text, stopped = ("", False) if ended else self.detokenizer.add(token)
+        stops = self.generated >= self.request.min_tokens
+        text, stopped = ("", False) if ended else self.detokenizer.add(token, stops=stops)
         if not stopped and (ended or self.generated >= self.limit):
             self.done = True
             rest, stopped = self.detokenizer.finish()
@@ -78,3 +90,7 @@ class SequenceState:
         self.done = self.done or stopped
         reason: FinishReason = "stop" if ended or stopped else "length"
         return text, reason if self.done else None
+
+    def rest(self) -> str:
+        """The text still held back, where nothing can follow."""
+        return self.detokenizer.finish()[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from llmctl.inference.request import Request
@@ -42,15 +42,13 @@ def plan_completion(service: Service, body: CompletionRequest) -> Plan:
     _check(service, body, prompts=len(body.prompt))
     if body.logprobs is not None:
         _check_alternatives(service, body.logprobs, "logprobs")
-        if body.echo:
-            raise bad_request(
-                "echo: log-probabilities of an echoed prompt are not supported; ask without logprobs", "echo"
-            )
     prompts = [_prompt_ids(service, prompt) for prompt in body.prompt]
     requests = []
     for prompt in prompts:
         budget = _budget(service, len(prompt), body.max_tokens, "max_tokens", "prompt", DEFAULT_COMPLETION_TOKENS)
-        requests += _requests(service, body, prompt, budget, body.logprobs) if budget else []
+        scores = body.logprobs if body.echo else None
+        if budget or scores is not None:
+            requests += _requests(service, body, prompt, budget, body.logprobs, scores)
     return Plan(prompts, requests, body.choices_per_prompt)
 
 
@@ -108,12 +106,15 @@ def _prompt_ids(service: Service, prompt: str | Sequence[int]) -> list[int]:
     if isinstance(prompt, str):
         _check_bytes(service, len(prompt.encode()), "prompt")
         return [tokenizer.bos_id, *tokenizer.encode(prompt)]
-    for token in prompt:
-        if not 0 <= token < tokenizer.vocab_size:
-            raise bad_request(
-                f"prompt: token id {token} is outside 0..{tokenizer.vocab_size - 1}", "prompt", "invalid_value"
-            )
+    _check_ids(service, prompt, "prompt")
     return list(prompt)
+
+
+def _check_ids(service: Service, ids: Iterable[int], param: str) -> None:
+    last = service.engine.tokenizer.vocab_size - 1
+    for token in ids:
+        if not 0 <= token <= last:
+            raise bad_request(f"{param}: token id {token} is outside 0..{last}", param, "invalid_value")
 
 
 def _budget(
@@ -138,9 +139,25 @@ def _budget(
 
 
 def _requests(
-    service: Service, body: GenerationRequest, prompt: list[int], budget: int, logprobs: int | None
+    service: Service,
+    body: GenerationRequest,
+    prompt: list[int],
+    budget: int,
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
 ) -> list[Request]:
     """One engine request per choice. Choice i is sampled with seed + i, so the first is what n = 1 gives."""
+    ids = {
+        "logit_bias": body.logit_bias,
+        "allowed_token_ids": body.allowed_token_ids,
+        "banned_token_ids": body.banned_token_ids,
+        "stop_token_ids": body.stop_token_ids,
+    }
+    for param, named in ids.items():
+        _check_ids(service, named or (), param)
+    if body.min_tokens is not None and body.min_tokens > budget:
+        raise bad_request(f"min_tokens: {body.min_tokens} is more than max_tokens, which is {budget}", "min_tokens")
+    stop_ids = () if body.ignore_eos else service.engine.tokenizer.stop_ids
     seed = secrets.randbits(63) if body.seed is None else body.seed
     return [
         Request(
@@ -149,10 +166,21 @@ def _requests(
             temperature=1.0 if body.temperature is None else body.temperature,
             top_k=max(body.top_k or 0, 0),
             top_p=1.0 if body.top_p is None else body.top_p,
+            min_p=body.min_p or 0.0,
+            typical_p=1.0 if body.typical_p is None else body.typical_p,
+            repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+            presence_penalty=body.presence_penalty or 0.0,
+            frequency_penalty=body.frequency_penalty or 0.0,
+            logit_bias=body.logit_bias or {},
+            allowed_ids=body.allowed_token_ids,
+            banned_ids=body.banned_token_ids or (),
+            min_tokens=body.min_tokens or 0,
             seed=(seed + choice) % UINT64,
             stop=list(body.stop or ()),
-            stop_ids=() if body.ignore_eos else service.engine.tokenizer.stop_ids,
+            stop_ids=(*stop_ids, *(body.stop_token_ids or ())),
             logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            logprobs_of=body.logprobs_mode or "raw",
         )
         for choice in range(body.choices_per_prompt)
     ]

@@ -161,6 +161,34 @@ def test_a_stop_string_across_tokens_ends_the_answer_before_it(engine: Engine) -
     assert len(answer.token_ids) <= 9
 
 
+def test_penalties_see_what_was_generated(engine: Engine) -> None:
+    asked = Request(
+        PROMPTS[0], max_tokens=24, temperature=0.0, stop_ids=(), frequency_penalty=-9.0, presence_penalty=2.0
+    )
+    ids: list[int] = []
+    for token in engine.generate([asked])[0].token_ids:
+        logits = uncached(engine.model, [*PROMPTS[0], *ids])
+        taken = torch.zeros(VOCAB)
+        for index in set(ids):
+            taken[index] = -9.0 * ids.count(index) + 2.0
+        assert token == int((logits - taken).argmax())
+        ids.append(token)
+    assert tuple(ids) != first_answer(engine).token_ids
+
+
+def test_min_tokens_keep_an_answer_from_ending(engine: Engine) -> None:
+    whole = first_answer(engine)
+    stop = whole.token_ids[3]
+    settings = {"max_tokens": 24, "temperature": 0.0, "min_tokens": 10}
+    answer = engine.generate([Request(PROMPTS[0], stop_ids=(stop,), **settings)])[0]  # type: ignore[arg-type]
+    assert stop not in answer.token_ids[:10]
+    assert len(answer.token_ids) >= 10
+    text = engine.tokenizer.decode(whole.token_ids[2:4])
+    answer = engine.generate([Request(PROMPTS[0], stop_ids=(), stop=(text,), **settings)])[0]  # type: ignore[arg-type]
+    assert answer.token_ids[:10] == whole.token_ids[:10]
+    assert text in answer.text
+
+
 def test_the_context_ends_the_answer(engine: Engine) -> None:
     prompt = [1] * 90
     for limit in (None, 1000):
@@ -185,6 +213,9 @@ def test_the_context_ends_the_answer(engine: Engine) -> None:
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": -1, "prompt_logprobs": 1}, "max_tokens"),
         ({"prompt_logprobs": -1}, "prompt_logprobs"),
+        ({"logit_bias": {VOCAB: 1.0}}, "token id 512 is outside"),
+        ({"allowed_ids": [-1]}, "token id -1 is outside"),
+        ({"banned_ids": range(VOCAB)}, "holds every id"),
         ({"stop": [""]}, "stop"),
         ({"stop": "END"}, "stop"),
         ({"logprobs": -1}, "logprobs"),

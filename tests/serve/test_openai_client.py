@@ -104,6 +104,44 @@ def test_a_streamed_completion_adds_up_to_the_whole_one(server: Running) -> None
     assert texts == [choice.text for choice in whole.choices]
 
 
+def test_an_echo_is_scored(server: Running) -> None:
+    create = server.client().completions.create
+    asked: dict[str, Any] = {"model": MODEL, "temperature": 0, "echo": True, "logprobs": 1}
+    ids = server.engine.tokenizer.encode("the list")
+    whole, alone = (create(prompt="the list", max_tokens=count, **asked).choices[0] for count in (4, 0))
+    assert whole.logprobs is not None
+    assert alone.logprobs is not None
+    assert whole.logprobs.token_logprobs is not None
+    assert len(whole.logprobs.token_logprobs) == len(ids) + 4
+    assert whole.logprobs.token_logprobs[: len(ids)] == pytest.approx(alone.logprobs.token_logprobs, abs=1e-5)
+    assert alone.text == "the list" == "".join(alone.logprobs.tokens or ())
+    assert alone.finish_reason == "length"
+    # Of ids given by the client the first has nothing in front of it, and so no log-probability.
+    given = create(prompt=[server.engine.tokenizer.bos_id, *ids], max_tokens=0, **asked).choices[0].logprobs
+    assert given is not None
+    assert given.token_logprobs is not None
+    assert given.token_logprobs[0] is None
+    assert given.token_logprobs[1:] == pytest.approx(alone.logprobs.token_logprobs, abs=1e-5)
+    (score,) = server.engine.score([([server.engine.tokenizer.bos_id], ids)])
+    assert sum(given.token_logprobs[1:]) == pytest.approx(score.logprob, abs=1e-3)
+    texts: list[str] = []
+    scores: list[float] = []
+    for chunk in create(prompt="the list", max_tokens=4, stream=True, **asked):
+        texts.append(chunk.choices[0].text)
+        assert chunk.choices[0].logprobs is not None
+        scores += chunk.choices[0].logprobs.token_logprobs or ()
+    assert "".join(texts) == whole.text
+    assert scores == pytest.approx(whole.logprobs.token_logprobs, abs=1e-5)
+
+
+def test_a_bias_and_an_allowed_list_decide_what_comes(server: Running) -> None:
+    token = server.engine.tokenizer.encode("the list")[-1]
+    text = server.engine.tokenizer.decode([token] * 5)
+    for more in ({"logit_bias": {str(token): 100}}, {"extra_body": {"allowed_token_ids": [token]}}):
+        asked: dict[str, Any] = {"model": MODEL, "prompt": "a", "max_tokens": 5, **more}
+        assert server.client().completions.create(**asked).choices[0].text == text
+
+
 def test_a_seed_repeats_an_answer_and_another_changes_it(server: Running) -> None:
     def ask(seed: int | None) -> str | None:
         answer = server.client().chat.completions.create(model=MODEL, messages=MESSAGES, seed=seed, max_tokens=24)
