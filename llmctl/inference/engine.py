@@ -102,6 +102,16 @@ class Engine:
                 f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.vocab_size}",
                 hint="use the tokenizer that the model was trained with",
             )
+        if options.draft is not None and options.draft.vocab_size != model.vocab_size:
+            raise InputError(
+                f"the drafting model has {options.draft.vocab_size} ids, the model {model.vocab_size}",
+                hint="draft with a model that was trained with the same tokenizer",
+            )
+        if options.draft is not None and options.draft.config.context < model.config.context:
+            raise InputError(
+                f"the drafting model reads {options.draft.config.context} tokens, the model {model.config.context}",
+                hint="draft with a model of the same context at least",
+            )
         self.model = model
         self.context = model.config.context
         self._tokenizer = tokenizer

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass, replace
 
 from llmctl.inference.blocks import BlockPool
-from llmctl.inference.cache import Span, cache_for, step_order
+from llmctl.inference.cache import cache_for
+from llmctl.inference.draft import drafter_for
 from llmctl.inference.options import Options
 from llmctl.inference.request import Event
-from llmctl.inference.sampler import draw, logprobs_of
+from llmctl.inference.runner import Part, Runner
 from llmctl.inference.sequence import SequenceState
-from llmctl.model.likelihood import LOGITS_AT_ONCE
 from llmctl.model.transformer import Transformer
 
 
@@ -31,28 +28,15 @@ class Counts:
         prefix_queries: tokens of prompts that were looked up among cached prefixes.
         prefix_hits: those of them that were found, so were not computed again.
         preemptions: sequences that lost their blocks to others and were put back into the queue.
+        drafted: tokens that were guessed ahead.
+        accepted: those of them that turned out right.
     """
 
     prefix_queries: int = 0
     prefix_hits: int = 0
     preemptions: int = 0
-
-
-@dataclass(frozen=True)
-class Part:
-    """What a step runs of one sequence: `count` tokens from `sequence.computed` on."""
-
-    sequence: SequenceState
-    count: int
-
-    @property
-    def last(self) -> bool:
-        """Whether the step runs the sequence's last token, so that the next one can be chosen."""
-        return self.sequence.computed + self.count == len(self.sequence.tokens)
-
-    def tokens(self, span: Span) -> list[int]:
-        """The tokens of `span`."""
-        return self.sequence.tokens[span.start : span.length]
+    drafted: int = 0
+    accepted: int = 0
 
 
 class Scheduler:
@@ -68,13 +52,15 @@ class Scheduler:
     """
 
     def __init__(self, model: Transformer, rows: int, options: Options) -> None:
-        self.model = model
         self.rows = rows
         self.cache = cache_for(model.config, rows, options.cache_tokens, model.dtype, model.device)
         self.pool = BlockPool(self.cache.blocks, self.cache.block_tokens)
+        self.runner = Runner(model, self.cache)
+        self.drafter = drafter_for(options.draft, self.cache) if options.draft_tokens else None
         self.counts = Counts()
         self.waiting: deque[SequenceState] = deque()
         self.running: list[SequenceState] = []
+        self._draft_tokens = options.draft_tokens
         self._step_tokens = options.step_tokens
         self._prefix_cache = options.prefix_cache
 
@@ -92,7 +78,7 @@ class Scheduler:
         if self.counts.preemptions == before:
             parts += self._admit(budget - sum(part.count for part in parts))
         if parts:
-            self._run(parts)
+            self._run(self._with_drafts(parts, budget - sum(part.count for part in parts)))
         self._leave()
 
     def _drop_cancelled(self) -> None:
@@ -129,7 +115,8 @@ class Scheduler:
             if self.pool.blocks_for(len(sequence.tokens)) - len(shared) > self.pool.unused:
                 self.pool.release(shared)
                 break
-            sequence.blocks, sequence.computed = shared, len(shared) * self.pool.size
+            sequence.blocks, sequence.registered = shared, len(shared)
+            sequence.computed = sequence.drafted = len(shared) * self.pool.size
             count = min(len(sequence.tokens) - sequence.computed, budget)
             grown = self._grow(sequence, sequence.computed + count)
             assert grown, "there are blocks for the whole prompt"
@@ -169,67 +156,45 @@ class Scheduler:
 
     def _free(self, sequence: SequenceState) -> None:
         self.pool.release(sequence.blocks)
-        sequence.blocks, sequence.computed = [], 0
+        sequence.blocks, sequence.computed, sequence.drafted, sequence.registered = [], 0, 0, 0
 
     def _part(self, sequence: SequenceState, count: int) -> Part:
         """Make known which blocks the step fills: sequences admitted to this same step may share them already."""
         if self._prefix_cache:
             names = sequence.hashes(self.pool.size, sequence.computed + count)
-            for place in range(sequence.computed // self.pool.size, len(names)):
+            for place in range(sequence.registered, len(names)):
                 self.pool.register(sequence.blocks[place], names[place])
+            sequence.registered = len(names)
         return Part(sequence, count)
 
+    def _with_drafts(self, parts: list[Part], budget: int) -> list[Part]:
+        """The parts with guesses behind those that generate, as many as blocks, budget and the answer's end allow."""
+        if self.drafter is None:
+            return parts
+        self.drafter.follow(parts)
+        wanted: dict[SequenceState, int] = {}
+        for part in parts:
+            sequence = part.sequence
+            room = sequence.limit - sequence.generated - 1  # the step adds one token of its own
+            count = min(self._draft_tokens, sequence.window, room, budget)
+            if part.generates and count > 0 and self._grow(sequence, len(sequence.tokens) + count):
+                wanted[sequence] = count
+                budget -= count
+        guesses = self.drafter.guess(wanted) if wanted else {}
+        return [replace(part, drafts=guesses.get(part.sequence, ())) for part in parts]
+
     def _run(self, parts: Sequence[Part]) -> None:
-        """One forward pass; choose a token for each sequence whose last token it ran."""
-        spans = [Span(part.sequence.blocks, part.sequence.computed, part.count) for part in parts]
-        order = step_order(spans)
-        parts, spans = [parts[index] for index in order], [spans[index] for index in order]
-        device = self.model.device
-        tokens = [token for part, span in zip(parts, spans, strict=True) for token in part.tokens(span)]
-        places = [place for span in spans for place in range(span.start, span.length)]
-        hidden = self.model(
-            torch.tensor([tokens], device=device), torch.tensor([places], device=device), self.cache.attend(spans)
-        )[0]  # [N,D]
-        ends, chosen, first = [], [], 0
-        for part, span in zip(parts, spans, strict=True):
-            self._prompt_logprobs(part.sequence, span, hidden[first : first + span.count])
-            first += span.count
-            ended = part.last
-            part.sequence.computed = span.length
-            if ended and part.sequence.limit == 0:
-                self._end(part.sequence, Event((), "", "length", None, tuple(part.sequence.prompt_logprobs)))
-            elif ended:
-                ends.append(first - 1)
-                chosen.append(part.sequence)
-        if chosen:
-            self._choose(chosen, hidden[ends])
-
-    def _prompt_logprobs(self, sequence: SequenceState, span: Span, hidden: Tensor) -> None:
-        """Log-probabilities of the prompt's tokens that those of `span` predict, where they are asked for."""
-        prompt, asked = sequence.request.prompt_ids, sequence.request.prompt_logprobs
-        if asked is None:
-            return
-        start = len(sequence.prompt_logprobs) - 1  # the first place whose successor is not scored yet
-        targets = prompt[start + 1 : span.length + 1]
-        at_once = max(1, LOGITS_AT_ONCE // self.model.vocab_size)
-        for first in range(0, len(targets), at_once):
-            some = targets[first : first + at_once]
-            skipped = start - span.start + first
-            logits = self.model.logits(hidden[skipped : skipped + len(some)]).float()
-            sequence.prompt_logprobs += logprobs_of(logits, some, [asked] * len(some))
-
-    def _choose(self, sequences: Sequence[SequenceState], hidden: Tensor) -> None:
-        """Sample one token for each sequence from its hidden state, [B,D], and deliver it."""
-        logits = self.model.logits(hidden).float()
-        drawn = draw(logits, [sequence.turn() for sequence in sequences])
-        for sequence, token, logprob in zip(sequences, drawn.tokens, drawn.logprobs, strict=True):
-            if token < 0:
-                self._end(sequence, Event((), sequence.rest(), "length"))
-                continue
-            text, reason = sequence.accept(token)
-            prompt = tuple(sequence.prompt_logprobs) if sequence.scores_prompt and sequence.generated == 1 else None
-            event = Event((token,), text, reason, None if logprob is None else (logprob,), prompt)
-            if reason is None:
+        """Run a step and deliver what it says."""
+        before = {part.sequence: part.sequence.computed + part.count for part in parts if part.drafts}
+        events = self.runner.run(parts)
+        for part in parts:
+            if part.drafts:
+                right, tried = part.sequence.computed - before[part.sequence], len(part.drafts)
+                part.sequence.window = right + 1 if right < tried else 2 * (tried + 1)
+                self.counts.drafted += tried
+                self.counts.accepted += right
+        for sequence, event in events:
+            if event.finish_reason is None:
                 sequence.deliver(event)
             else:
                 self._end(sequence, event)

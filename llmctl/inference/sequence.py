@@ -26,6 +26,11 @@ class SequenceState:
         tokens: the prompt and what was generated so far.
         blocks: of the cache, in order of the tokens that they hold.
         computed: how many of the tokens the cache holds; the others are still to be run.
+        registered: how many of the blocks are known by what they hold.
+        told: whether an event is out.
+        window: how many tokens to guess at most in the next step.
+        drafted: how many of the tokens a drafting model has read.
+        followers: where the text behind a few tokens begins, of the first `indexed` tokens.
     """
 
     def __init__(
@@ -44,6 +49,12 @@ class SequenceState:
         self.tokens = list(request.prompt_ids)
         self.blocks: list[int] = []
         self.computed = 0
+        self.registered = 0
+        self.told = False
+        self.window = 1 << 30
+        self.drafted = 0
+        self.followers: dict[tuple[int, ...], int] = {}
+        self.indexed = 0
         self.prompt_logprobs: list[TokenLogprob | None] = [None]  # nothing predicts the first token
         self.numbers = Numbers(request.seed)
         self.counts: Counter[int] = Counter()  # of the ids generated
@@ -69,9 +80,9 @@ class SequenceState:
             self._hashes.append(block_hash(before, self.tokens[start : start + size]))
         return self._hashes[: tokens // size]
 
-    def turn(self) -> Turn:
-        """What the choice of the next token depends on."""
-        index = self.generated
+    def turn(self, ahead: int = 0) -> Turn:
+        """What the choice of the next token, or of one further ahead, depends on."""
+        index = self.generated + ahead
         early = self.stop_ids if index < self.request.min_tokens else ()
         number = self.numbers.at(index) if self.request.temperature > 0 else 0.0
         return Turn(self.request, number, self.counts, early)

@@ -32,6 +32,8 @@ class _EngineCounts(Collector):
             ("vllm:prefix_cache_queries", "Prompt tokens looked up in the cache.", counts.prefix_queries),
             ("vllm:prefix_cache_hits", "Prompt tokens found in the cache.", counts.prefix_hits),
             ("vllm:num_preemptions", "Sequences that gave up their blocks to others.", counts.preemptions),
+            ("vllm:spec_decode_num_draft_tokens", "Tokens guessed ahead.", counts.drafted),
+            ("vllm:spec_decode_num_accepted_tokens", "Guessed tokens that were right.", counts.accepted),
         ):
             family = CounterMetricFamily(name, text, labels=["model_name"])
             family.add_metric([self._model], value)

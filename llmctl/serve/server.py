@@ -54,6 +54,7 @@ def serve(checkpoint: Artifact | Path, config: ServeConfig, ready: Callable[[str
             precision=config.precision,
             max_running=config.max_running,
             options=options_of(config),
+            draft=Path(config.draft_model) if config.draft_model else None,
         )
         try:
             app = create_app(engine, config, config.model_name or default_name(checkpoint))
