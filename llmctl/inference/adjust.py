@@ -92,7 +92,7 @@ def _within(logits: Tensor, turns: Sequence[Turn]) -> Tensor:
             logits[row] = -torch.inf
             logits[row, ids] = kept
         if turn.allowed is not None:
-            logits[row].masked_fill_(~turn.allowed, -torch.inf)
+            logits[row].masked_fill_(~turn.allowed.to(logits.device), -torch.inf)
         if turn.early:
             without = logits[row].index_fill(0, torch.tensor(list(turn.early), device=logits.device), -torch.inf)
             if bool((without > -torch.inf).any()):

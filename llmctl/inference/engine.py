@@ -6,15 +6,17 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
 import torch
 
 from llmctl.config.errors import InputError, UsageError
+from llmctl.inference.constraint import Forms, Matcher
 from llmctl.inference.detokenizer import Detokenizer
 from llmctl.inference.options import Options
-from llmctl.inference.request import Completion, Event, FinishReason, Request, Score, TokenLogprob
+from llmctl.inference.request import Completion, Constraint, Event, FinishReason, Request, Score, TokenLogprob
 from llmctl.inference.scheduler import Counts, Scheduler
 from llmctl.inference.score import Pair, ScoreJob
 from llmctl.inference.sequence import SequenceState
@@ -180,7 +182,8 @@ class Engine:
                 neither block nor raise: every sequence waits for it. None to read the events from the handle.
 
         Raises:
-            UsageError: the prompt leaves no room in the context, or holds an id that there is none of.
+            UsageError: the prompt leaves no room in the context, or holds an id that there is none of; the constraint
+                cannot be compiled.
             EngineClosedError: the engine is closed, or a step failed; the cause is attached.
         """
         prompt = request.prompt_ids
@@ -202,6 +205,7 @@ class Engine:
             room if request.max_tokens is None else min(request.max_tokens, room),
             self._detokenizer(request),
             deliver or handle._events.put,  # noqa: SLF001
+            self._matcher(request),
         )
         handle._sequence = sequence  # noqa: SLF001 (the two are one thing seen from two threads)
         self._enqueue(sequence)
@@ -244,6 +248,21 @@ class Engine:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def check_constraint(self, constraint: Constraint) -> None:
+        """Compile a constraint, which may take a while; `submit` then finds it at hand.
+
+        Raises:
+            UsageError: it cannot be compiled.
+        """
+        self._forms.matcher(constraint)
+
+    def _matcher(self, request: Request) -> Matcher | None:
+        return None if request.constraint is None else self._forms.matcher(request.constraint)
+
+    @cached_property
+    def _forms(self) -> Forms:
+        return Forms(self.tokenizer)
 
     def _check_ids(self, request: Request) -> None:
         vocab = self.model.vocab_size

@@ -14,6 +14,20 @@ LARGEST_LOGPROBS = 1024
 
 
 @dataclass(frozen=True)
+class Constraint:
+    """The form that an answer must have.
+
+    Attributes:
+        kind: `json_schema`; `regex`, which the whole answer matches; `choice`, a JSON list of strings; `grammar`, in
+            the GBNF of llama.cpp or in the Lark dialect of llguidance.
+        text: the form itself.
+    """
+
+    kind: Literal["json_schema", "regex", "choice", "grammar"]
+    text: str
+
+
+@dataclass(frozen=True)
 class Request:
     """One sequence to generate.
 
@@ -43,6 +57,7 @@ class Request:
         prompt_logprobs: the same for the tokens of the prompt, always raw; its first token has none.
         cache_salt: cached prefixes are shared among requests of one salt only, so that nobody can tell by the time to
             the first token what someone else has asked.
+        constraint: the form of the answer; it is whole where finish_reason is `stop`, cut where it is `length`.
 
     Raises:
         UsageError: a value is out of bounds.
@@ -69,6 +84,7 @@ class Request:
     logprobs_of: Literal["raw", "sampled"] = "raw"
     prompt_logprobs: int | None = None
     cache_salt: str = ""
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         for name, (fine, rule) in {**self._bounds(), **self._sampling_bounds()}.items():

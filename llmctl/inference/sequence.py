@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from llmctl.inference.adjust import Turn
 from llmctl.inference.blocks import block_hash, root_hash
+from llmctl.inference.constraint import Matcher
 from llmctl.inference.detokenizer import Detokenizer
 from llmctl.inference.request import Event, FinishReason, Request, TokenLogprob
 from llmctl.inference.sampler import Numbers
@@ -21,6 +22,7 @@ class SequenceState:
         limit: most tokens to generate.
         detokenizer: makes its text.
         deliver: takes its events.
+        matcher: follows the form that the answer must have.
 
     Attributes:
         tokens: the prompt and what was generated so far.
@@ -40,12 +42,14 @@ class SequenceState:
         limit: int,
         detokenizer: Detokenizer,
         deliver: Callable[[Event | BaseException], None],
+        matcher: Matcher | None = None,
     ) -> None:
         self.request = request
         self.stop_ids = stop_ids
         self.limit = limit
         self.detokenizer = detokenizer
         self.deliver = deliver
+        self.matcher = matcher
         self.tokens = list(request.prompt_ids)
         self.blocks: list[int] = []
         self.computed = 0
@@ -85,15 +89,18 @@ class SequenceState:
         index = self.generated + ahead
         early = self.stop_ids if index < self.request.min_tokens else ()
         number = self.numbers.at(index) if self.request.temperature > 0 else 0.0
-        return Turn(self.request, number, self.counts, early)
+        allowed = self.matcher.allowed() if self.matcher is not None and not ahead else None
+        return Turn(self.request, number, self.counts, early, allowed)
 
     def accept(self, token: int) -> tuple[str, FinishReason | None]:
         """Append a chosen token; return the text that became final and why the answer ends, if it does."""
         self.tokens.append(token)
         self.counts[token] += 1
         ended = token in self.stop_ids
+        complete = self.matcher is not None and not ended and self.matcher.accept(token)
         stops = self.generated >= self.request.min_tokens
         text, stopped = ("", False) if ended else self.detokenizer.add(token, stops=stops)
+        ended = ended or complete
         if not stopped and (ended or self.generated >= self.limit):
             self.done = True
             rest, stopped = self.detokenizer.finish()

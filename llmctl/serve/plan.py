@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmctl.inference.request import Request
+from llmctl.config.errors import UsageError
+from llmctl.inference.request import Constraint, Request
 from llmctl.serve.errors import ApiError, bad_request
 from llmctl.serve.generation import Service
 from llmctl.serve.requests import (
@@ -186,6 +188,12 @@ def _requests(
         _known_ids(service, list(named or ()), param)
     if body.min_tokens is not None and body.min_tokens > budget:
         raise bad_request(f"min_tokens: {body.min_tokens} is more than max_tokens, which is {budget}", "min_tokens")
+    constraint, param = _constraint(body)
+    if constraint is not None:
+        try:
+            service.engine.check_constraint(constraint)  # compiled here, on a thread of the pool
+        except UsageError as error:
+            raise bad_request(f"{param}: {error.one_line}", param, "invalid_value") from None
     stop_ids = () if body.ignore_eos else service.engine.tokenizer.stop_ids
     seed = secrets.randbits(63) if body.seed is None else body.seed
     return [
@@ -209,7 +217,29 @@ def _requests(
             stop_ids=(*stop_ids, *(body.stop_token_ids or ())),
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
+            constraint=constraint,
             logprobs_of=body.logprobs_mode or "raw",
         )
         for choice in range(body.choices_per_prompt)
     ]
+
+
+def _constraint(body: GenerationRequest) -> tuple[Constraint | None, str]:
+    """The form of the answer, and the field that asks for it."""
+    form = body.structured_outputs
+    given = body.response_format if isinstance(body, ChatRequest) else None
+    if given is not None and given.type != "text":
+        if form is not None:
+            raise bad_request("structured_outputs and response_format exclude each other", "structured_outputs")
+        schema = {"type": "object"} if given.json_schema is None else given.json_schema.schema_
+        return Constraint("json_schema", json.dumps(schema)), "response_format"
+    if form is None:
+        return None, ""
+    if form.regex is not None:
+        return Constraint("regex", form.regex), "structured_outputs.regex"
+    if form.choice is not None:
+        return Constraint("choice", json.dumps(form.choice)), "structured_outputs.choice"
+    if form.grammar is not None:
+        return Constraint("grammar", form.grammar), "structured_outputs.grammar"
+    text = form.json_ if isinstance(form.json_, str) else json.dumps(form.json_)
+    return Constraint("json_schema", text), "structured_outputs.json"

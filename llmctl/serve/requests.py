@@ -28,7 +28,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "prediction": (None,),
     "reasoning_effort": (None,),
     "refusal": (None,),
-    "response_format": (None, {"type": "text"}),
     "suffix": (None, ""),
     "tool_calls": (None, []),
     "tool_choice": (None, "none", "auto"),
@@ -117,6 +116,43 @@ class StreamOptions(_Body):
     include_obfuscation: bool | None = Field(None, description="ignored: no padding is ever sent")
 
 
+class JsonSchema(_Body):
+    """OpenAI's `response_format.json_schema`."""
+
+    name: Text | None = Field(None, description="ignored")
+    description: Text | None = Field(None, description="ignored")
+    strict: bool | None = Field(None, description="ignored: answers always keep to the schema")
+    schema_: dict[str, Any] | bool = Field(default_factory=dict, alias="schema", description="JSON Schema")
+
+
+class ResponseFormat(_Body):
+    """OpenAI's `response_format`."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _with_schema(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema belongs to type json_schema, and to no other")
+        return self
+
+
+class StructuredOutputs(_Body):
+    """An extension, as vLLM has it: the form of the answer, by one of four."""
+
+    json_: dict[str, Any] | bool | str | None = Field(None, alias="json", description="JSON Schema")
+    regex: Text | None = Field(None, description="regular expression that the whole answer matches")
+    choice: list[Text] | None = Field(None, min_length=1, max_length=MOST_IDS, description="one of these texts")
+    grammar: Text | None = Field(None, description="GBNF, or llguidance's Lark")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if sum(value is not None for value in (self.json_, self.regex, self.choice, self.grammar)) != 1:
+            raise ValueError("give one of json, regex, choice and grammar")
+        return self
+
+
 class GenerationRequest(_Body):
     """What completions and chat completions have in common."""
 
@@ -144,6 +180,7 @@ class GenerationRequest(_Body):
     logprobs_mode: Literal["raw", "sampled"] | None = Field(
         None, description="an extension: log-probabilities of the model (raw) or of what was drawn from"
     )
+    structured_outputs: StructuredOutputs | None = Field(None, description="an extension: the form of the answer")
     ignore_eos: bool | None = Field(None, description="an extension: go on past the end token, for benchmarks")
 
     user: Any = Field(None, description="ignored")
@@ -208,7 +245,7 @@ class ChatRequest(GenerationRequest):
     )
     logprobs: bool | None = Field(None, description="return the log-probability of each token")
     top_logprobs: int | None = Field(None, ge=0, le=100, description="alternatives to return for each token")
-    response_format: Unsupported = None
+    response_format: ResponseFormat | None = Field(None, description="text, json_object, or json_schema with a schema")
     tools: Unsupported = None
     tool_choice: Unsupported = None
     parallel_tool_calls: Unsupported = None

@@ -1,5 +1,6 @@
 """The stock OpenAI client against a real server."""
 
+import json
 from typing import Any
 
 import openai
@@ -140,6 +141,30 @@ def test_a_bias_and_an_allowed_list_decide_what_comes(server: Running) -> None:
     for more in ({"logit_bias": {str(token): 100}}, {"extra_body": {"allowed_token_ids": [token]}}):
         asked: dict[str, Any] = {"model": MODEL, "prompt": "a", "max_tokens": 5, **more}
         assert server.client().completions.create(**asked).choices[0].text == text
+
+
+def test_an_answer_in_the_form_that_was_asked_for(server: Running) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}, "n": {"type": "integer", "maximum": 99, "minimum": 0}},
+        "required": ["ok", "n"],
+        "additionalProperties": False,
+    }
+    asked: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "max_tokens": 60, "n": 4, "seed": 1}
+    form: Any = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+    chat = server.client().chat.completions.create(response_format=form, **asked)
+    for choice in chat.choices:
+        assert choice.finish_reason == "stop"
+        value = json.loads(choice.message.content or "")
+        assert isinstance(value["ok"], bool)
+        assert 0 <= value["n"] <= 99
+    free = server.client().chat.completions.create(response_format={"type": "json_object"}, **asked)
+    for choice in free.choices:
+        if choice.finish_reason == "stop":
+            assert isinstance(json.loads(choice.message.content or ""), dict)
+    more = {"structured_outputs": {"choice": ["yes", "no"]}}
+    picked = server.client().completions.create(model=MODEL, prompt="is it?", n=8, extra_body=more)
+    assert {choice.text for choice in picked.choices} <= {"yes", "no"}
 
 
 def test_a_seed_repeats_an_answer_and_another_changes_it(server: Running) -> None:
