@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,52 +10,8 @@ from llmctl.config.base import INTEGER_LIMIT, Config, execution
 from llmctl.config.devices import Device, Precision
 from llmctl.config.heldout import HELDOUT_FRACTION
 from llmctl.config.model import ModelConfig
-
-
-class AdamWConfig(Config):
-    """AdamW (Loshchilov & Hutter, 2019): Adam with weight decay apart from the gradient."""
-
-    name: Literal["adamw"] = Field(default="adamw", description="Which optimizer.")
-    lr: float = Field(default=3e-3, gt=0, lt=10, description="Peak learning rate, reached at the end of the warm-up.")
-    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="Decay of the averages of gradient and square.")
-    eps: float = Field(default=1e-8, gt=0, lt=1, description="Added to the root of the second moment.")
-    weight_decay: float = Field(
-        default=0.1,
-        ge=0,
-        lt=10,
-        description="Decay of matrices, times the learning rate; gains and biases do not decay.",
-    )
-
-    @field_validator("betas")
-    @classmethod
-    def _below_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
-        if not all(0.0 <= beta < 1.0 for beta in betas):
-            raise ValueError("each beta must lie in [0, 1)")
-        return betas
-
-
-class _Schedule(Config):
-    """Warm-up, which every schedule has: linear from lr/warm-up steps to lr."""
-
-    warmup_steps: int | None = Field(default=None, ge=0, description="Steps of warm-up, in place of warmup_fraction.")
-    warmup_fraction: float = Field(default=0.05, ge=0, lt=1, description="Warm-up as a share of all steps, rounded up.")
-    final_fraction: float = Field(default=0.1, ge=0, le=1, description="Last learning rate, as a share of the peak.")
-
-
-class CosineConfig(_Schedule):
-    """Half a cosine from the peak to the final rate (Loshchilov & Hutter, 2017)."""
-
-    name: Literal["cosine"] = Field(default="cosine", description="Which schedule.")
-
-
-class WsdConfig(_Schedule):
-    """Warm-up, stable, decay: constant, then a fall by 1 - sqrt at the end (Hägele et al., 2024)."""
-
-    name: Literal["wsd"] = Field(default="wsd", description="Which schedule.")
-    decay_fraction: float = Field(default=0.2, gt=0, le=1, description="Share of all steps in which the rate falls.")
-
-
-ScheduleConfig = Annotated[CosineConfig | WsdConfig, Field(discriminator="name")]
+from llmctl.config.optimizers import AdamWConfig, OptimizerConfig
+from llmctl.config.schedules import CosineConfig, ScheduleConfig, ceil, decay_steps, warmup_steps
 
 
 def _named(value: Any, default: str) -> Any:
@@ -84,7 +40,7 @@ class TrainConfig(Config):
         le=2**20,
         description="Rows in one forward pass of one rank; at most 4 where left out. Changes memory, not the result.",
     )
-    optimizer: AdamWConfig = Field(default=AdamWConfig(), description="Optimizer and its constants.")
+    optimizer: OptimizerConfig = Field(default=AdamWConfig(), description="Optimizer and its constants.")
     schedule: ScheduleConfig = Field(default=CosineConfig(), description="Learning rate over the steps.")
     clip_norm: float = Field(1.0, gt=0, description="Largest 2-norm of the whole gradient; it is scaled down to this.")
     precision: Precision = Field(
@@ -129,6 +85,17 @@ class TrainConfig(Config):
             raise ValueError("compile works in a single process only: leave out nproc and zero, or compile")
         return self
 
+    @model_validator(mode="after")
+    def _optimizer_takes_shards(self) -> TrainConfig:
+        if self.zero and not self.optimizer.shards:
+            raise ValueError(
+                f"{self.optimizer.name} needs whole parameters, and zero={self.zero} gives each rank a shard without "
+                "their shapes: leave out zero, or take adamw, muon or lion"
+            )
+        if self.optimizer.name == "sophia" and self.nproc > 1:
+            raise ValueError("sophia runs in a single process only: leave out nproc, or take another optimizer")
+        return self
+
     @property
     def uses_deepspeed(self) -> bool:
         """Whether the flags ask for DeepSpeed; its launcher's environment asks for it too."""
@@ -164,7 +131,7 @@ class PretrainConfig(TrainConfig):
 class SftConfig(TrainConfig):
     """How a checkpoint is fine-tuned on chats, with the loss on the assistant's tokens only."""
 
-    optimizer: AdamWConfig = Field(
+    optimizer: OptimizerConfig = Field(
         default=AdamWConfig(lr=5e-4, weight_decay=0.0), description="Optimizer and its constants."
     )
     epochs: float = Field(3.0, gt=0, le=10_000, description="Passes over the packed chats; rounded up to whole steps.")
@@ -188,21 +155,6 @@ class SftConfig(TrainConfig):
     )
 
 
-def warmup_steps(schedule: CosineConfig | WsdConfig, steps: int) -> int:
-    """Steps of warm-up in a run of `steps`, never more than there are."""
-    if schedule.warmup_steps is not None:
-        return min(schedule.warmup_steps, steps)
-    return _ceil(schedule.warmup_fraction * steps)
-
-
-def decay_steps(schedule: CosineConfig | WsdConfig, steps: int) -> int:
-    """Steps in which the rate falls, in a run of `steps`."""
-    after_warmup = steps - warmup_steps(schedule, steps)
-    if isinstance(schedule, CosineConfig):
-        return after_warmup
-    return min(_ceil(schedule.decay_fraction * steps), after_warmup)
-
-
 def micro_rows(config: TrainConfig, ranks: int) -> int:
     """Rows in one forward pass of one rank."""
     per_rank = config.batch_rows // ranks
@@ -211,9 +163,4 @@ def micro_rows(config: TrainConfig, ranks: int) -> int:
 
 def steps_of_epochs(epochs: float, rows: int, batch_rows: int) -> int:
     """Optimizer steps that see `rows` rows `epochs` times, the last step filled up."""
-    return max(1, _ceil(epochs * rows / batch_rows))
-
-
-def _ceil(value: float) -> int:
-    """Round up, forgiving the last bit: 0.05 x 20 is 1, not 2."""
-    return int(-(-(value - 1e-9) // 1)) if value > 0 else 0
+    return max(1, ceil(epochs * rows / batch_rows))

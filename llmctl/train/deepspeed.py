@@ -8,17 +8,21 @@ optimizer's state are fp32, and bf16 is torch's autocast inside the forward pass
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
+from llmctl.config.errors import UsageError
+from llmctl.config.optimizers import SophiaConfig
 from llmctl.config.train import TrainConfig
 from llmctl.model.transformer import Transformer
 from llmctl.train.launch import Ranks
-from llmctl.train.optimizers import build_optimizer
+from llmctl.train.muon import Muon
+from llmctl.train.optimizers import build_optimizer, described, set_rate
+from llmctl.train.shards import Layout, Piece
 from llmctl.train.strategy import Call, autocast_dtype, join
 
 TAG = "state"
@@ -55,7 +59,13 @@ class DeepSpeed:
         join()
 
     def prepare(self, model: Transformer, config: TrainConfig, micro_batches: int) -> None:
-        """Hand the model and a plain torch optimizer to DeepSpeed."""
+        """Hand the model and a plain torch optimizer to DeepSpeed.
+
+        Raises:
+            UsageError: the optimizer works in a single process only.
+        """
+        if isinstance(config.optimizer, SophiaConfig):
+            raise UsageError("sophia runs in a single process only", hint="start it without a launcher")
         os.environ.setdefault("DS_ACCELERATOR", self.device.type)  # read when deepspeed is imported
         import deepspeed
 
@@ -63,11 +73,30 @@ class DeepSpeed:
         deepspeed.ops.__compatible_ops__[SHARED_MEMORY_OP] = False
         deepspeed.init_distributed(verbose=False)
         self.model = model.to(self.device).train()
+        autocast = autocast_dtype(config.precision)
+        optimizer = build_optimizer(self.model, config.optimizer, autocast)
+        self.groups = described(optimizer, config.optimizer)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=Guest(self.model, autocast_dtype(config.precision), self.device.type),
-            optimizer=build_optimizer(self.model, config.optimizer),
+            model=Guest(self.model, autocast, self.device.type),
+            optimizer=optimizer,
             config=engine_config(config, self.world_size, self.zero, micro_batches),
         )
+        self.layout = self._layout()
+        if isinstance(optimizer, Muon):
+            optimizer.layout = self.layout
+
+    def _layout(self) -> Layout:
+        """Where DeepSpeed has put the fp32 parameters that the optimizer updates."""
+        named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        if self.zero == 0:
+            return Layout.whole(named, self.rank, self.world_size)
+        piece = _piece_in_shard if self.zero == 3 else _piece_in_flat_group
+        pieces = piece(self.engine.optimizer, named)
+        return Layout(pieces, rank=self.rank, world_size=self.world_size, sharded=True)
+
+    def described(self) -> str:
+        """Of the groups as they were before sharding."""
+        return self.groups
 
     def forward(self, call: Call) -> Tensor:
         """Run through the engine."""
@@ -80,10 +109,9 @@ class DeepSpeed:
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()  # counts the micro-batch
 
-    def step(self, lr: float) -> float:
+    def step(self, factor: float) -> float:
         """Let the engine clip and update; it has reduced the gradients in the last backward."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(self.optimizer, factor)
         norm = None
         if self.zero == 0:  # the engine clips but does not tell the norm
             gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
@@ -138,3 +166,29 @@ def engine_config(config: TrainConfig, world_size: int, zero: int, micro_batches
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
+
+
+def _piece_in_flat_group(optimizer: Any, named: Mapping[str, nn.Parameter]) -> Iterator[Piece]:
+    """Stages 1 and 2: a group's parameters lie end to end, and each rank holds an equal stretch of them."""
+    held = {id(p): shard for group, shard in _flat_groups(optimizer) for p in group}
+    for name, parameter in named.items():
+        found: Any = getattr(parameter, "_hp_mapping")  # noqa: B009 (DeepSpeed's attribute, unknown to the type checker)
+        at, start, length = 0, 0, 0
+        if found is not None:
+            at, start = found.hp_fragment_address.start, found.lp_fragment_address.start
+            length = found.hp_fragment_address.numel
+        yield Piece(name, parameter.shape, held[id(parameter)], at, start, length)
+
+
+def _flat_groups(optimizer: Any) -> Iterator[tuple[list[nn.Parameter], Tensor]]:
+    return zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True)
+
+
+def _piece_in_shard(optimizer: Any, named: Mapping[str, nn.Parameter]) -> Iterator[Piece]:
+    """Stage 3: each parameter is cut into equal parts, one for each rank, the last of them padded."""
+    for name, parameter in named.items():
+        number, at, length = optimizer.grad_position[optimizer.get_param_id(parameter)]
+        shape: torch.Size = getattr(parameter, "ds_shape")  # noqa: B009 (as above)
+        start = min(length * distributed.get_rank(), shape.numel())
+        held = optimizer.fp32_partitioned_groups_flat[number]
+        yield Piece(name, shape, held, at, start, min(length, shape.numel() - start))

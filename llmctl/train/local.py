@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from llmctl.config.train import TrainConfig
 from llmctl.model.transformer import Transformer
-from llmctl.train.optimizers import build_optimizer
+from llmctl.train.elementwise import Sophia
+from llmctl.train.optimizers import build_optimizer, described, set_rate
 from llmctl.train.strategy import Call, autocast_dtype
 
 MODEL_FILE = "model.safetensors"
@@ -36,9 +37,10 @@ class Local:
         if config.compile:
             self.model.compile(dynamic=False)
         self.parameters = dict(model.named_parameters())  # a tied one is named once
-        self.optimizer = build_optimizer(model, config.optimizer)
-        self.clip_norm = config.clip_norm
         self.autocast = autocast_dtype(config.precision)
+        self.optimizer = build_optimizer(model, config.optimizer, self.autocast)
+        self.groups = described(self.optimizer, config.optimizer)
+        self.clip_norm = config.clip_norm
 
     def forward(self, call: Call) -> Tensor:
         """Run under autocast where the precision says so."""
@@ -49,14 +51,23 @@ class Local:
         """Accumulate into `.grad`."""
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def step(self, lr: float) -> float:
+    def described(self) -> str:
+        """Of the groups as they were built."""
+        return self.groups
+
+    def step(self, factor: float) -> float:
         """Clip, update, clear."""
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.clip_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(self.optimizer, factor)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
+
+    def estimate(self, targets: float) -> None:
+        """Take the gradient of sampled targets as Sophia's estimate of the curvature, and clear it."""
+        assert isinstance(self.optimizer, Sophia), "no other optimizer asks for it"
+        self.optimizer.estimate(targets)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """The values themselves."""

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from llmctl.config.base import semantic_values
 from llmctl.config.errors import GateError, InputError, IntegrityError, InterruptedRunError
+from llmctl.config.optimizers import SophiaConfig
 from llmctl.config.train import TrainConfig
 from llmctl.model.device import choose_device
 from llmctl.model.likelihood import Tensors
@@ -23,11 +24,11 @@ from llmctl.model.transformer import Transformer
 from llmctl.pipeline.job import Job
 from llmctl.store.artifact import Artifact
 from llmctl.tokens.batch import Batch
-from llmctl.tokens.order import permuted
 from llmctl.tokens.rows import SCHEMA as ROWS_SCHEMA
 from llmctl.train import checkpoints, heldout
 from llmctl.train.checkpoints import State
-from llmctl.train.heldout import HeldOut
+from llmctl.train.curvature import generator_of, sampled_labels
+from llmctl.train.heldout import HeldOut, HeldOutRows
 from llmctl.train.launch import environment
 from llmctl.train.loader import Loader, Plan, RowSource
 from llmctl.train.local import Local
@@ -62,19 +63,6 @@ class Objective(Protocol):
 
 
 @dataclass(frozen=True)
-class HeldOutRows:
-    """What is measured during training.
-
-    Attributes:
-        rows: of which a fixed sample is scored.
-        byte_lengths: int32 [V], bytes that each id stands for.
-    """
-
-    rows: RowSource
-    byte_lengths: NDArray[np.int32]
-
-
-@dataclass(frozen=True)
 class Fitted:
     """What training gave.
 
@@ -106,6 +94,9 @@ def fit(
     strategy.prepare(model, job.config, run.plan.micro_batches)
     if run.leads and (warning := precision_warning(job.config.precision, strategy.device)):
         job.progress.note(warning)
+    if run.leads:
+        clipped = f"gradients clipped to a norm of {job.config.clip_norm:g}"
+        job.progress.note(f"{strategy.described()}; {clipped}")
     run.resume()
     stopping = Stop(job.work, signals=strategy.world_size == 1, leads=run.leads)
     with stopping as stop, Loader(objective.rows, run.plan) as loader:
@@ -190,11 +181,13 @@ class Run:
         self._stop_agreed = asked > 0
         if targets == 0:
             raise InputError(f"{self._where()} hold no target at all", hint=self._look() or "look at them")
+        self._estimate_curvature(batches, targets)
         nll = self._accumulate(batches, targets)
-        lr = self.config.optimizer.lr * rate_factor(self.config.schedule, self.step, self.plan.steps)
+        factor = rate_factor(self.config.schedule, self.step, self.plan.steps)
+        lr = self.config.optimizer.lr * factor
         if not math.isfinite(nll):
             raise DivergedError(f"the loss is {nll} in {self._where()}", hint=self._diverged_hint())
-        norm = self.strategy.step(lr)
+        norm = self.strategy.step(factor)
         if not math.isfinite(norm):
             raise DivergedError(f"the gradient's norm is {norm} in {self._where()}", hint=self._diverged_hint())
         spent = time.perf_counter() - begun
@@ -213,6 +206,20 @@ class Run:
             nll += loss.detach()
             self.strategy.backward(loss / targets)
         return self.strategy.sum([nll.item()])[0]
+
+    def _estimate_curvature(self, batches: list[Batch], targets: float) -> None:
+        """Where the optimizer is Sophia and an estimate is due: one from labels that the model draws itself."""
+        if not isinstance(self.config.optimizer, SophiaConfig) or self.step % self.config.optimizer.interval:
+            return
+        local = self.strategy
+        assert isinstance(local, Local), "the configuration refuses Sophia elsewhere"
+        generator = generator_of(self.config.seed, self.step, local.device)
+        for batch in batches:
+            given = Tensors.of(batch, local.device)
+            labels = local.forward(functools.partial(sampled_labels, batch=given, generator=generator))
+            drawn = replace(given, labels=labels)
+            local.backward(local.forward(functools.partial(self.objective.loss, batch=drawn)) / targets)
+        local.estimate(targets)
 
     def _loss_of(self, batch: Batch) -> Callable[[Transformer], Tensor]:
         tensors = Tensors.of(batch, self.strategy.device)
@@ -239,26 +246,10 @@ class Run:
         """Score the fixed sample of held-out rows, each rank a share of it."""
         if self.held is None or self.held.rows.count == 0:
             return
-        self.measured = self._score(self.held)
-        self._log(**_heldout_figures(self.measured))
+        self.measured = heldout.sample_scored(self.held, self.config.heldout_rows, self.plan.micro_rows, self.strategy)
+        self._log(**self.measured.figures)
         bits = self.measured.bits_per_byte
         self._note(f"step {self.step}: held-out loss {self.measured.loss:.4f}, {bits:.4f} bits per byte")
-
-    @torch.no_grad()
-    def _score(self, held: HeldOutRows) -> HeldOut:
-        count = min(self.config.heldout_rows or held.rows.count, held.rows.count)
-        sample = np.sort(permuted(0, np.arange(count), held.rows.count))
-        parts = [sample[start : start + self.plan.micro_rows] for start in range(0, count, self.plan.micro_rows)]
-
-        def share() -> Iterator[Batch]:
-            for first in range(0, len(parts), self.strategy.world_size):
-                mine = first + self.strategy.rank
-                batch = held.rows.batch(parts[min(mine, len(parts) - 1)])
-                # Every rank takes part in every pass, as sharded weights are gathered in step; a surplus is blank.
-                yield batch if mine < len(parts) else batch.without_targets()
-
-        values = heldout.accumulated(share(), held.byte_lengths, self.strategy.device, self.strategy.forward)
-        return heldout.total(self.strategy.sum(values))
 
     def save(self) -> None:
         """Write a resumable state; collective."""
@@ -355,7 +346,7 @@ class Run:
             "train_s": self.train_s,
         }
         if self.measured is not None:
-            values |= _heldout_figures(self.measured)
+            values |= self.measured.figures
         return values
 
     def _meet(self) -> None:
@@ -374,10 +365,3 @@ class Run:
             self.job.progress.update(
                 self.step, self.plan.steps, "steps", loss=self.loss, lr=lr, tokens_per_s=tokens_per_s
             )
-
-
-def _heldout_figures(measured: HeldOut) -> dict[str, int | float]:
-    """What was measured, by the names of metrics and totals; what is undefined (no targets, no text) is left out."""
-    figures = {"heldout_loss": measured.loss, "heldout_bits_per_byte": measured.bits_per_byte}
-    defined = {name: value for name, value in figures.items() if math.isfinite(value)}
-    return {**defined, "heldout_targets": measured.targets}

@@ -52,8 +52,12 @@ class Strategy(Protocol):
         """Add the gradient of `loss`; over ranks and micro-batches gradients are summed."""
         ...
 
-    def step(self, lr: float) -> float:
-        """Clip the global gradient, update with `lr`, clear the gradient; its 2-norm before clipping."""
+    def step(self, factor: float) -> float:
+        """Clip the global gradient, update at `factor` times the peak rates, clear; the 2-norm before clipping."""
+        ...
+
+    def described(self) -> str:
+        """One line that says which parameters the optimizer treats how."""
         ...
 
     def sum(self, values: Sequence[float]) -> list[float]:

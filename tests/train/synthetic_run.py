@@ -12,7 +12,8 @@ from llmctl.model.transformer import Transformer
 from llmctl.objectives.losses import next_token
 from llmctl.pipeline.job import Job, Product, Silent
 from llmctl.tokens.batch import IGNORE, PADDING_DOCUMENT, Batch
-from llmctl.train.loop import HeldOutRows, fit
+from llmctl.train.heldout import HeldOutRows
+from llmctl.train.loop import fit
 
 VOCAB = 64
 SEQ_LEN = 24
@@ -116,6 +117,24 @@ def train_to_divergence(job):
     model = Transformer(job.config.model, VOCAB)
     model.init_weights(0)
     fit(job, model, Exploding(), steps=1, heldout_rows=None)
+
+
+def train_counting_orthogonalisations(job):
+    """As `train`; each rank leaves the number of its Newton-Schulz calls in the output folder."""
+    from llmctl.train import muon
+    from llmctl.train.launch import environment
+
+    calls, real = [], muon.newton_schulz
+
+    def counted(*given):
+        calls.append(given[0].shape)
+        return real(*given)
+
+    muon.newton_schulz = counted
+    product = train(job)
+    muon.newton_schulz = real
+    (job.out / f"calls-{environment().rank}").write_text(str(len(calls)))
+    return product
 
 
 def die_on_rank_1(job):
