@@ -6,9 +6,12 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from llmctl.config.averages import AverageConfig
 from llmctl.config.base import INTEGER_LIMIT, Config, execution
 from llmctl.config.devices import Device, Precision
+from llmctl.config.guards import GuardConfig
 from llmctl.config.heldout import HELDOUT_FRACTION
+from llmctl.config.keep import Keep
 from llmctl.config.model import ModelConfig
 from llmctl.config.optimizers import AdamWConfig, OptimizerConfig
 from llmctl.config.schedules import CosineConfig, ScheduleConfig, ceil, decay_steps, warmup_steps
@@ -43,6 +46,10 @@ class TrainConfig(Config):
     optimizer: OptimizerConfig = Field(default=AdamWConfig(), description="Optimizer and its constants.")
     schedule: ScheduleConfig = Field(default=CosineConfig(), description="Learning rate over the steps.")
     clip_norm: float = Field(1.0, gt=0, description="Largest 2-norm of the whole gradient; it is scaled down to this.")
+    guard: GuardConfig = Field(default=GuardConfig(), description="What happens to steps that cannot be trusted.")
+    average: AverageConfig | None = Field(
+        None, description="ema or tail: publish an average of the weights over steps; the last ones where left out."
+    )
     precision: Precision = Field(
         "fp32",
         description="bf16: matrix products under autocast, with fp32 weights, gradients and optimizer state. "
@@ -54,6 +61,9 @@ class TrainConfig(Config):
     checkpoint_every_steps: int = execution(
         100, ge=0, description="Steps between resumable states; 0: none. A killed run loses at most so many."
     )
+    keep: str = execution(
+        "last:2", description="Which states stay while the run lasts: last:N,every:N,best:N (by held-out loss)."
+    )
     eval_every_steps: int = execution(
         100, ge=0, description="Steps between measurements on held-out rows; 0: at the end only."
     )
@@ -62,6 +72,9 @@ class TrainConfig(Config):
     zero: int = execution(0, ge=0, le=3, description="ZeRO stage: what DeepSpeed shards over the ranks; 0 is nothing.")
     device: Device = execution("auto", description="auto: cuda where there is one.")
     compile: bool = execution(default=False, description="Compile the model with torch.compile (single process only).")
+    watchdog_s: float = execution(
+        1800.0, ge=0, le=10**7, description="Seconds after which ranks that stand still are ended, naming the culprit."
+    )
     threads: int = execution(0, ge=0, le=1024, description="CPU threads of a rank; 0: cores divided by ranks.")
 
     @field_validator("optimizer", mode="before")
@@ -76,6 +89,17 @@ class TrainConfig(Config):
     @classmethod
     def _schedule_by_name(cls, value: Any) -> Any:
         return _named(value, "cosine")
+
+    @field_validator("average", mode="before")
+    @classmethod
+    def _average_by_name(cls, value: Any) -> Any:
+        return None if value is None else _named(value, "ema")
+
+    @field_validator("keep")
+    @classmethod
+    def _keep_reads(cls, value: str) -> str:
+        Keep.parse(value)
+        return value
 
     @model_validator(mode="after")
     def _divisible(self) -> TrainConfig:

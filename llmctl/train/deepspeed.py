@@ -7,9 +7,9 @@ optimizer's state are fp32, and bf16 is torch's autocast inside the forward pass
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,9 +23,9 @@ from llmctl.train.launch import Ranks
 from llmctl.train.muon import Muon
 from llmctl.train.optimizers import build_optimizer, described, set_rate
 from llmctl.train.shards import Layout, Piece
+from llmctl.train.states import Trained
 from llmctl.train.strategy import Call, autocast_dtype, join
 
-TAG = "state"
 SHARED_MEMORY_OP = "deepspeed_shm_comm"
 
 
@@ -54,6 +54,9 @@ class DeepSpeed:
         self.world_size = ranks.world_size
         self.zero = zero
         self.device = device
+        self._accept: Callable[[float], bool]
+        self._verdict: bool | None = None
+        self._norm: float | None = None
         if device.type == "cuda":
             torch.cuda.set_device(device)
         join()
@@ -76,14 +79,16 @@ class DeepSpeed:
         autocast = autocast_dtype(config.precision)
         optimizer = build_optimizer(self.model, config.optimizer, autocast)
         self.groups = described(optimizer, config.optimizer)
+        self._put_behind_a_gate(optimizer)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=Guest(self.model, autocast, self.device.type),
             optimizer=optimizer,
             config=engine_config(config, self.world_size, self.zero, micro_batches),
         )
-        self.layout = self._layout()
+        layout = self._layout()
         if isinstance(optimizer, Muon):
-            optimizer.layout = self.layout
+            optimizer.layout = layout
+        self.trained = Trained(layout, optimizer, self.device)
 
     def _layout(self) -> Layout:
         """Where DeepSpeed has put the fp32 parameters that the optimizer updates."""
@@ -109,35 +114,47 @@ class DeepSpeed:
         if not self.engine.is_gradient_accumulation_boundary():
             self.engine.step()  # counts the micro-batch
 
-    def step(self, factor: float) -> float:
+    def step(self, factor: float, accept: Callable[[float], bool]) -> float:
         """Let the engine clip and update; it has reduced the gradients in the last backward."""
         set_rate(self.optimizer, factor)
-        norm = None
+        self._accept, self._verdict, self._norm = accept, None, None
         if self.zero == 0:  # the engine clips but does not tell the norm
             gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-            norm = nn.utils.get_total_norm(gradients)
+            self._norm = float(nn.utils.get_total_norm(gradients))
         self.engine.step()
-        return float(self.engine.get_global_grad_norm() if norm is None else norm)
+        return float(self.engine.get_global_grad_norm()) if self._norm is None else self._norm
+
+    def _put_behind_a_gate(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the optimizer update only where the loop agrees to the gradient's norm.
+
+        Above stage 0 the engine calls it for one group after another, having computed the norm over all of them.
+        """
+        update = optimizer.step
+
+        def gated() -> None:
+            if self._verdict is None:
+                norm = self._norm if self._norm is not None else float(self.optimizer._global_grad_norm)  # noqa: SLF001
+                self._verdict = math.isfinite(norm) and self._accept(norm)
+            if self._verdict:
+                update()
+
+        optimizer.step = gated  # type: ignore[method-assign, assignment]
+
+    def refresh(self) -> None:
+        """Copy the fp32 weights of all shards to where the model looks for them, as the end of a step does."""
+        if self.zero in (1, 2):
+            self.optimizer.update_lp_params()
+        elif self.zero == 3:
+            self.optimizer._partition_all_parameters()  # noqa: SLF001 (as DeepSpeed's own step begins and ends)
+            for number in range(len(self.optimizer.fp16_groups)):
+                self.optimizer._reassign_or_swap_out_partitioned_parameters(number)  # noqa: SLF001
+            self.optimizer._post_step(set())  # noqa: SLF001
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """All-reduce in fp64."""
         tensor = torch.tensor(list(values), dtype=torch.float64, device=self.device)
         distributed.all_reduce(tensor)
         return [float(value) for value in tensor.tolist()]
-
-    def save(self, directory: Path) -> None:
-        """DeepSpeed's own files, each rank its shard, with the generators' states."""
-        client: dict[str, Any] = {"rng_cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            client["rng_cuda"] = torch.cuda.get_rng_state(self.device)
-        self.engine.save_checkpoint(str(directory), tag=TAG, client_state=client, save_latest=False)
-
-    def load(self, directory: Path) -> None:
-        """Restore them. They are pickles, read because this run wrote them into its own work directory."""
-        _, client = self.engine.load_checkpoint(str(directory), tag=TAG)
-        torch.set_rng_state(client["rng_cpu"].cpu())
-        if "rng_cuda" in client:
-            torch.cuda.set_rng_state(client["rng_cuda"].cpu(), self.device)
 
     def weights(self) -> dict[str, Tensor] | None:
         """Gather parameter by parameter, so that rank 0 needs room for one copy in CPU memory."""

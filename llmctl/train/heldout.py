@@ -73,7 +73,9 @@ class HeldOutRows:
 
 
 @torch.no_grad()
-def sample_scored(held: HeldOutRows, wanted: int, micro_rows: int, strategy: Strategy) -> HeldOut:
+def sample_scored(
+    held: HeldOutRows, wanted: int, micro_rows: int, strategy: Strategy, done: Callable[[int], None] | None = None
+) -> HeldOut:
     """Score a fixed sample of held-out rows, each rank a share of it; collective.
 
     Args:
@@ -81,6 +83,7 @@ def sample_scored(held: HeldOutRows, wanted: int, micro_rows: int, strategy: Str
         wanted: how many of them; 0 for all.
         micro_rows: rows in one forward pass.
         strategy: what computes.
+        done: told how many passes are finished.
     """
     count = min(wanted or held.rows.count, held.rows.count)
     sample = np.sort(permuted(0, np.arange(count), held.rows.count))
@@ -93,7 +96,7 @@ def sample_scored(held: HeldOutRows, wanted: int, micro_rows: int, strategy: Str
             # Every rank takes part in every pass, as sharded weights are gathered in step; a surplus is blank.
             yield batch if mine < len(parts) else batch.without_targets()
 
-    values = accumulated(share(), held.byte_lengths, strategy.device, strategy.forward)
+    values = accumulated(share(), held.byte_lengths, strategy.device, strategy.forward, done)
     return total(strategy.sum(values))
 
 

@@ -3,6 +3,7 @@
 import ast
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +136,24 @@ def train_counting_orthogonalisations(job):
     muon.newton_schulz = real
     (job.out / f"calls-{environment().rank}").write_text(str(len(calls)))
     return product
+
+
+def hang_on_rank_1(job):
+    """Rank 1 never comes back from the forward pass of its third step."""
+    from llmctl.train.launch import environment
+
+    class Hanging(Counting):
+        seen = 0
+
+        def loss(self, model, batch):
+            self.seen += 1
+            if environment().rank == 1 and self.seen == 5:  # two micro-batches a step
+                time.sleep(3600)
+            return super().loss(model, batch)
+
+    model = Transformer(job.config.model, VOCAB)
+    model.init_weights(0)
+    fit(job, model, Hanging(), steps=job.config.steps, heldout_rows=None)
 
 
 def die_on_rank_1(job):
