@@ -72,6 +72,13 @@ class TrainConfig(Config):
     zero: int = execution(0, ge=0, le=3, description="ZeRO stage: what DeepSpeed shards over the ranks; 0 is nothing.")
     device: Device = execution("auto", description="auto: cuda where there is one.")
     compile: bool = execution(default=False, description="Compile the model with torch.compile (single process only).")
+    peak: Literal["measured", "vendor"] = execution(
+        "measured", description="What utilisation (mfu) is a share of: a product timed at the start, or a data sheet."
+    )
+    track: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = execution(
+        (), description="Trackers that get the metrics too, from the extras of the same names."
+    )
+    track_to: str | None = execution(None, description="Folder that trackers write to.")
     watchdog_s: float = execution(
         1800.0, ge=0, le=10**7, description="Seconds after which ranks that stand still are ended, naming the culprit."
     )
@@ -94,6 +101,12 @@ class TrainConfig(Config):
     @classmethod
     def _average_by_name(cls, value: Any) -> Any:
         return None if value is None else _named(value, "ema")
+
+    @model_validator(mode="after")
+    def _trackers_have_a_place(self) -> TrainConfig:
+        if self.track and not self.track_to:
+            raise ValueError("track needs track_to, the folder that trackers may write to")
+        return self
 
     @field_validator("keep")
     @classmethod

@@ -23,7 +23,7 @@ from llmctl.train.launch import Ranks
 from llmctl.train.muon import Muon
 from llmctl.train.optimizers import build_optimizer, described, set_rate
 from llmctl.train.shards import Layout, Piece
-from llmctl.train.states import Trained
+from llmctl.train.states import Trained, buffers_of
 from llmctl.train.strategy import Call, autocast_dtype, join
 
 SHARED_MEMORY_OP = "deepspeed_shm_comm"
@@ -88,7 +88,7 @@ class DeepSpeed:
         layout = self._layout()
         if isinstance(optimizer, Muon):
             optimizer.layout = layout
-        self.trained = Trained(layout, optimizer, self.device)
+        self.trained = Trained(layout, optimizer, self.device, buffers_of(self.model))
 
     def _layout(self) -> Layout:
         """Where DeepSpeed has put the fp32 parameters that the optimizer updates."""
@@ -160,7 +160,7 @@ class DeepSpeed:
         """Gather parameter by parameter, so that rank 0 needs room for one copy in CPU memory."""
         import deepspeed
 
-        gathered = {}
+        gathered = {name: value.to("cpu", copy=True) for name, value in self.trained.buffers.items()}
         for name, parameter in self.model.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.zero == 3):
                 if self.rank == 0:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llmctl.model.likelihood import Tensors, target_losses
 from llmctl.model.transformer import Transformer
-from llmctl.tokens.batch import Batch
+from llmctl.tokens.batch import IGNORE, Batch
 from llmctl.tokens.order import permuted
 from llmctl.train.loader import RowSource
 from llmctl.train.strategy import Call, Strategy
@@ -70,6 +70,10 @@ class HeldOutRows:
 
     rows: RowSource
     byte_lengths: NDArray[np.int32]
+
+    def bytes_of(self, batch: Batch) -> int:
+        """Bytes that the targets of a batch stand for."""
+        return int(self.byte_lengths[batch.labels[batch.labels != IGNORE]].sum(dtype=np.int64))
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from llmctl.model.transformer import Transformer
 from llmctl.train.elementwise import Sophia
 from llmctl.train.optimizers import build_optimizer, described, set_rate
 from llmctl.train.shards import Layout
-from llmctl.train.states import Trained
+from llmctl.train.states import Trained, buffers_of
 from llmctl.train.strategy import Call, autocast_dtype
 
 
@@ -38,7 +38,7 @@ class Local:
         self.autocast = autocast_dtype(config.precision)
         self.optimizer = build_optimizer(model, config.optimizer, self.autocast)
         self.groups = described(self.optimizer, config.optimizer)
-        self.trained = Trained(Layout.whole(self.parameters), self.optimizer, self.device)
+        self.trained = Trained(Layout.whole(self.parameters), self.optimizer, self.device, buffers_of(model))
         self.clip_norm = config.clip_norm
 
     def forward(self, call: Call) -> Tensor:
@@ -78,4 +78,5 @@ class Local:
 
     def weights(self) -> dict[str, Tensor]:
         """A copy on the CPU."""
-        return {name: value.detach().to("cpu", copy=True) for name, value in self.parameters.items()}
+        given = {**self.parameters, **self.trained.buffers}
+        return {name: value.detach().to("cpu", copy=True) for name, value in given.items()}

@@ -6,8 +6,8 @@ import functools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +26,16 @@ from llmctl.store.artifact import Artifact
 from llmctl.tokens.batch import Batch
 from llmctl.tokens.rows import SCHEMA as ROWS_SCHEMA
 from llmctl.train import checkpoints, heldout
+from llmctl.train.balance import end_step, forget_counts, not_training
 from llmctl.train.checkpoints import State
 from llmctl.train.curvature import generator_of, sampled_labels
 from llmctl.train.guards import HINT, DivergedError, Fault, Guard
 from llmctl.train.heldout import HeldOut, HeldOutRows
 from llmctl.train.launch import environment, give_up
-from llmctl.train.loader import Loader, Plan, RowSource
+from llmctl.train.loader import Loader, Plan
 from llmctl.train.local import Local
+from llmctl.train.objective import Fitted, Objective
+from llmctl.train.report import Report
 from llmctl.train.resume import States
 from llmctl.train.schedules import rate_factor
 from llmctl.train.stop import Stop
@@ -42,32 +45,6 @@ from llmctl.train.watchdog import Beat, Watchdog
 SHOWN_ROWS = 16
 NORM = "gradient's norm"
 _DONE = {"skip": "left out", "rollback": "rolled back to the newest saved state, to leave it out"}
-
-
-class Objective(Protocol):
-    """What is learned: rows, and the loss of some of them."""
-
-    @property
-    def rows(self) -> RowSource:
-        """Where the rows of a step come from."""
-        ...
-
-    def loss(self, model: Transformer, batch: Tensors) -> Tensor:
-        """Sum of the loss over the batch's targets: a scalar, to be divided by `Batch.targets` over all ranks."""
-        ...
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What training gave.
-
-    Attributes:
-        weights: full fp32 weights by name on rank 0, None on other ranks.
-        totals: steps, tokens, loss, tokens_per_s, and the held-out figures where there were held-out rows.
-    """
-
-    weights: dict[str, Tensor] | None
-    totals: dict[str, int | float | str]
 
 
 def fit(
@@ -85,18 +62,17 @@ def fit(
         UsageError: the state in `job.work` is of another configuration.
     """
     strategy = choose_strategy(job.config)
-    run = Run(job, strategy, objective, steps, heldout_rows)
+    report = Report(job, strategy, model)
+    run = Run(job, strategy, model, objective, steps, heldout_rows, report)
     strategy.prepare(model, job.config, run.plan.micro_batches)
-    if run.leads and (warning := precision_warning(job.config.precision, strategy.device)):
-        job.progress.note(warning)
-    if run.leads:
-        clipped = f"gradients clipped to a norm of {job.config.clip_norm:g}"
-        job.progress.note(f"{strategy.described()}; {clipped}")
+    if warning := precision_warning(job.config.precision, strategy.device):
+        report.note(warning)
+    report.note(f"{strategy.described()}; gradients clipped to a norm of {job.config.clip_norm:g}")
     run.resume()
     stopping = Stop(job.work, signals=strategy.world_size == 1, leads=run.leads)
     patience = job.config.watchdog_s if strategy.world_size > 1 and run.leads else 0.0
     watchdog = Watchdog(job.work, patience, functools.partial(give_up, job.work))
-    with stopping as stop, Loader(objective.rows, run.plan) as loader, run.states.saver, watchdog:
+    with stopping as stop, Loader(objective.rows, run.plan) as loader, run.states.saver, watchdog, report:
         while run.step < steps:
             run.advance(loader, stop)
     return Fitted(strategy.weights(), run.totals())
@@ -127,9 +103,18 @@ class Run:
     """
 
     def __init__(
-        self, job: Job[Any], strategy: Strategy, objective: Objective, steps: int, held: HeldOutRows | None
+        self,
+        job: Job[Any],
+        strategy: Strategy,
+        model: Transformer,
+        objective: Objective,
+        steps: int,
+        held: HeldOutRows | None,
+        report: Report,
     ) -> None:
         self.job = job
+        self.model = model
+        self.report = report
         self.config: TrainConfig = job.config
         self.strategy = strategy
         self.objective = objective
@@ -140,7 +125,7 @@ class Run:
         self.loss = math.nan
         self.measured: HeldOut | None = None
         self.guard = Guard(self.config.guard)
-        self.states = States(job, strategy, self.plan, self._note)
+        self.states = States(job, strategy, self.plan, report.note)
         self._beat = Beat(job.work, strategy.rank) if strategy.world_size > 1 else None
         self._stop_agreed = False
         self._started = time.perf_counter()
@@ -187,10 +172,12 @@ class Run:
         waited = time.perf_counter() - begun
         seen = sum(int(np.count_nonzero(batch.documents >= 0)) for batch in batches)
         targets, tokens = self._agree([sum(batch.targets for batch in batches), seen], stop)
+        self.report.start(batches[0].tokens.shape[1])
         if targets == 0:
             raise InputError(f"{self._where()} hold no target at all", hint=self._look() or "look at them")
         self._estimate_curvature(batches, targets)
-        loss = self._accumulate(batches, targets) / targets
+        nll, size = self._accumulate(batches, targets)
+        loss = nll / targets
         factor = rate_factor(self.config.schedule, self.step, self.plan.steps)
         fault = self.guard.fault("loss", loss)
         norm = math.nan
@@ -206,9 +193,11 @@ class Run:
         self.tokens += int(tokens)
         self.train_s += spent
         self.loss = loss
-        lr = self.config.optimizer.lr * factor
-        self._log(loss=loss, lr=lr, grad_norm=norm, tokens_per_s=tokens / spent, data_wait_s=waited)
-        self._report(lr, tokens / spent)
+        lr, speed = self.config.optimizer.lr * factor, tokens / spent
+        measured = {**self._bits_per_byte(nll, size), **self.report.utilisation(speed), **self.report.memory()}
+        balance = end_step(self.model, self.strategy.sum)
+        self._log(loss=loss, lr=lr, grad_norm=norm, tokens_per_s=speed, data_wait_s=waited, **measured, **balance)
+        self.report.progress(self.step, self.plan.steps, loss=loss, lr=lr, tokens_per_s=speed)
 
     def _agree(self, figures: list[float], stop: Stop) -> list[float]:
         """Sums over the ranks of `figures`; along with them, whether anyone asks for a stop or has saved."""
@@ -221,6 +210,7 @@ class Run:
 
     def _answer(self, fault: Fault) -> None:
         """Do what the guard says about the step that was just computed and not applied."""
+        forget_counts(self.model)
         at, rows = self.step, self._rows().tolist()
         incident = {"step": at + 1, "incident": fault.text, "action": fault.action, "rows": rows}
         where, hint = self._where(), "; ".join(part for part in (HINT, self._look()) if part)
@@ -231,13 +221,12 @@ class Run:
             first = max(state.step, at - self.config.guard.rollback_steps)
             self._continue_from(state)
         enough = fault.action != "stop" and self.guard.leave_out(first, at)
-        if self.leads:
-            self.job.log(incident)
+        self.report.incident(**incident)
         if not enough:
             left = len(self.guard.left_out)
             most = f"; {left} steps left out are more than guard.most" if fault.action != "stop" else ""
             raise DivergedError(f"{fault.text} in {where}{most}", hint=hint)
-        self._note(f"{fault.text} in {where}: {_DONE[fault.action if state else 'skip']}")
+        self.report.note(f"{fault.text} in {where}: {_DONE[fault.action if state else 'skip']}")
         if state is None:
             self.step += 1
 
@@ -247,8 +236,12 @@ class Run:
             self.strategy.trained.adopt_average()
             self.strategy.refresh()
 
-    def _accumulate(self, batches: list[Batch], targets: float) -> float:
-        """Add up the gradient of nll / targets over this rank's micro-batches; the nll of all ranks."""
+    def _accumulate(self, batches: list[Batch], targets: float) -> tuple[float, float]:
+        """Add up the gradient of nll / targets over this rank's micro-batches.
+
+        Returns:
+            Of all ranks: the nll, and the bytes that the targets stand for (0 where that is not known).
+        """
         nll = torch.zeros((), dtype=torch.float64, device=self.strategy.device)
         for batch in batches:
             self._at("a forward pass")
@@ -257,7 +250,9 @@ class Run:
             self._at("a backward pass")
             self.strategy.backward(loss / targets)
         self._at("the update")
-        return self.strategy.sum([nll.item()])[0]
+        size = 0 if self.held is None else sum(self.held.bytes_of(batch) for batch in batches)
+        nll_of_all, bytes_of_all = self.strategy.sum([nll.item(), size])
+        return nll_of_all, bytes_of_all
 
     def _estimate_curvature(self, batches: list[Batch], targets: float) -> None:
         """Where the optimizer is Sophia and an estimate is due: one from labels that the model draws itself."""
@@ -299,10 +294,11 @@ class Run:
         if self.held is None or self.held.rows.count == 0:
             return
         wanted, rows = self.config.heldout_rows, self.plan.micro_rows
-        self.measured = heldout.sample_scored(self.held, wanted, rows, self.strategy, self._at_measuring)
+        with not_training(self.model):
+            self.measured = heldout.sample_scored(self.held, wanted, rows, self.strategy, self._at_measuring)
         self._log(**self.measured.figures)
         bits = self.measured.bits_per_byte
-        self._note(f"step {self.step}: held-out loss {self.measured.loss:.4f}, {bits:.4f} bits per byte")
+        self.report.note(f"step {self.step}: held-out loss {self.measured.loss:.4f}, {bits:.4f} bits per byte")
 
     def save(self) -> None:
         """Begin to write a resumable state; collective."""
@@ -347,6 +343,7 @@ class Run:
             "tokens_per_s": self.tokens / max(self.train_s, 1e-9),
             "train_s": self.train_s,
         }
+        values |= {**self.report.utilisation(self.tokens / max(self.train_s, 1e-9)), **self.report.memory()}
         if math.isfinite(self.loss):  # some step was good
             values["loss"] = self.loss
         if self.guard.left_out:
@@ -355,6 +352,11 @@ class Run:
             values |= self.measured.figures
         return values
 
+    @staticmethod
+    def _bits_per_byte(nll: float, size: float) -> dict[str, float]:
+        """Of the rows of a step, marks between documents included; nothing where the bytes are not known."""
+        return {"bits_per_byte": nll / math.log(2) / size} if size else {}
+
     def _at(self, doing: str) -> None:
         if self._beat is not None:
             self._beat.at(self.step, doing)
@@ -362,16 +364,5 @@ class Run:
     def _at_measuring(self, _: int = 0) -> None:
         self._at("the held-out loss")
 
-    def _note(self, text: str) -> None:
-        if self.leads:
-            self.job.progress.note(text)
-
     def _log(self, **figures: float) -> None:
-        if self.leads:
-            self.job.log({"step": self.step, **figures, "tokens": self.tokens, "elapsed_s": self.elapsed_s})
-
-    def _report(self, lr: float, tokens_per_s: float) -> None:
-        if self.leads:
-            self.job.progress.update(
-                self.step, self.plan.steps, "steps", loss=self.loss, lr=lr, tokens_per_s=tokens_per_s
-            )
+        self.report.row(self.step, **figures, tokens=self.tokens, elapsed_s=self.elapsed_s)

@@ -12,12 +12,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llmctl.config.errors import IntegrityError
 from llmctl.train.shards import Layout
 
-WEIGHT, AVERAGE = "weight", "average"
+WEIGHT, AVERAGE, BUFFER = "weight", "average", "buffer"
 PARTS = "part-*.safetensors"  # the star is the rank
 
 
@@ -33,9 +33,17 @@ class Trained:
         layout: where the weights are that the optimizer updates.
         optimizer: whose state goes with them.
         device: whose random numbers go with them.
+        buffers: of the model, by name: the same on every rank, changed in place.
     """
 
-    def __init__(self, layout: Layout, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        optimizer: torch.optim.Optimizer,
+        device: torch.device,
+        buffers: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.buffers = dict(buffers or {})
         self.layout = layout
         self.optimizer = optimizer
         self.device = device
@@ -63,6 +71,8 @@ class Trained:
         made: dict[str, Tensor] = {"rng/cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             made["rng/cuda"] = torch.cuda.get_rng_state(self.device)
+        if self.layout.rank == 0:
+            made |= {f"{BUFFER}/{name}": value.to("cpu", copy=True) for name, value in self.buffers.items()}
         for number, (name, piece) in enumerate(self.layout.pieces.items()):
             owner = number % self.layout.world_size
             for quantity, values in self._quantities(piece.held).items():
@@ -94,6 +104,8 @@ class Trained:
                 target = self._target(piece.held, quantity, None if elementwise else whole)
                 if elementwise:
                     piece.of(target).copy_(piece.out_of(whole))
+        for name, buffer in self.buffers.items():
+            buffer.copy_(reader.tensor(BUFFER, name))
         reader.restore_random_numbers(self.layout.rank, self.device)
 
     def _target(self, held: Tensor, quantity: str, whole: Tensor | None) -> Tensor:
@@ -170,6 +182,12 @@ class Reader:
     ) -> None:
         for handle in self._files:
             handle.__exit__(kind, error, trace)
+
+
+def buffers_of(model: nn.Module) -> dict[str, Tensor]:
+    """What a model keeps that is no parameter, by name: the biases of experts, say."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return {name: value for name, value in model.state_dict(keep_vars=True).items() if name not in parameters}
 
 
 def total_bytes(tensors: Mapping[str, Tensor]) -> int:

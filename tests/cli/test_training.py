@@ -1,4 +1,4 @@
-"""What training left out can be read afterwards, through real processes."""
+"""What a training run left behind can be read afterwards, through real processes."""
 
 from __future__ import annotations
 
@@ -48,3 +48,19 @@ def test_a_quiet_run_has_none(llmctl: Any, rows: str) -> None:
     refused = llmctl("show", "d", "--incidents")
     assert refused.returncode == 3
     assert "documents artifact without steps" in refused.stderr
+
+
+def test_curves_are_drawn_in_the_terminal_and_to_a_file(llmctl: Any, rows: str, tmp_path: Path) -> None:
+    for seed in ("1", "2"):
+        assert llmctl("pretrain", rows, "--steps", "6", "--seed", seed, *SHARED).returncode == 0
+    done = llmctl("plot", "d.pretrain@v1", "d.pretrain", "--png", "curves.png")
+    assert done.returncode == 0, done.stderr
+    assert "d.pretrain@v1" in done.stdout
+    assert "heldout_loss" in done.stdout
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    points = llmctl("plot", "d.pretrain", "--figures", "lr", "--x", "tokens", "--json").stdout
+    curve = json.loads(points)
+    assert (curve["figure"], curve["axis"], curve["label"], len(curve["x"])) == ("lr", "tokens", "d.pretrain@v2", 6)
+    wrong = llmctl("plot", "d.pretrain", "--figures", "lost")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert "known: " in wrong.stderr
