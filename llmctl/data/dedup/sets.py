@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +14,11 @@ import pyarrow as pa
 from llmctl.data.dedup.kernel import Hashes, Offsets, Pairs, Shingles, concatenate, normalise, shared, shingles
 from llmctl.data.dedup.units import Reading
 from llmctl.data.parts import Report
+from llmctl.data.workers import in_order
 from llmctl.store.files import publish
 
 HASHES_FILE, OFFSETS_FILE = "shingles.bin", "offsets.npy"
-HASHES_AT_ONCE = 1 << 24  # mapped pages are given back after comparisons over this many hashes (128 MB)
+HASHES_AT_ONCE = 1 << 21  # mapped pages are given back after comparisons over so many hashes (16 MB)
 
 
 @dataclass(frozen=True)
@@ -28,27 +29,35 @@ class SetTask:
         reading: how to read it.
         rows: the documents, by their place in the part, ascending.
         ngram_words: words per shingle.
+        threads: batches worked on at a time.
     """
 
     reading: Reading
     rows: npt.NDArray[np.int64]
     ngram_words: int
+    threads: int = 1
 
 
 def spill_sets(task: SetTask, directory: Path) -> Report:
     """Write the sorted distinct shingle hashes of the chosen documents of one part."""
     found: list[Offsets] = []
-    first = 0
     with publish(directory / HASHES_FILE) as handle:
-        for edited in task.reading.batches(["text"]) if len(task.rows) else ():
-            low, high = np.searchsorted(task.rows, (first, first + edited.batch.num_rows))
-            wanted = pa.array(task.rows[low:high] - first)
-            sets = shingles(normalise(edited.batch.column("text").take(wanted)), task.ngram_words).sets()
+        for sets in in_order(
+            lambda texts: shingles(normalise(texts), task.ngram_words).sets(), _wanted(task), task.threads
+        ):
             handle.write(sets.hashes.data)
             found.append(sets.lengths())
-            first += edited.batch.num_rows
     write_offsets(directory, found)
     return Report()
+
+
+def _wanted(task: SetTask) -> Iterator[pa.Array]:
+    """The texts of the chosen documents, batch by batch."""
+    first = 0
+    for edited in task.reading.batches(["text"]) if len(task.rows) else ():
+        low, high = np.searchsorted(task.rows, (first, first + edited.batch.num_rows))
+        yield edited.batch.column("text").take(pa.array(task.rows[low:high] - first))
+        first += edited.batch.num_rows
 
 
 def write_offsets(directory: Path, lengths: Sequence[Offsets]) -> None:
