@@ -5,7 +5,8 @@ set -eu
 folder=${1:?give a folder with .txt, .md, .html, .jsonl or code files}
 
 llmctl collect "$folder" --name mine \
-  | llmctl clean quality.min_words=5 quality.min_stop_words=0 \
+  | llmctl clean quality.min_words=5 quality.min_stop_words=0 quality.min_alphabetic_words=0.5 \
+      repetition.min_top_ngram_count=2 \
   | llmctl dedup \
   | llmctl tokenize --vocab-size 2048 \
   | llmctl pack --seq-len 256 \

@@ -22,6 +22,7 @@ HEAVY = {
     "deepspeed",
     "fastapi",
     "scipy",
+    "matplotlib",
     "daft",
     "ray",
 }

@@ -196,23 +196,25 @@ def test_a_step_can_be_read(llmctl: Any, packed: Path) -> None:
 
 
 def test_racing_publishers_give_two_versions(notes: Path, tmp_path: Path) -> None:
+    shutil.copytree(notes, tmp_path / "others")
+    (tmp_path / "others" / "00.txt").write_text("Another first page, so that this is another run.\n")
     racers = [
         subprocess.Popen(
-            [*LLMCTL, "collect", "notes", "--force"],
+            [*LLMCTL, "collect", folder, "--name", "pages"],
             cwd=tmp_path,
             env=environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
         )
-        for _ in range(2)
+        for folder in ("notes", "others")
     ]
     refs = set()
     for racer in racers:
         output, _ = racer.communicate(timeout=120)
         assert racer.returncode == 0
         refs.add(json.loads(output.splitlines()[-1])["ref"])
-    assert refs == {"notes@v1", "notes@v2"}
+    assert refs == {"pages@v1", "pages@v2"}
     assert verify_store(Store.open(tmp_path / "artifacts"), full=True) == (2, [])
 
 

@@ -41,7 +41,7 @@ class Given:
     Attributes:
         verb: the declaration.
         flags: configuration path to value, of the options used.
-        words: the arguments: overrides, and an input reference or the items of the verb's list.
+        words: the arguments: overrides, and an input reference, many of them, or the items of the verb's list.
         refs: role to reference, from options.
         options: the common options by parameter name.
     """
@@ -79,8 +79,12 @@ class Given:
 
     def references(self) -> dict[str, str]:
         """What was named as inputs, by role; the first word is the input of a verb that has one."""
-        words = self._split()[1] if "input" in self.verb.inputs else []
-        return {**self.refs, **({"input": words[0]} if words else {})}
+        from llmctl.cli.words import named_inputs
+
+        verb, words = self.verb, self._split()[1]
+        if verb.many:
+            return {**self.refs, **{f"{verb.many}.{name}": ref for name, ref in named_inputs(words)[0].items()}}
+        return {**self.refs, **({"input": words[0]} if words and "input" in verb.inputs else {})}
 
     def config(self) -> Config:
         """The merged, validated configuration.
@@ -88,6 +92,7 @@ class Given:
         Raises:
             ConfigError: with every fault.
         """
+        from llmctl.cli.words import named_inputs
         from llmctl.config.load import build, environment_layer, merge, parse_overrides, set_path, user_layer
 
         verb = self.verb
@@ -97,7 +102,10 @@ class Given:
         for path, value in self.flags.items():
             set_path(layer, path, value)
         problems: list[Problem] = []
-        if words and verb.words:
+        if verb.many:
+            if shares := named_inputs(words)[1]:
+                set_path(layer, verb.inputs[verb.many].share, shares)
+        elif words and verb.words:
             set_path(layer, verb.words, words)
         elif words:
             problems.append(Problem(words[0], "is one argument too many", "an override is written key=value"))
@@ -112,12 +120,9 @@ class Given:
 
     def _split(self) -> tuple[list[str], list[str]]:
         """(overrides, other words) in the order typed."""
-        from llmctl.config.load import OVERRIDE
+        from llmctl.cli.words import sort_words
 
-        return (
-            [word for word in self.words if OVERRIDE.match(word)],
-            [word for word in self.words if not OVERRIDE.match(word)],
-        )
+        return sort_words(self.verb, self.words)
 
 
 def build_command(verb: Verb, common: Mapping[str, Any], body: Callable[[Given], None]) -> Callable[..., None]:
@@ -130,7 +135,7 @@ def build_command(verb: Verb, common: Mapping[str, Any], body: Callable[[Given],
     """
     model = verb.config_model()
     flags = {_parameter_name(option): (option, path) for option, path in verb.flags.items()}
-    roles = {f"role_{role}": role for role in verb.inputs if role != "input"}
+    roles = {f"role_{role}": role for role, wanted in verb.inputs.items() if role != "input" and not wanted.many}
 
     def callback(**values: Any) -> None:
         refs = {roles[name]: values[name] for name in roles if values[name] is not None}
@@ -175,6 +180,9 @@ def _words_parameter(verb: Verb) -> inspect.Parameter:
     if verb.words:
         names.insert(0, verb.words.upper())
         about.insert(0, verb.words)
+    if verb.many:
+        names.insert(0, "REF=VALUE" if verb.inputs[verb.many].share else "REF")
+        about.insert(0, verb.inputs[verb.many].help)
     if "input" in verb.inputs:
         names.insert(0, "REF")
         about.insert(0, f"{verb.inputs['input'].help}, or - for the pipe")

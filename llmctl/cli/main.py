@@ -19,6 +19,7 @@ OTHERS = {
     "run": "Run a recipe's steps through the cache.",
     "ls": "List the artifacts of the store, or the versions of one.",
     "show": "Show what an artifact holds: totals, files, results.",
+    "stats": "Measure documents: sizes, languages, domains, n-grams.",
     "cat": "Send an artifact into a pipe as a receipt.",
     "verify": "Check stored bytes against their manifests.",
     "lineage": "Show what an artifact was made from, back to the sources.",

@@ -10,6 +10,8 @@ from llmctl.cli.command import DEFAULT_STORE, JsonOption, StoreOption
 from llmctl.cli.failures import guarded
 from llmctl.cli.output import Mode, Sink
 
+EXCERPT = 1000  # characters of a dropped document
+
 
 def command(
     ref: Annotated[str, typer.Argument(help="name, name@v3, name@sha256:… or a path.", show_default=False)],
@@ -20,6 +22,10 @@ def command(
     batch_rows: Annotated[
         int | None, typer.Option(help="With --step on packed rows: rows of a step; pretrain's default.", min=1)
     ] = None,
+    rejected: Annotated[
+        str | None, typer.Option(metavar="RULE", help="Show documents that this rule of clean dropped.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="With --rejected: most documents to show.", min=1)] = 5,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -29,15 +35,30 @@ def command(
     Examples:
       llmctl show web.clean
       llmctl show web.eval@v2
+      llmctl show web.clean --rejected too_few_words
       llmctl show web.pack --json            the manifest
       llmctl show web.pretrain --step 120    what that step of the run saw
       llmctl show web.pack --step 120 --seed 1 --batch-rows 8
     """
     sink = Sink("show", as_json=as_json, human=True)
-    if step is None:
+    if rejected is not None:
+        guarded(sink, lambda: _show_rejected(ref, rejected, limit, store, sink))
+    elif step is None:
         guarded(sink, lambda: _run(ref, store, sink))
     else:
         guarded(sink, lambda: _show_step(ref, step, seed, batch_rows, store, sink))
+
+
+def _show_rejected(ref: str, rule: str, limit: int, location: str, sink: Sink) -> None:
+    from llmctl.data.funnel import excerpt, rejected_examples
+    from llmctl.store.store import Store
+
+    for row in rejected_examples(Store.open(location).resolve(ref), rule, limit):
+        if sink.mode is Mode.RECEIPTS:
+            sink.write_json(row)
+        else:
+            where = row["url"] or row["source"]
+            sink.write(f"== {row['id']} ({where}), {rule} {row['value']:.4g}\n{excerpt(row['text'], EXCERPT)}\n")
 
 
 def _show_step(ref: str, step: int, seed: int | None, batch_rows: int | None, location: str, sink: Sink) -> None:
@@ -60,7 +81,7 @@ def _show_step(ref: str, step: int, seed: int | None, batch_rows: int | None, lo
 def _run(ref: str, location: str, sink: Sink) -> None:
     from rich.table import Table
 
-    from llmctl.cli.summary import byte_size, figure, results_tables, totals_table
+    from llmctl.cli.summary import byte_size, figure, funnel_table, results_tables, totals_table
     from llmctl.store.store import Store
 
     artifact = Store.open(location).resolve(ref)
@@ -80,7 +101,14 @@ def _run(ref: str, location: str, sink: Sink) -> None:
     licence = ", ".join(manifest.license) or "unknown"
     made = f"{manifest.run.finished} by llmctl {manifest.producer.command}, licence {licence}"
     sink.render(
-        f"{artifact.ref}  {artifact.kind}", artifact.digest, f"made {made}", "", totals_table(artifact), "", files
+        f"{artifact.ref}  {artifact.kind}",
+        artifact.digest,
+        f"made {made}",
+        "",
+        totals_table(artifact),
+        *funnel_table(artifact),
+        "",
+        files,
     )
     for role, source in manifest.inputs.items():
         sink.write(f"{role}: {source.ref} ({source.kind}, {source.digest[:19]})")

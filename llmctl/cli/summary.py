@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from llmctl.data.funnel import FUNNEL_FILE, excerpt, read_funnel
 from llmctl.store.artifact import Artifact
 
 if TYPE_CHECKING:  # a headline in a pipe needs no Rich
@@ -13,6 +14,7 @@ if TYPE_CHECKING:  # a headline in a pipe needs no Rich
     from rich.table import Table
 
 HEADLINE_FIGURES = 4
+EXAMPLE_CHARACTERS = 50
 BYTE_UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -26,6 +28,7 @@ def headline(artifact: Artifact, *, cached: bool, seconds: float) -> str:
 def summary(artifact: Artifact, following: str) -> Iterator[RenderableType]:
     """Totals as a table, the path, and the command that usually comes next."""
     yield totals_table(artifact)
+    yield from funnel_table(artifact)
     if artifact.kind == "eval":
         yield from results_tables(artifact)
     yield f"path  {artifact.path}"
@@ -34,14 +37,34 @@ def summary(artifact: Artifact, following: str) -> Iterator[RenderableType]:
 
 
 def totals_table(artifact: Artifact) -> Table:
-    """Every total of the manifest, one a line; digests are for machines."""
+    """Every total of the manifest, one a line; digests are for machines, and the funnel has its own table."""
     from rich.table import Table
 
     table = Table(show_header=False, box=None, pad_edge=False)
     for key, value in artifact.manifest.totals.items():
-        if not key.endswith("_digest"):
+        if not key.endswith("_digest") and not (key.startswith("dropped.") and artifact.holds(FUNNEL_FILE)):
             table.add_row(key, figure(value))
     return table
+
+
+def funnel_table(artifact: Artifact) -> Iterator[Table]:
+    """What each rule of `clean` dropped, in order, with an example; nothing where the artifact has no funnel."""
+    from rich.table import Table
+    from rich.text import Text
+
+    funnel = read_funnel(artifact)
+    if funnel is None or not funnel["rules"]:
+        return
+    table = Table(box=None, pad_edge=False, title_justify="left")
+    for column in ("rule", "in", "dropped", "out", "size", "for example"):
+        left = column in ("rule", "for example")
+        table.add_column(column, justify="left" if left else "right", no_wrap=left, overflow="ellipsis")
+    for row in funnel["rules"]:
+        example = row["example"] or {}
+        shown = f"{example['value']:.4g}  {excerpt(example['text'], EXAMPLE_CHARACTERS)}" if example else ""
+        counts = (figure(row[key]) for key in ("in", "dropped", "out"))
+        table.add_row(row["rule"], *counts, byte_size(row["bytes"]), Text(shown))
+    yield table
 
 
 def results_tables(artifact: Artifact) -> Iterator[RenderableType]:

@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+import re
+
 import xxhash
 
 HASH_RANGE = 2**64
+MARK = re.compile(r"(?<=.)(?:~([0-9]{1,9}))+\Z", re.DOTALL)
+
+
+def split_mark(document_id: str) -> tuple[str, int]:
+    """(id without its mark, number): `a~2`, which is what `collect` and `mix` call a second `a`, is ("a", 2).
+
+    The number of an id without a mark is 1; of several marks the last one counts.
+    """
+    found = MARK.search(document_id) if "~" in document_id else None
+    return (document_id, 1) if found is None else (document_id[: found.start()], int(found[1]))
+
+
+def original(document_id: str) -> str:
+    """The id without the mark of a repetition: `a` of `a~2`."""
+    return split_mark(document_id)[0]
+
+
+def identity(document_id: str) -> int:
+    """64 bits that stand for the original id, the same everywhere and for ever: xxh64."""
+    return xxhash.xxh64_intdigest(original(document_id).encode())
 
 
 def position(document_id: str) -> float:
-    """Where the id falls in [0, 1): xxh64(id) / 2^64, the same everywhere and for ever."""
-    return xxhash.xxh64_intdigest(document_id.encode()) / HASH_RANGE
+    """Where the original id falls in [0, 1): xxh64(id) / 2^64."""
+    return identity(document_id) / HASH_RANGE
 
 
 def is_heldout(document_id: str, fraction: float) -> bool:
     """Whether the document is in the held-out `fraction` (0 to 1) of all ids: `position(id) < fraction`.
 
-    There is no seed, so every stage that asks (pack, chats, quiz) gets the same answer, and a document held
-    out at one fraction stays held out at every larger one.
+    There is no seed, so every stage that asks (mix, pack, chats, quiz) gets the same answer, and a document
+    held out at one fraction stays held out at every larger one. A repeated document (`a~2`) is where the
+    first one is.
     """
     return position(document_id) < fraction

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,15 @@ MESSAGE = pa.struct([pa.field("role", STRING, nullable=False), pa.field("content
 # time: when the source says that the page was fetched or written (ISO 8601), or "".
 DOCUMENT_COLUMNS = ("id", "text", "source", "url", "license", "lang", "time")
 DOCUMENTS = pa.schema([pa.field(name, STRING, nullable=False) for name in DOCUMENT_COLUMNS])
+# What a stage may have found out about a document, beyond those columns: null where it was not looked at.
+EXTRA_COLUMNS = pa.schema(
+    [
+        pa.field("lang_score", pa.float64()),  # 0 to 1: how certain `lang` is
+        pa.field("quality", pa.float64()),  # 0 to 1: by a quality classifier
+        pa.field("perplexity", pa.float64()),  # by an n-gram model; from 1
+        pa.field("pii", STRING),  # `email:2 phone:1`
+    ],
+)
 # document: the id on which the held-out rule acted; "" where the chat was made from no document.
 CHATS = pa.schema(
     [
@@ -57,11 +66,36 @@ SPLIT_PREFIXES = {"train": "part", "heldout": "heldout"}
 """What the file names of a split start with; where an artifact has no held-out side, all its rows are `train`."""
 
 
+def documents_schema(extra: Iterable[str] = ()) -> pa.Schema:
+    """`DOCUMENTS`, and after them those of `EXTRA_COLUMNS` that are named, in their own order."""
+    wanted = set(extra)
+    return pa.schema([*DOCUMENTS, *(field for field in EXTRA_COLUMNS if field.name in wanted)])
+
+
+def extra_columns(given: Input) -> list[str]:
+    """The `EXTRA_COLUMNS` that the parts of a documents artifact carry. A plain file carries none.
+
+    A stage that keeps documents as they are writes `documents_schema(extra_columns(input))`; one that does not
+    know them selects the columns that it reads.
+    """
+    first = next(iter(parts_of(given)), None)
+    if not isinstance(first, Path):
+        return []
+    with readable(first), _parquet_damage(first):
+        names = pq.read_schema(first).names
+    return [name for name in EXTRA_COLUMNS.names if name in names]
+
+
 def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    """`batch` with exactly the columns of `schema`; those of `FILLED_WITH_BLANK` may be absent and are then ""."""
+    """`batch` with exactly the columns of `schema`.
+
+    Those of `FILLED_WITH_BLANK` may be absent and are then "", those that may be null are null then.
+    """
     columns = []
     for field in schema:
-        if field.name not in batch.schema.names and field.name in FILLED_WITH_BLANK:
+        if field.name not in batch.schema.names and field.nullable:
+            columns.append(pa.nulls(batch.num_rows, field.type))
+        elif field.name not in batch.schema.names and field.name in FILLED_WITH_BLANK:
             columns.append(pa.repeat("", batch.num_rows).cast(field.type))
         else:
             columns.append(batch.column(field.name).cast(field.type))

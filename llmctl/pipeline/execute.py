@@ -12,6 +12,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ulid import ULID
 
@@ -19,13 +20,13 @@ import llmctl
 from llmctl.config.base import Config, semantic_values
 from llmctl.config.errors import InputError, LlmctlError, UsageError, together
 from llmctl.pipeline.events import EventLog, Overheard, now
-from llmctl.pipeline.job import Job, Product, Progress
+from llmctl.pipeline.job import Job, Product, Progress, Silent
 from llmctl.pipeline.partial import Partial
-from llmctl.pipeline.stage import Stage, Verb, load
+from llmctl.pipeline.stage import Role, Stage, Verb, load
 from llmctl.pipeline.stages import stage_named
 from llmctl.store.artifact import Artifact, FileInput, Input
 from llmctl.store.files import explain, explained
-from llmctl.store.layout import RunDirectory
+from llmctl.store.layout import RunDirectory, downloads_directory
 from llmctl.store.manifest import (
     FileEntry,
     InputEntry,
@@ -36,6 +37,8 @@ from llmctl.store.manifest import (
     sha256_of,
 )
 from llmctl.store.store import Store, describe_files
+
+LONGEST_ROOT = 80  # characters of a default name made from many inputs
 
 
 @dataclass(frozen=True)
@@ -100,18 +103,14 @@ def resolve_inputs(
     for role, there in found.items():
         _check_kind(there, role, verb)
     faults: list[LlmctlError] = []
-    for role, wanted in verb.inputs.items():
-        if role in found:
-            continue
-        if role not in refs:
-            if wanted.required and role not in later:
-                option = "an argument or a pipe" if role == "input" else f"--{role} REF"
-                faults.append(UsageError(f"{verb.command} needs {wanted.help}", hint=f"give {option}"))
-            continue
-        try:
-            found[role] = resolve_input(refs[role], role, verb, store)
-        except LlmctlError as error:
-            faults.append(error)
+    for role in verb.inputs:
+        if (fault := _missing(verb, role, {*found, *refs, *later})) is not None:
+            faults.append(fault)
+        for key in (key for key in refs if key.partition(".")[0] == role and key not in found):
+            try:
+                found[key] = resolve_input(refs[key], key, verb, store)
+            except LlmctlError as error:
+                faults.append(error)
     if faults:
         raise together(faults)
     return found
@@ -127,9 +126,18 @@ def input_faults(verb: Verb, refs: Mapping[str, str], store: Store) -> list[Llmc
     return []
 
 
+def _missing(verb: Verb, role: str, keys: set[str]) -> UsageError | None:
+    """What to say where a role that must be filled has no input among `keys`."""
+    wanted = verb.inputs[role]
+    if not wanted.required or any(key.partition(".")[0] == role for key in keys):
+        return None
+    option = "an argument or a pipe" if role == "input" else "one or more as arguments" if wanted.many else ""
+    return UsageError(f"{verb.command} needs {wanted.help}", hint=f"give {option or f'--{role} REF'}")
+
+
 def resolve_input(ref: str, role: str, verb: Verb, store: Store) -> Input:
     """The artifact that `ref` names, or the plain file where the role takes one, checked by kind."""
-    wanted = verb.inputs[role]
+    wanted = _role(verb, role)
     path = Path(ref).expanduser()
     if wanted.files and path.is_file():
         try:
@@ -141,9 +149,17 @@ def resolve_input(ref: str, role: str, verb: Verb, store: Store) -> Input:
     return artifact
 
 
+def _role(verb: Verb, key: str) -> Role:
+    wanted = verb.role(key)
+    if wanted is None:
+        raise UsageError(f"{verb.command} has no input {key!r}", hint=f"it takes {', '.join(verb.inputs) or 'none'}")
+    return wanted
+
+
 def _check_kind(given: Input, role: str, verb: Verb) -> None:
-    if given.kind not in verb.inputs[role].kinds:
-        fitting = " or ".join(verb.inputs[role].kinds)
+    kinds = _role(verb, role).kinds
+    if given.kind not in kinds:
+        fitting = " or ".join(kinds)
         raise InputError(
             f"{given.ref} is a {given.kind} artifact; {verb.command} takes {fitting} as {role}", hint="see llmctl ls"
         )
@@ -157,7 +173,8 @@ def execute(call: Call, store: Store, progress: Progress) -> Outcome:
     """
     begun = time.monotonic()
     call = call.with_derived(store)
-    name, digests = _identify(call)
+    fetched = _fetch(call, store, progress)
+    name, digests = _identify(call, fetched)
     partial = Partial(store, _action_key(call, digests))
     if not call.force:
         partial.finish_commit()
@@ -172,7 +189,7 @@ def execute(call: Call, store: Store, progress: Progress) -> Outcome:
         with held, explained(f"the store {store.root}"):
             facts = {"command": call.stage.command, "action": partial.key, "argv": list(call.argv), "name": name}
             events.add("START", receipt=call.run_id, **facts)
-            artifact = _Attempt(call, name, run, partial, digests, heard).carry_out()
+            artifact = _Attempt(call, name, run, partial, digests, heard, fetched).carry_out()
             events.add("COMPLETE", ref=artifact.ref, digest=artifact.digest)
     except BaseException as error:
         with contextlib.suppress(OSError):  # the disk may be full: the first error is the one to tell
@@ -184,9 +201,12 @@ def execute(call: Call, store: Store, progress: Progress) -> Outcome:
 
 
 def plan(call: Call, store: Store) -> dict[str, object]:
-    """What `execute` would do, without doing it: the resolved configuration, inputs, name and cache state."""
+    """What `execute` would do, without doing it: the resolved configuration, inputs, name and cache state.
+
+    What lies elsewhere is fetched all the same, since its bytes decide whether the cache has the answer.
+    """
     call = call.with_derived(store)
-    name, digests = _identify(call)
+    name, digests = _identify(call, _fetch(call, store, Silent()))
     key = _action_key(call, digests)
     return {
         "command": call.stage.command,
@@ -199,13 +219,21 @@ def plan(call: Call, store: Store) -> dict[str, object]:
     }
 
 
-def _identify(call: Call) -> tuple[str, dict[str, str]]:
+def _fetch(call: Call, store: Store, progress: Progress) -> Any:
+    if call.stage.fetch is None:
+        return None
+    return load(call.stage.fetch)(call.config, downloads_directory(store.root), progress)
+
+
+def _identify(call: Call, fetched: Any) -> tuple[str, dict[str, str]]:
     """The artifact's name, and the digest of everything that will be read, by role."""
     digests = {role: given.digest for role, given in call.inputs.items()}
     if call.stage.sources is not None:
-        base, read = load(call.stage.sources)(call.config)
+        base, read = load(call.stage.sources)(call.config, fetched)
         return call.name or base, {**digests, **read}
-    root = call.inputs["input"].name.partition(".")[0]
+    many = call.stage.many
+    named = [given for key, given in call.inputs.items() if key.partition(".")[0] == (many or "input")]
+    root = "-".join(sorted({given.name.partition(".")[0] for given in named}))[:LONGEST_ROOT]
     return call.name or f"{root}.{call.stage.command}", digests
 
 
@@ -232,6 +260,7 @@ class _Attempt:
     partial: Partial
     digests: Mapping[str, str]
     heard: Overheard
+    fetched: Any
     nested_inputs: dict[str, Artifact] = field(default_factory=dict)
 
     @property
@@ -251,6 +280,8 @@ class _Attempt:
             progress=self.heard,
             nested=self.nested,
             event=self.heard.events.add,
+            fetched=self.fetched,
+            promised=self.digests,
         )
         product: Product = load(self.call.stage.run)(job)
         pointer = self.store.commit(self.run, self.manifest(product, started))

@@ -82,6 +82,9 @@ class Job(Generic[C]):
         progress: where to report.
         nested: runs another stage through the cache and returns its artifact (`tokenize` trains a tokenizer so).
         event: appends an event with its facts to the run's log, `runs/<run-id>.jsonl`.
+        fetched: what the stage's `fetch` gave; None where it has none.
+        promised: the digests that the action key was made from, by role, those of sources included; empty where
+            a body is called outside the pipeline.
     """
 
     config: C
@@ -92,6 +95,8 @@ class Job(Generic[C]):
     progress: Progress
     nested: Callable[[str, Config, Mapping[str, Input]], Artifact]
     event: Callable[..., None] = _no_event
+    fetched: Any = None
+    promised: Mapping[str, str] = field(default_factory=dict)
 
     def artifact(self, role: str = "input") -> Artifact:
         """The input of `role`, which must be an artifact of this store."""
@@ -100,6 +105,11 @@ class Job(Generic[C]):
             shown = given.ref if isinstance(given, FileInput) else "nothing"
             raise InputError(f"{role} must be an artifact, got {shown}", hint="see llmctl ls")
         return given
+
+    def group(self, role: str) -> dict[str, Input]:
+        """The inputs of a role that takes many, by their own names, sorted."""
+        head = f"{role}."
+        return {key.removeprefix(head): self.inputs[key] for key in sorted(self.inputs) if key.startswith(head)}
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one row to the run's metrics.

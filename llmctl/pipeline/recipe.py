@@ -115,11 +115,12 @@ def _check_step(step_id: str, spec: StepSpec, override: Any, written: RecipeFile
         raise ConfigError([Problem(f"{where}.uses", f"no stage is called {command!r}", f"known: {', '.join(STAGES)}")])
     stage = STAGES[command]
     refs = {"input": spec.inputs} if isinstance(spec.inputs, str) else dict(spec.inputs)
+    refs = {stage.key(name): ref for name, ref in refs.items()}
     problems = [p for role, ref in refs.items() if (p := _check_input(stage, role, ref, step_id, written, earlier))]
     problems += [
         Problem(f"{where}.in.{role}", "is missing", f"{command} needs {wanted.help}")
         for role, wanted in stage.inputs.items()
-        if wanted.required and role not in refs
+        if wanted.required and all(key.partition(".")[0] != role for key in refs)
     ]
     if override is not None and not isinstance(override, dict):
         problems.append(Problem(step_id, "names a step, not a field", f"write {step_id}.field=value"))
@@ -139,10 +140,11 @@ def _check_input(
 ) -> Problem | None:
     """What is wrong with one `in` entry, as far as the recipe alone can tell."""
     where = f"steps.{step_id}.in.{role}"
-    if role not in stage.inputs:
+    wanted = stage.role(role)
+    if wanted is None:
         return Problem(where, "no such input", f"{stage.command} takes {', '.join(stage.inputs) or 'none'}")
     if ref in earlier:
-        made, kinds = earlier[ref].stage.output, stage.inputs[role].kinds
+        made, kinds = earlier[ref].stage.output, wanted.kinds
         return None if made in kinds else Problem(where, f"{ref} makes {made}, not {' or '.join(kinds)}")
     if ref in written.steps:
         return Problem(where, f"{ref} comes later", f"move {ref} above {step_id}")

@@ -20,12 +20,16 @@ class Role:
         help: one line for `--help`.
         required: whether the command cannot start without it.
         files: whether a plain file may stand in for an artifact.
+        many: whether it takes any number of inputs, each under a name of its own: `sources.web`, `sources.books`.
+        share: configuration path of a mapping by name that the command line's `REF=VALUE` fills, where `many`.
     """
 
     kinds: tuple[str, ...]
     help: str
     required: bool = True
     files: bool = False
+    many: bool = False
+    share: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,8 @@ class Verb:
         command: what the user types.
         summary: one line for `--help`.
         config: `module:Class` of its configuration model.
-        inputs: by role; the role `input` comes from the pipe or the first argument.
+        inputs: by role; the role `input` comes from the pipe or the first argument. At most one role takes
+            many inputs; the command's arguments are its references.
         flags: option name to configuration path, for the fields used most.
         words: configuration path of a list that takes the arguments after the input; empty where there are none.
         examples: command lines for `--help`, first things first.
@@ -49,6 +54,21 @@ class Verb:
     flags: Mapping[str, str] = field(default_factory=dict)
     words: str = ""
     examples: tuple[str, ...] = ()
+
+    @property
+    def many(self) -> str:
+        """The role that takes any number of inputs; empty where there is none."""
+        return next((role for role, wanted in self.inputs.items() if wanted.many), "")
+
+    def role(self, key: str) -> Role | None:
+        """The role that an input is of: `tokenizer`, or `sources.web` where `sources` takes many."""
+        head, _, name = key.partition(".")
+        wanted = self.inputs.get(head)
+        return wanted if wanted is not None and wanted.many == bool(name) else None
+
+    def key(self, name: str) -> str:
+        """What an input that a recipe calls `name` is filed under: a name that is no role is one of many."""
+        return f"{self.many}.{name}" if self.many and self.role(name) is None else name
 
     def config_model(self) -> type[Config]:
         """Import the configuration model."""
@@ -68,8 +88,10 @@ class Stage(Verb):
         run: `module:function`, called as `run(job) -> Product`.
         output: kind of the artifact that it makes.
         op_version: bumped by hand when the same inputs would give other bytes; part of the action key.
-        sources: `module:function` from the configuration of a stage without `input` to the default name and
-            the `{role: digest}` of what it will read.
+        fetch: `module:function` from the configuration, a directory that outlives the run and a `Progress` to
+            whatever `sources` and the body need of what lies elsewhere (`job.fetched`); called before them.
+        sources: `module:function` from the configuration of a stage without `input`, and what `fetch` gave, to
+            the default name and the `{role: digest}` of what it will read.
         derive: `module:function` from the inputs by role, and a function that finds an artifact by digest, to further
             inputs by role that follow from them; part of the action key and of the manifest like those given.
         nests: commands of stages that the body may run through `job.nested`; the op_version of each is part of the
@@ -81,6 +103,7 @@ class Stage(Verb):
     run: str
     output: str
     op_version: int = 1
+    fetch: str | None = None
     sources: str | None = None
     derive: str | None = None
     nests: tuple[str, ...] = ()

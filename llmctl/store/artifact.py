@@ -49,13 +49,21 @@ class Artifact:
         """Size of all published files."""
         return sum(entry.bytes for entry in self.manifest.files)
 
-    def files(self, *, suffix: str = "") -> list[Path]:
-        """Published files in manifest order, by ending where given."""
-        return [self.path / entry.path for entry in self.manifest.files if entry.path.endswith(suffix)]
+    def files(self, *, suffix: str = "", split: str | None = None) -> list[Path]:
+        """Published files in manifest order, by ending and by split where given."""
+        return [
+            self.path / entry.path
+            for entry in self.manifest.files
+            if entry.path.endswith(suffix) and (split is None or entry.split == split)
+        ]
+
+    def holds(self, name: str) -> bool:
+        """Whether the manifest lists `data/<name>`."""
+        return any(entry.path == f"data/{name}" for entry in self.manifest.files)
 
     def file(self, name: str) -> Path:
         """The one published file `data/<name>`; `InputError` where the manifest does not list it."""
-        if not any(entry.path == f"data/{name}" for entry in self.manifest.files):
+        if not self.holds(name):
             raise InputError(f"{self.ref} holds no file {name}", hint=f"see llmctl show {self.ref}")
         return self.data / name
 

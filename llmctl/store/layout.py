@@ -10,7 +10,7 @@ from llmctl.config.errors import UsageError
 
 STORE_FILE = "store.json"
 STORE_FORMAT = "llmctl.store/1"
-RESERVED = frozenset({"index", "runs"})
+RESERVED = frozenset({"downloads", "index", "runs"})
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -76,3 +76,8 @@ def refs_directory(store: Path, name: str) -> Path:
 def index_file(store: Path, kind: str, key: str) -> Path:
     """`index/<kind>/<hex>.json` for a `sha256:<hex>` key; `kind` is digest, action or partial."""
     return store / "index" / kind / (key.removeprefix("sha256:") + ".json")
+
+
+def downloads_directory(store: Path) -> Path:
+    """Where what a stage fetched is kept; it may be deleted at any time."""
+    return store / "downloads"

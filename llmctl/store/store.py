@@ -14,7 +14,10 @@ from pydantic import ValidationError
 from llmctl.config.errors import InputError, IntegrityError, LockedError, UsageError
 from llmctl.store.artifact import Artifact
 from llmctl.store.card import render_card
+from llmctl.store.contents import read_contents
+from llmctl.store.croissant import CROISSANT_FILE, render_croissant
 from llmctl.store.files import explain, explained, publish_bytes, sha256_file, sync_directory
+from llmctl.store.history import documents_before
 from llmctl.store.layout import NAME, RESERVED, STORE_FILE, STORE_FORMAT, RunDirectory, check_name, index_file
 from llmctl.store.manifest import MANIFEST_FILE, FileEntry, Manifest
 from llmctl.store.refs import Pointer, add_version, latest_version, parse_ref, read_pointer, versions
@@ -148,15 +151,24 @@ class Store:
         return run, held
 
     def commit(self, run: RunDirectory, manifest: Manifest) -> Pointer:
-        """Make a finished run visible: card, read-only files, manifest (the commit mark), then the indexes."""
+        """Make a finished run visible: cards, read-only files, manifest (the commit mark), then the indexes."""
         with explained(f"the store {self.root}"):
-            publish_bytes(run.path / "README.md", render_card(manifest, run.name).encode())
+            self._describe(run, manifest)
             for entry in manifest.files:
                 (run.path / entry.path).chmod(READ_ONLY)
             publish_bytes(run.manifest, manifest.to_bytes())
             run.manifest.chmod(READ_ONLY)
             sync_directory(run.path.parent)
             return self.record(run, manifest)
+
+    def _describe(self, run: RunDirectory, manifest: Manifest) -> None:
+        """Write the data cards."""
+        contents = read_contents(run.path, manifest)
+        ancestors = documents_before(manifest, self.find) if contents is not None else []
+        publish_bytes(run.path / "README.md", render_card(manifest, run.name, contents, ancestors).encode())
+        if contents is not None:
+            described = render_croissant(manifest, run.name, contents)
+            publish_bytes(run.path / CROISSANT_FILE, described.encode())
 
     def record(self, run: RunDirectory, manifest: Manifest) -> Pointer:
         """Write the index entries of a committed run; safe to repeat after a kill between commit and index."""

@@ -13,7 +13,7 @@ import pytest
 from llmctl.config.base import Config
 from llmctl.data.table_writer import TableWriter
 from llmctl.data.tables import DOCUMENTS
-from llmctl.pipeline.job import Job, Product, Silent
+from llmctl.pipeline.job import Job, Product, Progress, Silent
 from llmctl.store.artifact import Artifact, Input
 from llmctl.store.files import sha256_file
 from llmctl.store.manifest import FileEntry, Manifest, Producer, RunInfo
@@ -21,6 +21,17 @@ from llmctl.store.manifest import FileEntry, Manifest, Producer, RunInfo
 
 def unused(*_: Any) -> Any:
     raise AssertionError("the document stages run no other stage")
+
+
+def job_of(
+    config: Config, directory: Path, given: Input | None = None, progress: Progress | None = None, **roles: Input
+) -> Job[Any]:
+    """A job whose files lie in `directory`; `roles` are inputs beside `input`."""
+    return Job(
+        config=config, inputs=roles if given is None else {"input": given, **roles}, out=directory / "data",
+        work=directory / "work", metrics_file=directory / "metrics.jsonl", progress=progress or Silent(),
+        nested=unused,
+    )  # fmt: skip
 
 
 def artifact_of(directory: Path, product: Product) -> Artifact:
@@ -45,17 +56,13 @@ def stage(tmp_path: Path) -> Callable[..., tuple[Product, Artifact]]:
     count = 0
 
     def run(
-        body: Callable[[Any], Product], config: Config, given: Input | None = None, **others: Input
+        body: Callable[[Any], Product], config: Config, given: Input | None = None, **roles: Input
     ) -> tuple[Product, Artifact]:
         nonlocal count
         count += 1
         directory = tmp_path / f"run{count}"
         directory.mkdir()
-        job = Job(
-            config=config, inputs=others if given is None else {"input": given, **others}, out=directory / "data",
-            work=directory / "work", metrics_file=directory / "metrics.jsonl", progress=Silent(),
-            nested=unused,
-        )  # fmt: skip
+        job = job_of(config, directory, given, **roles)
         product = body(job)
         return product, artifact_of(directory, product)
 

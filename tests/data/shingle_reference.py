@@ -3,6 +3,8 @@
 import re
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from llmctl.data.dedup.kernel import Hashes, Shingles
 
@@ -14,6 +16,12 @@ def mix(value: int) -> int:
     return value ^ value >> 29
 
 
+def lowered(text: str) -> str:
+    """Unicode's simple mapping, a character for a character."""
+    result: str = pc.utf8_lower(pa.scalar(text)).as_py()
+    return result
+
+
 def word_hash(word: str) -> int:
     encoded, value = word.encode(), 0
     for start in range(0, len(encoded), 8):
@@ -23,7 +31,7 @@ def word_hash(word: str) -> int:
 
 def ngram_hashes(text: str, n: int) -> list[int]:
     """In the order of the text, with repetitions."""
-    words = [word_hash(word) for word in re.findall(r"\w+", text.casefold())]
+    words = [word_hash(word) for word in re.findall(r"\w+", lowered(text))]
     n = min(n, len(words))
     grams = []
     for start in range(len(words) - n + 1 if n else 0):
@@ -35,7 +43,7 @@ def ngram_hashes(text: str, n: int) -> list[int]:
 
 
 def normalised(text: str) -> str:
-    return re.sub(r"\s+", " ", text.casefold()).strip()
+    return re.sub(r"\s+", " ", lowered(text)).strip()
 
 
 def signatures(sets: list[Hashes], factors: Hashes, addends: Hashes) -> np.ndarray:

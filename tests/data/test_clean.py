@@ -1,172 +1,20 @@
 import unicodedata
-from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmctl.config.clean import CleanConfig, QualityConfig, RepetitionConfig
+from llmctl.config.clean import CleanConfig
 from llmctl.config.errors import InputError
 from llmctl.data.clean import run
-from llmctl.data.clean.gopher_quality import GopherQuality
-from llmctl.data.clean.gopher_repetition import (
-    GopherRepetition,
-    Ngrams,
-    repeated_parts,
-)
 from llmctl.data.clean.html import HtmlToText
-from llmctl.data.clean.kernel import NotEmpty, split_by_verdict
 from llmctl.data.clean.unicode import ComposeUnicode, RepairEncoding
 from llmctl.data.clean.whitespace import NormalizeWhitespace
 from llmctl.data.tables import DOCUMENTS
+from tests.data.clean.conftest import distinct_words
 from tests.data.conftest import rows_of
-
-PROSE = "the cat and the dog have to be with that kind of person "  # 13 words, all eight stop words
-
-
-def quality(text: str, **fields: Any) -> str | None:
-    verdict = GopherQuality(QualityConfig(**fields)).judge(text)
-    return verdict and verdict.reason
-
-
-def distinct_words(count: int, stem: str = "word") -> str:
-    """`count` different words, two of them stop words."""
-    letters = "abcdefghij"
-    return " ".join(["the", "of", *(stem + "".join(letters[int(d)] for d in str(n)) for n in range(count - 2))])
-
-
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        (distinct_words(50), None),
-        (distinct_words(49), "too_few_words"),
-        (distinct_words(49) + " -- ==", "too_few_words"),  # symbols are no words
-        ("the and " + "ab " * 98, "words_too_short"),
-        ("the and " + "abc " * 98, None),  # mean 3.0
-        ("the of " + "abcdefghij " * 98, None),  # mean 9.85
-        ("the of " + "abcdefghijk " * 98, "words_too_long"),
-        (distinct_words(90) + " #" * 10, None),  # 10 of 100
-        (distinct_words(89) + " #" * 11, "too_many_hashes"),
-        (distinct_words(90) + " ..." * 5 + " …" * 4 + " …end", None),
-        (distinct_words(89) + " ..." * 6 + " …" * 5, "too_many_ellipses"),
-        ("\n".join(["- the of word here now"] * 9 + ["a last line of words"]), None),
-        ("\n".join(["- the of word here now"] * 19 + ["a line"]), "too_many_bullet_lines"),
-        ("\n".join(["• the of word here now"] * 10), "too_many_bullet_lines"),
-        ("\n".join(["the of words on many lines of text here"] * 7 + ["more..."] * 3), None),
-        ("\n".join(["the of words on many lines of text here"] * 13 + ["more…"] * 7), "too_many_ellipsis_lines"),
-        (distinct_words(80) + " 1234" * 20, None),
-        (distinct_words(79) + " 1234" * 21, "too_few_alphabetic_words"),
-        ("to " + "word " * 60, "too_few_stop_words"),
-        ("to (have) " + "word " * 60, None),
-        ("to To " + "word " * 60, "too_few_stop_words"),  # one distinct word; case counts
-    ],
-)
-def test_quality_rules_at_their_thresholds(text: str, reason: str | None) -> None:
-    assert quality(text) == reason
-
-
-def test_most_words() -> None:
-    assert quality("the of " + "word " * 98, max_words=100) is None
-    assert quality("the of " + "word " * 99, max_words=100) == "too_many_words"
-    assert QualityConfig().max_words == 100_000
-
-
-def test_each_rule_can_be_switched_off() -> None:
-    off = dict.fromkeys(set(QualityConfig.model_fields) - {"enabled"})
-    assert quality("# ... #", **off) is None
-    assert quality("", **off) is None
-
-
-def test_the_value_that_broke_the_rule_is_told() -> None:
-    verdict = GopherQuality(QualityConfig()).judge(distinct_words(90) + " #" * 30)
-    assert verdict == ("too_many_hashes", 30 / 120)
-
-
-def repetition(text: str, **fields: Any) -> str | None:
-    verdict = GopherRepetition(RepetitionConfig(**fields)).judge(text)
-    return verdict and verdict.reason
-
-
-NO_NGRAMS = {"max_top_ngram_characters": None, "max_duplicate_ngram_characters": None}
-NO_CHARACTERS = {"max_duplicate_paragraph_characters": None, "max_duplicate_line_characters": None, **NO_NGRAMS}
-
-
-@pytest.mark.parametrize(("separator", "unit"), [("\n\n", "paragraph"), ("\n\n\n", "paragraph"), ("\n", "line")])
-def test_duplicate_parts_at_their_thresholds(separator: str, unit: str) -> None:
-    different = [f"part {n}" for n in range(7)]
-    at = separator.join([*different, "part 0", "part 1", "part 2"])  # 3 of 10
-    above = separator.join([*different[:6], "part 0", "part 1", "part 2"])  # 3 of 9
-    assert repetition(at, **NO_CHARACTERS) is None
-    assert repetition(above, **NO_CHARACTERS) == f"duplicate_{unit}s"
-
-
-def test_duplicate_characters_at_their_thresholds() -> None:
-    # 21 characters of a repeated line in a text of 100 and 105 characters.
-    repeated = "x" * 21
-    for fill, reason in ((55, "duplicate_line_characters"), (61, None)):
-        parts = [
-            repeated,
-            *("abcdefghij"[i] * (fill // 5 if i else fill - 4 * (fill // 5)) for i in range(5)),
-            repeated,
-        ]
-        text = "\n".join(parts)
-        share = 21 / len(text)
-        assert (share > 0.20) == (reason is not None)
-        assert repetition(text, **NO_NGRAMS, max_duplicate_lines=None) == reason
-
-
-def test_repeated_parts_counts_second_and_later_ones() -> None:
-    assert repeated_parts(["ab", "c", "ab", "ab", "d"]) == (2, 4)
-
-
-def test_top_ngrams() -> None:
-    words = ["a", "bb", "a", "bb", "c", "a", "bb"]
-    assert Ngrams(words).top_characters(2) == 3 * len("a bb")
-    assert Ngrams(words).top_characters(3) == 0  # each occurs once
-    assert Ngrams(["a"]).top_characters(2) == 0
-    head = "xx yy aa xx yy bb xx yy cc xx yy dd xx yy ee xx yy "  # `xx yy` 6 times: 30 characters
-    assert repetition(head + "q" * (150 - len(head))) is None  # 30 of 150 = 0.20
-    assert repetition(head + "q" * (149 - len(head))) == "top_2gram"
-
-
-def test_repeated_ngrams_do_not_overlap() -> None:
-    words = "a b c d e a b c d e a b c d e".split()
-    assert Ngrams(words).repeated_characters(5) == 10  # the second and third run of five
-    assert Ngrams(words).repeated_characters(10) == 10  # from the sixth word on
-    assert Ngrams(list("abcdef")).repeated_characters(5) == 0
-    assert Ngrams(["x"] * 11).repeated_characters(5) == 10
-
-
-@given(st.lists(st.sampled_from(["a", "bb", "ccc"]), max_size=40), st.integers(1, 6))
-def test_ngram_counts_are_those_of_plain_python(words: list[str], n: int) -> None:
-    grams = [tuple(words[start : start + n]) for start in range(len(words) - n + 1)]
-    gram, count = (Counter(grams).most_common(1) or [((), 0)])[0]
-    assert Ngrams(words).top_characters(n) == (len(" ".join(gram)) * count if count > 1 else 0)
-    seen, characters, start = set(), 0, 0
-    while start < len(grams):
-        if grams[start] in seen:
-            characters += len("".join(grams[start]))
-            start += n
-        else:
-            seen.add(grams[start])
-            start += 1
-    assert Ngrams(words).repeated_characters(n) == characters
-
-
-def test_duplicate_ngrams_at_their_threshold() -> None:
-    sentence = "one two tri for fiv"  # 15 letters, 19 characters
-    off = {"max_top_ngram_characters": None, "max_duplicate_lines": None, "max_duplicate_line_characters": None}
-    for length, reason in ((100, None), (99, "duplicate_5gram")):
-        text = f"{sentence} {sentence} "
-        text += "q" * (length - len(text))
-        assert repetition(text, **off) == reason  # 15 of 100 = 0.15
-
-
-def test_a_short_text_does_not_repeat_itself() -> None:
-    assert repetition("Return the length of an object.") is None
 
 
 @given(st.text())
@@ -233,18 +81,6 @@ def test_html() -> None:
     assert "<" not in HtmlToText("always")(batch).column("text").to_pylist()[4]
 
 
-def test_the_first_rule_broken_names_the_reason() -> None:
-    rows = [{"id": str(n), "text": text, "source": "", "url": "", "license": "", "lang": ""}
-            for n, text in enumerate(["", "few words", PROSE * 5])]  # fmt: skip
-    batch = pa.RecordBatch.from_pylist(rows, schema=DOCUMENTS)
-    kept, dropped = split_by_verdict(
-        GopherRepetition(RepetitionConfig())(GopherQuality(QualityConfig())(NotEmpty()(batch)))
-    )
-    assert kept.num_rows == 0
-    assert dropped.column("reason").to_pylist() == ["empty", "too_few_words", "top_3gram"]
-    assert dropped.column("value").to_pylist()[:2] == [0.0, 2.0]
-
-
 GOOD = distinct_words(60)
 
 
@@ -270,7 +106,7 @@ def test_every_document_is_counted(documents: Callable, stage: Callable) -> None
 def test_rejected_documents_are_written_on_request_only(documents: Callable, stage: Callable) -> None:
     given = documents([{"id": "good", "text": GOOD}, {"id": "short", "text": "the of"}])
     _, artifact = stage(run, CleanConfig(), given)
-    assert [path.name for path in artifact.files()] == ["part-00000.parquet"]
+    assert [path.name for path in artifact.files()] == ["funnel.json", "part-00000.parquet"]
 
 
 def test_nothing_kept_says_why(documents: Callable, stage: Callable) -> None:

@@ -9,16 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from hypothesis import given
-from hypothesis import strategies as st
 
 from llmctl.config.collect import CollectConfig
 from llmctl.config.errors import InputError, LlmctlError, UsageError
 from llmctl.data.collect import run, sources
-from llmctl.data.collect.document import Tally, UniqueIds
-from llmctl.data.collect.stage import open_sources
 from llmctl.store.store import Store
-from tests.data.conftest import rows_of
+from tests.data.conftest import job_of, rows_of
 
 TREE = {
     "b.md": "# Título\n\nSome text.",
@@ -77,14 +73,6 @@ def test_patterns_files_and_limit(tree: Path, stage: Callable) -> None:
     assert [(row["id"], row["source"]) for row in rows_of(artifact)] == [("a.txt", "a"), ("a.txt~2", "sub")]
 
 
-def test_sources_beyond_the_limit_are_not_opened(tree: Path, stage: Callable) -> None:
-    product, artifact = stage(run, config(tree / "b.md", tree / "missing.txt", limit=1))
-    assert [row["id"] for row in rows_of(artifact)] == ["b.md"]
-    assert product.totals["documents"] == 1
-    with pytest.raises(InputError, match="does not exist"):
-        stage(run, config(tree / "b.md", tree / "missing.txt", limit=2))
-
-
 def test_a_store_in_the_folder_is_left_out(tree: Path, stage: Callable) -> None:
     before = fingerprint(config(tree))
     store = Store.open(tree / "work" / "llmctl-store", create=True)
@@ -126,10 +114,9 @@ def test_left_out_documents_are_counted(tmp_path: Path, stage: Callable) -> None
 def failing(path: Path) -> LlmctlError:
     """What collect says about `path`, by fingerprint or by run."""
     settings = config(path)
-    with pytest.raises(LlmctlError) as caught:
+    with tempfile.TemporaryDirectory() as folder, pytest.raises(LlmctlError) as caught:
         fingerprint(settings)
-        for source in open_sources(settings):
-            list(source.documents(Tally()))
+        run(job_of(settings, Path(folder)))
     return caught.value
 
 
@@ -215,12 +202,3 @@ def test_a_folder_without_permission() -> None:
         finally:
             os.seteuid(user)
             locked.chmod(0o700)
-
-
-@given(st.lists(st.sampled_from(["a", "b", "a~2", "a~3", "c"]), max_size=30))
-def test_ids_become_unique_and_first_owners_keep_theirs(wanted: list[str]) -> None:
-    unique = UniqueIds()
-    given_ids = [unique(name) for name in wanted]
-    assert len(set(given_ids)) == len(wanted)
-    assert all(new == old or new.startswith(f"{old}~") for new, old in zip(given_ids, wanted, strict=True))
-    assert not wanted or given_ids[0] == wanted[0]

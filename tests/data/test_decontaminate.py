@@ -20,6 +20,7 @@ from llmctl.data.decontaminate.items import Item, tables
 from llmctl.data.decontaminate.overlap import Span, find, without, word_places
 from llmctl.store.artifact import FileInput
 from tests.data.conftest import rows_of
+from tests.data.shingle_reference import lowered
 
 QUESTION = "Which of the following rivers flows through the most capital cities of Europe on its long way to the sea"
 SHORT = "What is the tallest mountain of the Alps called"  # 9 words
@@ -132,7 +133,7 @@ vocabulary = st.lists(st.sampled_from(["a", "b", "C", "ß", "ΐ", "İx", "ﬁ"])
 @settings(deadline=None)
 def test_overlap_is_that_of_tuples(document: list[str], item: list[str], n: int) -> None:
     def grams(text: str) -> list[tuple[str, ...]]:
-        folded = re.findall(r"\w+", text.casefold())
+        folded = re.findall(r"\w+", lowered(text))
         return [tuple(folded[i : i + n]) for i in range(len(folded) - n + 1)]
 
     text, other = ", ".join(document), " ".join(item)

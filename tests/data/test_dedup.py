@@ -170,7 +170,7 @@ def test_shingles_fold_case_and_drop_punctuation() -> None:
     def hashes(text: str) -> list[int]:
         return shingles(normalise(pa.array([text])), 3).hashes.tolist()
 
-    assert hashes("Straße, the END of it") == hashes("STRASSE the  end\nof it!")
+    assert hashes("Ärger, the END of it") == hashes("ÄRGER the  end\nof it!")
     assert len(hashes("two words")) == 1
     assert len(hashes("... !")) == 0
     assert hashes("a b c") != hashes("c b a")

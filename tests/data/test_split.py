@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmctl.data.split import is_heldout, position
+from llmctl.data.split import is_heldout, position, split_mark
 
 
 def test_known_ids_never_move() -> None:
@@ -38,3 +38,17 @@ def test_heldout_sets_are_nested() -> None:
 def test_the_ends() -> None:
     assert not is_heldout("x", 0.0)
     assert is_heldout("x", 1.0)
+
+
+def test_a_repeated_document_is_where_the_first_is() -> None:
+    assert position("a~2") == position("a~2~13") == position("a")
+    assert position("a~b") != position("a")
+    assert split_mark("a~7") == ("a", 7)
+    assert split_mark("a~2~13") == ("a", 13)
+    assert split_mark("a~") == ("a~", 1)
+    assert split_mark("~2") == ("~2", 1), "an id is never empty"
+
+
+@given(st.text(max_size=5), st.integers(2, 10**9 - 1))
+def test_a_mark_is_read_back(name: str, number: int) -> None:
+    assert split_mark(f"x{name}~{number}")[1] == number

@@ -49,7 +49,8 @@ def test_a_preset_fills_only_what_is_not_given() -> None:
         ({"name": "custom", "width": 64}, "give layers, heads"),
         ({"widht": 64}, "Extra inputs"),
         ({"norm_eps": 0}, "greater than 0"),
-        ({"rope_base": float("nan")}, "greater than 1"),
+        ({"rope_base": 1.0}, "greater than 1"),
+        ({"rope_base": float("nan")}, "finite number"),
     ],
 )
 def test_a_wrong_shape_is_told_how_to_mend_it(given: dict[str, object], says: str) -> None:

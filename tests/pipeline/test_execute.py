@@ -65,7 +65,7 @@ def log_nothing(job: Job[WordsConfig]) -> Product:
     raise AssertionError("unreachable")
 
 
-def sources(config: WordsConfig) -> tuple[str, dict[str, str]]:
+def sources(config: WordsConfig, fetched: None) -> tuple[str, dict[str, str]]:
     return "numbers", {"source": f"sha256:{config.words:064x}"}
 
 

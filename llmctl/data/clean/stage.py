@@ -1,103 +1,153 @@
-"""The stage `clean`: HTML to text, Unicode and white space in order, documents that break a rule dropped."""
+"""The stage `clean`: text out of pages, in order, without what breaks a rule; every document accounted for."""
 
 from __future__ import annotations
 
+import io
+import math
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import pyarrow as pa
+import numpy as np
 
 from llmctl.config.clean import CleanConfig
 from llmctl.config.errors import InputError
-from llmctl.data.clean.gopher_quality import GopherQuality
-from llmctl.data.clean.gopher_repetition import GopherRepetition
-from llmctl.data.clean.html import HtmlToText
-from llmctl.data.clean.kernel import REASON, VALUE, NotEmpty, split_by_verdict, with_verdicts
-from llmctl.data.clean.unicode import ComposeUnicode, RepairEncoding
-from llmctl.data.clean.whitespace import NormalizeWhitespace
+from llmctl.data.clean.boilerplate import recurring
+from llmctl.data.clean.chain import BOILERPLATE_FILE, SEGMENT_STEP, Setting
+from llmctl.data.clean.passes import Task, clean_part, scores_of
+from llmctl.data.funnel import REJECTED_PREFIX, Funnel, write_funnel
 from llmctl.data.parts import Report, gather, run_parts
-from llmctl.data.table_writer import RowsDigest, TableWriter
-from llmctl.data.tables import DOCUMENTS, SCHEMA_NAMES, Part, conform, parts_of, read_part, text_bytes
+from llmctl.data.table_writer import RowsDigest
+from llmctl.data.tables import SCHEMA_NAMES, Part, extra_columns, parts_of
 from llmctl.data.workers import open_workers
-from llmctl.pipeline.job import Job, Product
+from llmctl.pipeline.job import FileFacts, Job, Product
+from llmctl.store.artifact import Artifact, FileInput
+from llmctl.store.files import publish_bytes
 
-Kernel = Callable[[pa.RecordBatch], pa.RecordBatch]
-
-REJECTED = pa.schema([*DOCUMENTS, REASON, VALUE])
-
-
-def kernels(config: CleanConfig) -> list[Kernel]:
-    """The kernels that `config` asks for, in their order. Rules see the normalised text."""
-    chosen: list[Kernel] = [HtmlToText(config.html, main_content=config.main_content)]
-    if config.repair_unicode:
-        chosen.append(RepairEncoding())
-    chosen += [NormalizeWhitespace(), ComposeUnicode(), NotEmpty()]
-    if config.quality.enabled:
-        chosen.append(GopherQuality(config.quality))
-    if config.repetition.enabled:
-        chosen.append(GopherRepetition(config.repetition))
-    return chosen
+MODEL_FILE = "model.bin"
+FILE_ROLES = ("blocklist", "allowlist", "hardwords", "softwords", "kenlm", "classifier")
+DEFAULT_CHARACTERS = 10_000  # for a classifier that llmctl did not train
 
 
-def clean(batch: pa.RecordBatch, chosen: list[Kernel]) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-    """(kept documents, dropped documents with `reason` and `value`) of one batch of documents."""
-    batch = with_verdicts(batch)
-    for kernel in chosen:
-        batch = kernel(batch)
-    return split_by_verdict(batch)
+@dataclass
+class Figures:
+    """Sums over the parts of all passes."""
 
+    counts: Counter[str] = field(default_factory=Counter)
+    funnel: Funnel = field(default_factory=Funnel)
+    digest: RowsDigest = field(default_factory=RowsDigest)
 
-@dataclass(frozen=True)
-class Task:
-    """One part of the input, and how to clean it."""
-
-    part: Part
-    config: CleanConfig
-
-
-def clean_part(task: Task, directory: Path) -> Report:
-    """Clean one part into `part-00000.parquet` and, on request, what was dropped into `rejected-00000.parquet`."""
-    chosen = kernels(task.config)
-    counts: Counter[str] = Counter()
-    with (
-        TableWriter(directory, DOCUMENTS, part_bytes=None) as writer,
-        TableWriter(directory, REJECTED, part_bytes=None, prefix="rejected") as rejects,
-    ):
-        for batch in read_part(task.part):
-            kept, rejected = clean(conform(batch, DOCUMENTS), chosen)
-            writer.write(kept)
-            if task.config.keep_rejected:
-                rejects.write(rejected)
-            counts.update(f"dropped.{reason}" for reason in rejected.column("reason").to_pylist())
-            counts.update({"in": batch.num_rows, "kept": kept.num_rows})
-            counts.update({"bytes_in": text_bytes(batch), "bytes": text_bytes(kept)})
-        files = writer.close() | (rejects.close() if task.config.keep_rejected else {})
-    return Report(files, {"counts": counts, "rows_digest": writer.digest.hexdigest()})
+    def add(self, report: Report, *, first: bool, last: bool) -> None:
+        """Add one part's report: documents come in with the first pass and stay with the last."""
+        counts = Counter(report.figures["counts"])
+        come, stay = ("in", "bytes_in"), ("kept", "bytes")
+        taken = [key for key in counts if (first or key not in come) and (last or key not in stay)]
+        self.counts.update({key: counts[key] for key in taken})
+        self.funnel.merge(report.figures["funnel"])
+        if last:
+            self.digest.merge(report.figures["rows_digest"], counts["kept"])
 
 
 def run(job: Job[CleanConfig]) -> Product:
-    """Clean every part of the input, part by part.
+    """Clean every part of the input, in one pass; in more where a step must first know all documents.
 
-    Every document is counted: in = kept + the sum of all `dropped.<reason>`.
+    Every document is counted: in (and the segments added) = kept + the sum of all `dropped.<reason>`.
     """
-    tasks = [Task(part, job.config) for part in parts_of(job.inputs["input"])]
-    counts: Counter[str] = Counter()
-    digest = RowsDigest()
-    reports: list[Report] = []
-    for report in run_parts(job, open_workers(job.config), clean_part, tasks):
-        reports.append(report)
-        counts.update(report.figures["counts"])
-        digest.merge(report.figures["rows_digest"], report.figures["counts"]["kept"])
-        job.progress.update(counts["in"], None, "documents", kept=counts["kept"])
-    if not counts["kept"]:
-        raise InputError(f"clean kept none of {counts['in']} documents", hint=_why(counts))
-    files = gather(job, reports)
-    dropped = sorted(key for key in counts if key.startswith("dropped."))
+    given = job.inputs["input"]
+    setting, extra = setting_of(job), tuple(extra_columns(given))
+    parts: Sequence[Part] = parts_of(given)
+    figures, files = Figures(), dict[str, FileFacts]()
+    passes = setting.passes()
+    for number, stretches in enumerate(passes):
+        first, last = number == 0, number == len(passes) - 1
+        if "judge" in stretches and not first:
+            setting = replace(setting, boilerplate=_boilerplate(job, len(parts)))
+        if "finish" in stretches and setting.by_quantile:
+            setting = replace(setting, least_quality=_quantile(job, parts))
+        tasks = [Task(part, setting, stretches, extra, last) for part in parts]
+        step = "-".join(stretches)
+        reports: list[Report] = []
+        for report in run_parts(job, open_workers(job.config), clean_part, tasks, step):
+            reports.append(report)
+            figures.add(report, first=first, last=last)
+            job.progress.update(figures.counts["in"], None, "documents", kept=figures.counts["kept"])
+        if last and not figures.counts["kept"]:
+            raise InputError(f"clean kept none of {figures.counts['in']} documents", hint=_why(figures.counts))
+        files |= gather(job, list(_published(reports, last=last)), step)
+        parts = [job.work / step / f"{place:05d}" / "part-00000.parquet" for place in range(len(parts))]
+    return _product(job, figures, files)
+
+
+def setting_of(job: Job[CleanConfig]) -> Setting:
+    """The configuration with the files that the optional inputs name.
+
+    Raises:
+        InputError: where a limit is set for an input that is not given.
+    """
+    files: dict[str, Path] = {}
+    facts: dict[str, int] = {}
+    for role in FILE_ROLES:
+        source = job.inputs.get(role)
+        if isinstance(source, FileInput):
+            files[role] = source.path
+        elif isinstance(source, Artifact):
+            files[role] = source.file(MODEL_FILE)
+            facts["classifier.max_characters"] = source.manifest.semantic["max_characters"]
+    facts.setdefault("classifier.max_characters", DEFAULT_CHARACTERS)
+    config = job.config
+    for role, limited in (
+        ("classifier", (config.classifier.min_score, config.classifier.keep_quantile)),
+        ("kenlm", (config.perplexity.min_perplexity, config.perplexity.max_perplexity)),
+    ):
+        if role not in files and any(limit is not None for limit in limited):
+            raise InputError(f"clean has a limit for {role} and no {role}", hint=f"give --{role}")
+    if config.urls.only_allowed and "allowlist" not in files:
+        raise InputError("urls.only_allowed needs an allow list", hint="give --allowlist FILE")
+    return Setting(config, files, facts)
+
+
+def _boilerplate(job: Job[CleanConfig], parts: int) -> Path:
+    """The file with the keys of recurring lines, from what the first pass counted."""
+    directories = [job.work / "extract" / f"{place:05d}" for place in range(parts)]
+    keys = recurring(directories, job.config.boilerplate)
+    job.progress.note(f"boilerplate: {len(keys):,} different lines recur")
+    content = io.BytesIO()
+    np.save(content, keys)
+    publish_bytes(job.work / BOILERPLATE_FILE, content.getvalue())
+    return job.work / BOILERPLATE_FILE
+
+
+def _quantile(job: Job[CleanConfig], parts: Sequence[Part]) -> float:
+    """The lowest score that still belongs to the best `keep_quantile` of the documents; ties stay."""
+    scores = np.sort(scores_of([part for part in parts if isinstance(part, Path)]).to_numpy())
+    share = job.config.classifier.keep_quantile
+    if share is None or not len(scores):
+        return 0.0
+    least = float(scores[len(scores) - max(1, math.ceil(share * len(scores)))])
+    job.progress.note(f"quality: the best {share:g} of {len(scores):,} documents score {least:.4g} or more")
+    return least
+
+
+def _published(reports: Sequence[Report], *, last: bool) -> Iterator[Report]:
+    """The files of a pass that belong into the artifact: documents of the last one, dropped ones of all."""
+    for report in reports:
+        names = [name for name in report.files if last or name.startswith(REJECTED_PREFIX)]
+        yield Report({name: report.files[name] for name in names}, report.figures)
+
+
+def _product(job: Job[CleanConfig], figures: Figures, files: dict[str, FileFacts]) -> Product:
+    counts = figures.counts
+    segments = (SEGMENT_STEP, counts["added"]) if job.config.segment.by != "none" else None
+    sizes = (counts["bytes_in"], counts["bytes"])
+    write_funnel(job.out, figures.funnel.content(counts["in"], counts["kept"], sizes, segments))
     totals: dict[str, int | float | str] = {"documents": counts["kept"]}
-    totals |= {key: counts[key] for key in ("in", "kept", "bytes_in", "bytes", *dropped)}
-    totals["rows_digest"] = digest.hexdigest()
+    totals |= {key: counts[key] for key in ("in", "kept", "bytes_in", "bytes")}
+    if segments is not None:
+        totals["segments"] = counts["in"] + counts["added"]
+    for group in ("dropped.", "boilerplate.", "pii."):
+        totals |= {key: counts[key] for key in sorted(counts) if key.startswith(group)}
+    totals["rows_digest"] = figures.digest.hexdigest()
     job.log({"stage": "clean", **totals})
     return Product(SCHEMA_NAMES["documents"], totals=totals, files=files)
 

@@ -1,13 +1,13 @@
-"""What a source gives: documents, one at a time, and a fingerprint of everything that they are made from."""
+"""What a source gives: documents, one at a time, and the counts of what it does not give."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
-import xxhash
+EXAMPLES = 3  # places that are remembered for each reason
+ERRORS = {"damaged", "encoding"}  # reasons that are an error where the user named the very file
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,43 +25,41 @@ class Document:
 
 @dataclass
 class Tally:
-    """Counts of what was not taken, by reason, and lines that the user should see."""
+    """Counts of what was not taken, by reason, and lines that the user should see.
+
+    Attributes:
+        dropped: records that are no document of the result; each was read, or begun.
+        skipped: files and folders that were never looked into.
+        examples: by reason of `dropped`, the first places where it was met, with what was found there.
+        notes: lines for the user.
+        position: bytes read so far of the file at hand.
+    """
 
     dropped: Counter[str] = field(default_factory=Counter)
     skipped: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    position: Callable[[], int] = int
+
+    def drop(self, reason: str, where: str = "") -> None:
+        """Count one record, and remember where it was."""
+        self.dropped[reason] += 1
+        places = self.examples.setdefault(reason, [])
+        if where and len(places) < EXAMPLES:
+            places.append(where)
 
 
-class Source(Protocol):
-    """One argument of `collect`."""
+class UnreadableError(Exception):
+    """What is at hand (a file, a member, a record) gives no document, or no more of them; the rest can go on.
 
-    @property
-    def name(self) -> str:
-        """What its documents carry as `source`."""
-        ...
+    Args:
+        reason: what it is counted as: `damaged`, `too_large`, `decompression_bomb` …
+        what: one line: where, and what is wrong with it.
+        hint: how to mend it.
+    """
 
-    def fingerprint(self) -> str:
-        """`sha256:…` of what will be read. Raises `InputError` where that is missing or unreadable."""
-        ...
-
-    def documents(self, tally: Tally) -> Iterator[Document]:
-        """The documents in a fixed order; what is left out is counted in `tally`."""
-        ...
-
-
-class UniqueIds:
-    """Gives the second and later owner of an id a suffix: `a`, `a~2`, `a~3`."""
-
-    def __init__(self) -> None:
-        self.renamed = 0
-        self._seen: set[int] = set()  # 128-bit hashes: a fixed 60 bytes for each id
-
-    def __call__(self, wanted: str) -> str:
-        """`wanted`, or the first free `wanted~N`."""
-        given, number = wanted, 1
-        while (key := xxhash.xxh3_128_intdigest(given.encode())) in self._seen:
-            number += 1
-            given = f"{wanted}~{number}"
-        self._seen.add(key)
-        self.renamed += given != wanted
-        return given
+    def __init__(self, reason: str, what: str, hint: str = "") -> None:
+        super().__init__(what)
+        self.reason = reason
+        self.what = what
+        self.hint = hint

@@ -1,141 +1,153 @@
-"""Documents from files, folders and glob patterns."""
+"""Sources that are files, folders and glob patterns."""
 
 from __future__ import annotations
 
 import glob
+import io
 import os
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, cast
 
-from llmctl.config.errors import InputError
+from llmctl.config.collect import CollectConfig
+from llmctl.config.errors import InputError, IntegrityError
 from llmctl.data.collect.document import Document, Tally
-from llmctl.data.lines import plain_suffix, read_objects, read_text
-from llmctl.data.tables import read_parquet
+from llmctl.data.collect.entry import Entry, Reading
+from llmctl.data.collect.fetch import Haul
+from llmctl.data.collect.formats import KNOWN, format_of, safe_name, stem
+from llmctl.data.collect.read import read_entry
+from llmctl.data.collect.streams import BLOCK_BYTES, Budget, HashedFile
 from llmctl.store.files import explained, sha256_file
 from llmctl.store.layout import STORE_FILE
 from llmctl.store.manifest import sha256_of
 
-PROSE = {".txt", ".text", ".md", ".markdown", ".rst", ".html", ".htm"}
-JSON_LINES = {".jsonl", ".ndjson"}
-CODE = {
-    ".py": "python", ".pyi": "python", ".c": "c", ".h": "c", ".cc": "cpp", ".cpp": "cpp", ".cxx": "cpp",
-    ".hpp": "cpp", ".cu": "cuda", ".cs": "csharp", ".css": "css", ".go": "go", ".hs": "haskell", ".java": "java",
-    ".js": "javascript", ".mjs": "javascript", ".jsx": "javascript", ".jl": "julia", ".kt": "kotlin",
-    ".lua": "lua", ".ml": "ocaml", ".php": "php", ".pl": "perl", ".r": "r", ".rb": "ruby", ".rs": "rust",
-    ".scala": "scala", ".sh": "shell", ".bash": "shell", ".sql": "sql", ".swift": "swift", ".ts": "typescript",
-    ".tsx": "typescript", ".zig": "zig",
-}  # fmt: skip
-KNOWN = "text (.txt .md .rst .html), .jsonl, .parquet or code, plain or as .gz or .zst"
-TEXT_COLUMNS = ("text", "content")
-ROW_COLUMNS = (*TEXT_COLUMNS, "id", "url", "source", "license")
 
+@dataclass(frozen=True)
+class FilePiece:
+    """One file of the disk.
 
-def is_known(path: Path) -> bool:
-    """Whether the name's ending is one that `collect` reads. Compressed Parquet is not."""
-    suffix = plain_suffix(path)
-    return suffix in PROSE or suffix in JSON_LINES or suffix in CODE or path.suffix.lower() == ".parquet"
+    Attributes:
+        path: where it lies.
+        name: its path within the source.
+        source: what its documents carry where they name none.
+        size: bytes on the disk.
+        sha256: of its bytes, as the action key has them.
+        strict: whether damage in it is an error.
+        url, time: for documents that name none: where the file came from, and of when it is.
+    """
 
+    path: str
+    name: str
+    source: str
+    size: int
+    sha256: str
+    strict: bool
+    url: str = ""
+    time: str = ""
 
-def safe_name(text: str) -> str:
-    """`text` as an artifact's name: letters, digits, `.`, `_`, `-`; never empty."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "documents"
+    def documents(self, config: CollectConfig, tally: Tally) -> Iterator[Document]:
+        """What a reader finds in the file.
 
-
-def stem(path: Path) -> str:
-    """The file's name without its endings (`crawl.jsonl.gz` gives `crawl`)."""
-    name = path.name
-    while (suffix := Path(name).suffix.lower()) and (suffix in {".gz", ".zst", ".parquet"} or is_known(Path(name))):
-        name = name[: -len(suffix)]
-    return name
+        Raises:
+            InputError: it cannot be read, or is damaged and strict.
+            IntegrityError: it is not the file any more that the action key was made from.
+        """
+        with explained(self.path), HashedFile(self.path) as file:
+            budget = Budget(file.distinct, config.max_ratio)
+            tally.position = file.distinct
+            reading = Reading(self.source, config, tally, budget, config.license, self.url, self.time)
+            handle = cast("BinaryIO", io.BufferedReader(file, BLOCK_BYTES))
+            yield from read_entry(Entry(self.name, handle, self.path, reading, strict=self.strict))
+            if file.digest() != self.sha256:
+                raise IntegrityError(
+                    f"{self.path} changed while it was being read", hint="run the same command again when it is at rest"
+                )
 
 
 @dataclass(frozen=True)
+class Found:
+    """A file that was found.
+
+    Attributes:
+        path: where it lies.
+        name: its path within the source.
+        url, time: where a fetched file came from, and when it was last changed there.
+    """
+
+    path: Path
+    name: str
+    url: str = ""
+    time: str = ""
+
+
 class FileSource:
     """Files under one base.
 
-    Attributes:
+    Args:
         name: what documents without a source of their own carry.
-        members: (path, name of the file within the source), sorted by that name.
-        skipped: how much was left out, by reason: files of unknown format, and artifact stores.
-        max_document_bytes: longer documents are dropped.
-        license: for documents that name none.
+        found: the files.
+        skipped: how much was left out, by reason.
+        strict: whether damage is an error: the user named the one file.
     """
 
-    name: str
-    members: tuple[tuple[Path, str], ...]
-    skipped: Mapping[str, int]
-    max_document_bytes: int
-    license: str
+    def __init__(self, name: str, found: list[Found], skipped: Counter[str], *, strict: bool) -> None:
+        self.name = safe_name(name)
+        self._found = sorted(found, key=lambda file: file.name)
+        self._skipped = skipped
+        self._strict = strict
 
     def fingerprint(self) -> str:
-        """The digest of the source's name and of its files' names and bytes; folder location plays no part."""
-        files = []
-        for path, name in self.members:
-            with explained(str(path)):
-                files.append([name, sha256_file(path)])
+        """The digest of the source's name and of its files' names and bytes; folder location plays no part.
+
+        URL and time of fetched files do, since documents carry them.
+        """
+        files = [
+            [file.name, _digest(file.path)[0], *([file.url, file.time] if file.url else [])] for file in self._found
+        ]
         return sha256_of({"name": self.name, "files": files})
 
-    def documents(self, tally: Tally) -> Iterator[Document]:
-        """File by file; rows of one file in its order."""
-        tally.skipped.update(self.skipped)
-        for path, name in self.members:
-            if plain_suffix(path) in JSON_LINES:
-                yield from self._rows(path, name, "line", read_objects(path))
-            elif path.suffix.lower() == ".parquet":
-                yield from self._rows(path, name, "row", _parquet_rows(path))
-            else:
-                text = read_text(path, self.max_document_bytes)
-                if text is None:
-                    tally.dropped["too_large"] += 1
-                    continue
-                yield Document(name, text, self.name, "", self.license, CODE.get(plain_suffix(path), ""))
-
-    def _rows(self, path: Path, name: str, unit: str, rows: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[Document]:
-        for number, row in rows:
-            where = f"{path} {unit} {number}"
-            text = next((row[column] for column in TEXT_COLUMNS if row.get(column) is not None), None)
-            if text is None:
-                raise InputError(f"{where}: no text", hint="each row needs a string `text` (or `content`)")
-            row_id = row.get("id")
-            yield Document(
-                id=f"{name}:{number}" if row_id in (None, "") else _string(str(row_id), "id", where),
-                text=_string(text, "text", where),
-                source=_string(row.get("source") or self.name, "source", where),
-                url=_string(row.get("url") or "", "url", where),
-                license=_string(row.get("license") or self.license, "license", where),
-            )
+    def pieces(self, tally: Tally, most: int) -> Iterator[FilePiece]:
+        """One piece a file, by name."""
+        del most  # a file is not divided
+        tally.skipped.update(self._skipped)
+        for file in self._found:
+            sha256, size = _digest(file.path)
+            yield FilePiece(str(file.path), file.name, self.name, size, sha256, self._strict, file.url, file.time)
 
 
-def _string(value: Any, column: str, where: str) -> str:
-    if not isinstance(value, str):
-        raise InputError(
-            f"{where}: {column} must be a string, got {type(value).__name__}", hint="mend the row or leave it out"
-        )
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise InputError(
-            f"{where}: {column} holds a lone surrogate at character {error.start}", hint="it is no valid Unicode text"
-        ) from error
-    return value
+def _digest(path: Path) -> tuple[str, int]:
+    """(SHA-256, bytes) of a file."""
+    with explained(str(path)):
+        state = path.stat()
+        return _hash_once(path, state.st_size, state.st_mtime_ns, state.st_ino, state.st_dev), state.st_size
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    number = 0
-    for batch in read_parquet(path):
-        names = [name for name in batch.schema.names if name in ROW_COLUMNS]
-        if not set(names) & set(TEXT_COLUMNS):
-            raise InputError(f"{path} has no column 'text'", hint=f"it has: {', '.join(batch.schema.names)}")
-        for row in batch.select(names).to_pylist():
-            number += 1
-            yield number, row
+@cache
+def _hash_once(path: Path, *state: int) -> str:
+    """A file is hashed for the action key, and its hash is asked for again when it is read; the readers check it."""
+    del state
+    return sha256_file(path)
 
 
-def open_source(argument: str, max_document_bytes: int, license_id: str) -> FileSource:
+def open_haul(argument: str, haul: Haul) -> FileSource:
+    """The source that fetched files make.
+
+    Raises:
+        InputError: where none of them has a known format.
+    """
+    known = [Found(file.path, file.name, file.url, file.time) for file in haul.files if format_of(file.name)]
+    if not known:
+        names = ", ".join(file.name for file in haul.files[:3]) or "nothing of a known format"
+        raise InputError(f"{argument} gave {names}, which is not read", hint=f"known: {KNOWN}")
+    skipped = Counter({"unknown_format": haul.skipped} if haul.skipped else {})
+    name = stem(haul.name) if len(known) == 1 else haul.name
+    return FileSource(name, known, skipped, strict=len(known) == 1)
+
+
+def open_source(argument: str) -> FileSource:
     """The source that a file, folder or glob pattern stands for. Contents are not read yet.
 
     Raises:
@@ -145,65 +157,78 @@ def open_source(argument: str, max_document_bytes: int, license_id: str) -> File
     with explained(argument):
         exists = path.exists()
     if not exists and glob.has_magic(argument):
-        found, skipped = _matches(path)
-        base = _static_base(path)
-        if not found:
-            raise InputError(f"no readable file matches {argument}", hint=f"known formats: {KNOWN}")
-        name = base.resolve().name
-        members = [(match, match.relative_to(base).as_posix()) for match in found]
-    elif not exists:
+        return _pattern(argument, path)
+    if not exists:
         raise InputError(f"{argument} does not exist", hint="check the path, or write python-docs")
-    elif path.is_dir():
-        name = path.resolve().name
+    if path.is_dir():
         found, skipped = _walk(path)
-        members = [(member, member.relative_to(path).as_posix()) for member in found]
-    else:
-        if not is_known(path):
-            raise InputError(f"{argument}: unknown format {path.suffix!r}", hint=f"known: {KNOWN}")
-        name, members, skipped = stem(path), [(path, path.name)], Counter()
-    members.sort(key=lambda member: member[1])
-    return FileSource(safe_name(name), tuple(members), skipped, max_document_bytes, license_id)
+        return FileSource(path.resolve().name, found, skipped, strict=False)
+    if not path.is_file():
+        raise InputError(f"{argument} is no regular file", hint="write it to a file first")
+    if not format_of(path.name):
+        raise InputError(f"{argument}: unknown format {path.suffix!r}", hint=f"known: {KNOWN}")
+    return FileSource(stem(path.name), [Found(path, path.name)], Counter(), strict=True)
 
 
-def _walk(folder: Path) -> tuple[list[Path], Counter[str]]:
+def _walk(folder: Path) -> tuple[list[Found], Counter[str]]:
     """Files of known formats below `folder`, and counts of what is left out.
 
-    Hidden names and folder links are left out uncounted; a store is left out whole, as it holds what was made
-    from such files.
+    A store is left out whole, as it holds what was made from such files. Links are left out where they lead
+    out of the folder, and those to folders always, since they can lead in circles.
     """
 
     def fail(error: OSError) -> None:
         raise error
 
-    found: list[Path] = []
+    found: list[Found] = []
     skipped: Counter[str] = Counter()
     with explained(str(folder)):
+        inside = folder.resolve()
         for directory, folders, names in os.walk(folder, onerror=fail):
             if STORE_FILE in names:
                 skipped["store"] += 1
                 folders.clear()
                 continue
+            here = Path(directory)
+            skipped["hidden"] += sum(name.startswith(".") for name in (*folders, *names))
+            skipped["link"] += sum((here / name).is_symlink() for name in folders if not name.startswith("."))
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            paths = [Path(directory, name) for name in names if not name.startswith(".")]
-            _sort_out([path for path in paths if path.is_file()], found, skipped)
-    return found, skipped
+            for path in (here / name for name in names if not name.startswith(".")):
+                if reason := _left_out(path, inside):
+                    skipped[reason] += 1
+                else:
+                    found.append(Found(path, path.relative_to(folder).as_posix()))
+    return found, +skipped
 
 
-def _matches(pattern: Path) -> tuple[list[Path], Counter[str]]:
-    found: list[Path] = []
+def _left_out(path: Path, inside: Path) -> str:
+    """Why a file is no member of a folder; "" where it is one."""
+    if path.is_symlink():
+        target = path.resolve()
+        if not target.is_relative_to(inside) or any(part.startswith(".") for part in target.relative_to(inside).parts):
+            return "link"
+    if not path.is_file():
+        return "special" if path.exists() else "link"
+    return "" if format_of(path.name) else "unknown_format"
+
+
+def _pattern(argument: str, pattern: Path) -> FileSource:
+    found: list[Found] = []
     skipped: Counter[str] = Counter()
-    matches = glob.glob(str(pattern), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
-    paths = [Path(match) for match in matches]
-    _sort_out([path for path in paths if path.is_file()], found, skipped)
-    return found, skipped
-
-
-def _sort_out(paths: list[Path], found: list[Path], skipped: Counter[str]) -> None:
-    for path in paths:
-        if is_known(path):
-            found.append(path)
-        else:
-            skipped["unknown_format"] += 1
+    base = _static_base(pattern)
+    with explained(argument):
+        inside = base.resolve()
+        for match in glob.glob(str(pattern), recursive=True):  # noqa: PTH207 - Path.glob takes no absolute pattern
+            path = Path(match)
+            if path.is_dir():
+                continue
+            if reason := _left_out(path, inside):
+                skipped[reason] += 1
+            else:
+                found.append(Found(path, path.relative_to(base).as_posix()))
+    if not found:
+        raise InputError(f"no readable file matches {argument}", hint=f"known formats: {KNOWN}")
+    return FileSource(inside.name, found, skipped, strict=False)
 
 
 def _static_base(pattern: Path) -> Path:

@@ -6,11 +6,13 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from email.message import Message
 from importlib import metadata
 from pathlib import Path
 from typing import Any, cast
 
+from llmctl.config.collect import CollectConfig
 from llmctl.config.errors import InputError
 from llmctl.data.collect.document import Document, Tally
 from llmctl.store.manifest import sha256_of
@@ -51,6 +53,11 @@ class PythonDocs:
             {"op": OP_VERSION, "python": sys.version, "platform": sys.platform, "distributions": installed},
         )
 
+    def pieces(self, tally: Tally, most: int) -> Iterator[PythonDocsPiece]:
+        """All of it at once."""
+        del tally, most
+        yield PythonDocsPiece()
+
     def documents(self, tally: Tally) -> Iterator[Document]:
         """Modules, classes, functions and topics of the standard library, then distributions' descriptions."""
         yield from _standard_library(tally)
@@ -63,6 +70,18 @@ class PythonDocs:
                     url=f"pkg:pypi/{name}@{distribution.version}",
                     license=_license(distribution),
                 )
+
+
+@dataclass(frozen=True)
+class PythonDocsPiece:
+    """The whole documentation, for one worker."""
+
+    size: int = 0  # not known before it is read
+
+    def documents(self, config: CollectConfig, tally: Tally) -> Iterator[Document]:
+        """As `PythonDocs.documents`."""
+        del config
+        yield from PythonDocs().documents(tally)
 
 
 def _standard_library(tally: Tally) -> Iterator[Document]:

@@ -65,12 +65,8 @@ def _spans(text: str, by_item: dict[int, list[tuple[int, int]]]) -> list[Span]:
 
 
 def word_places(text: str) -> list[tuple[int, int]]:
-    """(start, end) of every word of the case-folded text, as places in the text itself."""
-    if text.isascii():
-        return [word.span() for word in WORD.finditer(text)]
-    folded = [character.casefold() for character in text]  # folding can make two or three characters of one
-    places = [place for place, parts in enumerate(folded) for _ in parts]
-    return [(places[word.start()], places[word.end() - 1] + 1) for word in WORD.finditer("".join(folded))]
+    """(start, end) of every word; lower-casing maps a character to one character, so places stay."""
+    return [word.span() for word in WORD.finditer(text)]
 
 
 def without(text: str, spans: Iterable[Span]) -> str:

@@ -1,6 +1,6 @@
 """Python's side of kernel.c: texts in Arrow columns to words, n-gram hashes and MinHash signatures.
 
-A word is a run of letters, digits and underscores (`\\w+` of Python's `re`), case folded. Its hash, and that of
+A word is a run of letters, digits and underscores (`\\w+` of Python's `re`), in lower case. Its hash, and that of
 an n-gram, are defined in kernel.c; two different n-grams share a hash with probability 2^-64, so the Jaccard
 similarity of sets of these hashes is exact for all practical purposes.
 """
@@ -67,13 +67,13 @@ def classes() -> npt.NDArray[np.uint8]:
 @functools.cache
 def folds() -> npt.NDArray[np.uint8]:
     """uint8 [128], what stands for each ASCII character in a normalised text: its lower case, or a space."""
-    characters = [" " if classes()[code] == SPACE_CLASS else chr(code).casefold() for code in range(128)]
+    characters = [" " if classes()[code] == SPACE_CLASS else chr(code).lower() for code in range(128)]
     return np.frombuffer("".join(characters).encode(), dtype=np.uint8)
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Case-folded texts in which one space stands for each run of white space, none at the ends.
+    """Lower-cased texts in which one space stands for each run of white space, none at the ends.
 
     Attributes:
         data: uint8, their UTF-8 bytes one after the other, and `PADDING`.
@@ -131,12 +131,13 @@ class Shingles:
 
 
 def normalise(column: pa.Array) -> Texts:
-    """Fold case and white space of a column of strings."""
-    ascii_only = pc.string_is_ascii(column)
-    if not pc.all(ascii_only).as_py():  # what is not ASCII can change its length, which Python knows best
-        other = pc.invert(ascii_only)
-        folded = [text.casefold() for text in column.filter(other).to_pylist()]
-        column = pc.replace_with_mask(column, other, pa.array(folded, pa.string()))
+    """Lower-case a column of strings and make one space of each run of white space.
+
+    Lower case is Unicode's simple mapping, a character for a character, as Arrow has it: ten times as fast as Python's
+    case folding, and it holds no lock. So `ß` is not `ss`.
+    """
+    if not pc.all(pc.string_is_ascii(column)).as_py():
+        column = pc.utf8_lower(column)  # ASCII is lowered by the kernel on its way
     count = len(column)
     _, places, data = column.buffers()
     offsets = np.frombuffer(places, dtype=np.int32)[column.offset : column.offset + count + 1]

@@ -1,7 +1,7 @@
 """MinHash: the permutations, and the keys that near duplicates share (Broder 1997).
 
-Permutations, bands and rows are those of datasketch 2.0 (scheme `affine32`), to the bit: the tests compare them.
-They are computed here because datasketch imports scipy, which takes half a second at every start.
+Permutations, bands and rows are datasketch's (scheme `affine32`), which is imported late: it loads scipy for half a
+second. Signatures are computed by kernel.c, bit-equal to datasketch's on the same hashes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ Signatures = npt.NDArray[np.uint32]
 
 # Candidates are verified, so a missed pair costs far more than a needless comparison.
 FALSE_POSITIVE_WEIGHT, FALSE_NEGATIVE_WEIGHT = 0.01, 0.99
-QUADRATURE_NODES = 128  # exact for polynomials of degree 255: every combination of up to 255 permutations
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: a bijection modulo 2^64
 
 
@@ -35,9 +34,11 @@ class Signer:
     @classmethod
     def drawn(cls, permutations: int, seed: int) -> Signer:
         """The permutations that datasketch draws: odd factors, so that each is a bijection of 32-bit numbers."""
-        generator = np.random.RandomState(seed)  # what datasketch takes; its stream is frozen by NumPy's policy
-        factors = generator.randint(0, 1 << 31, permutations, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
-        return cls(factors, generator.randint(0, 1 << 32, permutations, dtype=np.uint32))
+        from datasketch import MinHash
+
+        drawn = MinHash(num_perm=permutations, seed=seed, scheme="affine32").permutations
+        factors, addends = (np.asarray(part, dtype=np.uint32) for part in drawn)
+        return cls(factors, addends)
 
     def __call__(self, given: Shingles) -> Signatures:
         """uint32 [documents, permutations]; all ones for a document without shingles."""
@@ -86,19 +87,15 @@ def mix(values: Hashes) -> Hashes:
 
 
 def bands_and_rows(threshold: float, permutations: int) -> tuple[int, int]:
-    """(bands, rows per band) that are best at `threshold` when misses weigh 99 times as much as false candidates.
+    """(bands, rows per band) that datasketch finds best at `threshold` when misses weigh 99 times as much.
 
     Two sets of similarity s share a band with probability 1 - (1 - s^rows)^bands (Leskovec, Rajaraman and Ullman,
-    Mining of Massive Datasets, 3.4). What is minimised is the weighted sum of its integral below the threshold
-    and of its complement's above; of equal ones the fewest bands, but at least two.
+    Mining of Massive Datasets, 3.4). Where one band would be best, which datasketch refuses, it is two.
     """
-    pairs = [(bands, rows) for bands in range(2, permutations + 1) for rows in range(1, permutations // bands + 1)]
-    bands, rows = np.array(pairs).T
-    nodes, weights = np.polynomial.legendre.leggauss(QUADRATURE_NODES)
-    below, above = threshold * (nodes + 1) / 2, threshold + (1 - threshold) * (nodes + 1) / 2
-    missed = [(1 - similarity ** rows[:, None]) ** bands[:, None] for similarity in (below, above)]
-    false_positive = (1 - missed[0]) @ weights * threshold / 2
-    false_negative = missed[1] @ weights * (1 - threshold) / 2
-    error = FALSE_POSITIVE_WEIGHT * false_positive + FALSE_NEGATIVE_WEIGHT * false_negative
-    best = pairs[int(np.argmin(error))]
-    return best[0], best[1]
+    from datasketch import MinHashLSH
+
+    try:
+        index = MinHashLSH(threshold, permutations, weights=(FALSE_POSITIVE_WEIGHT, FALSE_NEGATIVE_WEIGHT))
+    except ValueError:
+        return 2, permutations // 2
+    return int(index.b), int(index.r)

@@ -18,7 +18,7 @@ from llmctl.data.workers import in_order
 from llmctl.store.files import publish
 
 HASHES_FILE, OFFSETS_FILE = "shingles.bin", "offsets.npy"
-HASHES_AT_ONCE = 1 << 21  # mapped pages are given back after comparisons over so many hashes (16 MB)
+HASHES_AT_ONCE = 1 << 21  # mapped pages are given back after so many (16 MB, and the pages around each that come along)
 
 
 @dataclass(frozen=True)

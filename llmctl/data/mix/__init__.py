@@ -1,0 +1,3 @@
+from llmctl.data.mix.stage import run
+
+__all__ = ["run"]
