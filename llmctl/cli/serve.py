@@ -20,10 +20,18 @@ SERVE = Verb(
         "--port": "port",
         "--model-name": "model_name",
         "--api-key-env": "api_key_env",
+        "--api-key-file": "api_key_file",
+        "--tls-cert": "tls_cert",
+        "--tls-key": "tls_key",
         "--precision": "precision",
         "--device": "device",
     },
-    examples=("llmctl serve web.sft", "llmctl serve web.sft --port 9000 --api-key-env LLMCTL_KEY"),
+    examples=(
+        "llmctl serve web.sft",
+        "llmctl serve web.sft --port 9000 --api-key-env LLMCTL_KEY",
+        "llmctl serve web.sft --host 0.0.0.0 --api-key-file keys.txt --tls-cert cert.pem --tls-key key.pem",
+        "llmctl serve web.sft requests_per_minute=60 tokens_per_minute=20000 log_format=json",
+    ),
 )
 COMMON: dict[str, tuple[Any, Any]] = {
     "store": (StoreOption, DEFAULT_STORE),

@@ -57,13 +57,13 @@ def funnel_table(artifact: Artifact) -> Iterator[Table]:
         return
     table = Table(box=None, pad_edge=False, title_justify="left")
     for column in ("rule", "in", "dropped", "out", "size", "for example"):
-        left = column in ("rule", "for example")
-        table.add_column(column, justify="left" if left else "right", no_wrap=left, overflow="ellipsis")
+        left = column in ("rule", "for example")  # on a narrow terminal the example gives way, never a figure
+        table.add_column(column, justify="left" if left else "right", no_wrap=column != "for example")
     for row in funnel["rules"]:
         example = row["example"] or {}
         shown = f"{example['value']:.4g}  {excerpt(example['text'], EXAMPLE_CHARACTERS)}" if example else ""
         counts = (figure(row[key]) for key in ("in", "dropped", "out"))
-        table.add_row(row["rule"], *counts, byte_size(row["bytes"]), Text(shown))
+        table.add_row(row["rule"], *counts, byte_size(row["bytes"]), Text(shown, no_wrap=True, overflow="ellipsis"))
     yield table
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from llmctl.config.base import Config
 from llmctl.config.devices import Device, Precision
@@ -21,8 +22,17 @@ class ServeConfig(Config):
     api_key_env: str = Field(
         "",
         pattern=r"^([A-Za-z_][A-Za-z0-9_]*)?$",
-        description="environment variable that holds the key every route but /health asks for; empty: no key",
+        description="environment variable that holds the key every route but /health and /ready asks for; empty: none",
     )
+    api_key_file: str = Field("", description="file of keys, one a line: a name and the key's SHA-256; empty: none")
+    requests_per_minute: int | None = Field(
+        None, ge=1, description="requests that one client may make; a client is a key, or an address where none is set"
+    )
+    tokens_per_minute: int | None = Field(
+        None, ge=1, description="tokens of prompts and answers that one client may use"
+    )
+    tls_cert: str = Field("", description="file of the certificate chain, PEM; with tls_key the server speaks https")
+    tls_key: str = Field("", description="file of the certificate's private key, PEM")
     device: Device = Field("auto", description="where the model runs; auto takes an accelerator where there is one")
     precision: Precision = Field("fp32", description="number format of the weights and the KV cache")
     max_running: int = Field(16, ge=1, le=4096, description="sequences generated at the same time")
@@ -31,9 +41,15 @@ class ServeConfig(Config):
     max_tokens: int | None = Field(
         None, ge=1, description="most tokens generated for one choice; the model's context where left out"
     )
+    max_request_tokens: int | None = Field(
+        None, ge=1, description="most tokens that one request may cost: for all choices, prompt and max_tokens together"
+    )
     max_logprobs: int = Field(20, ge=0, le=100, description="most alternatives returned for one token")
     max_body_bytes: int = Field(4 << 20, ge=1024, le=1 << 30, description="largest request body in bytes; else 413")
     body_timeout_s: float = Field(30.0, gt=0, le=3600, description="seconds a client may take to send its body")
+    header_timeout_s: float = Field(10.0, gt=0, le=3600, description="seconds a client may take to send its headers")
+    log_format: Literal["text", "json"] = Field("text", description="one line a request, for people or for programs")
+    log_prompts: bool = Field(default=False, description="put prompts and answers into the log too; json only")
     retry_after_s: int = Field(1, ge=1, le=3600, description="seconds that a 429 tells its client to wait")
     shutdown_s: float = Field(
         20.0, ge=0, le=3600, description="seconds that running requests get to finish after SIGTERM or SIGINT"
@@ -45,6 +61,14 @@ class ServeConfig(Config):
         if any(character.isspace() or character in "/@" for character in host):
             raise ValueError("must be an address or a host name, such as 127.0.0.1 or localhost")
         return host
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ValueError("tls_cert and tls_key belong together: give both or neither")
+        if self.log_prompts and self.log_format != "json":
+            raise ValueError("log_prompts needs log_format=json, because a prompt may hold line ends")
+        return self
 
     @property
     def is_loopback(self) -> bool:

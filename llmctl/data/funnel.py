@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # a summary in the terminal reads the funnel, and no table
 
 FUNNEL_FILE = "funnel.json"
 FUNNEL_FORMAT = "llmctl.funnel/1"
+EXAMPLE = ("id", "source", "url", "value", "text")
 EXAMPLE_CHARACTERS = 200
 REJECTED_PREFIX = "rejected"
 
@@ -70,7 +71,7 @@ class Funnel:
                 left = _cut(rows, left, segments[1])
                 segments = None
             rows.append({"rule": row["rule"], "in": left, "dropped": row["documents"], "out": left - row["documents"],
-                         "bytes": row["bytes"], "example": row["example"]})  # fmt: skip
+                         "bytes": row["bytes"], "example": {key: row["example"][key] for key in EXAMPLE}})  # fmt: skip
             left -= row["documents"]
         if segments is not None:
             left = _cut(rows, left, segments[1])

@@ -1,41 +1,144 @@
-"""How queries meet keys: the `Attend` interface, and attention within the documents of packed rows."""
+"""How queries meet keys: the `Attend` interface, scoring rules, and attention within the documents of packed rows."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""`attend(layer, q [B,T,H,D], k [B,T,KV,D], v [B,T,KV,D]) -> [B,T,H,D]`; q and k carry their positions already."""
+
+@dataclass(frozen=True)
+class Scoring:
+    """How one layer turns q k' into weights, beyond what is visible at all.
+
+    Attributes:
+        scale: factor of the scores; None for 1 / sqrt(E).
+        window: tokens that a token sees, itself included; None for all.
+        softcap: scores become softcap x tanh(score / softcap) (Gemma 2, arXiv:2408.00118, section 2).
+        slopes: float32 [H], what a score loses for each token of distance (ALiBi).
+        sinks: [H], a score that takes its share of the softmax and has no value (Xiao et al. 2023, arXiv:2309.17453;
+            learned, as in gpt-oss).
+    """
+
+    scale: float | None = None
+    window: int | None = None
+    softcap: float | None = None
+    slopes: Tensor | None = None
+    sinks: Tensor | None = None
 
 
-def scaled_dot_product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, is_causal: bool = False) -> Tensor:
-    """Attention softmax(q k' / sqrt(D)) v with each of the KV heads shared by H / KV query heads.
+PLAIN = Scoring()
+
+
+class Attend(Protocol):
+    """What each position sees. q and k carry their rotary positions already.
+
+    Attributes:
+        keeps: whether k and v are kept for later tokens; latent attention then gives what is smallest to keep.
+    """
+
+    keeps: ClassVar[bool]
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring = PLAIN) -> Tensor:
+        """From q [B,T,H,E], k [B,T,K,E] and v [B,T,K,G] to [B,T,H,G]; `layer` counts from 0."""
+        ...
+
+
+def scaled_dot_product(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, is_causal: bool = False, scale: float | None = None
+) -> Tensor:
+    """Attention softmax(q k' / sqrt(E)) v with each of the K heads shared by H / K query heads.
 
     Args:
-        q: [B,T,H,D].
-        k: [B,S,KV,D].
-        v: [B,S,KV,D].
-        mask: bool, broadcastable to [B,H,T,S], True where attention is allowed; None for all of it.
+        q: [B,T,H,E].
+        k: [B,S,K,E].
+        v: [B,S,K,G].
+        mask: broadcastable to [B,H,T,S]: bool, True where attention is allowed, or what is added to the scores;
+            None for all of it.
         is_causal: with no mask and T = S, each position sees itself and what comes before.
+        scale: in place of 1 / sqrt(E).
 
     Returns:
-        [B,T,H,D] in the dtype of q.
+        [B,T,H,G] in the dtype of q.
     """
-    # SDPA wants the heads before the positions: [B,H,T,D].
+    # SDPA wants the heads before the positions: [B,H,T,E].
     mixed = functional.scaled_dot_product_attention(
         q.transpose(1, 2),
         k.transpose(1, 2),
         v.transpose(1, 2),
         attn_mask=mask,
         is_causal=is_causal,
+        scale=scale,
         enable_gqa=q.shape[2] != k.shape[2],
     )
     return mixed.transpose(1, 2)
+
+
+def scored(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scoring: Scoring,
+    distance: Callable[[], Tensor],
+    *,
+    is_causal: bool = False,
+) -> Tensor:
+    """Attention by a rule: the fused kernel where it can say the rule, explicit mathematics for soft-cap and sinks.
+
+    Args:
+        q: [B,T,H,E].
+        k: [B,S,K,E].
+        v: [B,S,K,G].
+        mask: bool, broadcastable to [B,H,T,S]; None where a query sees all that is not after it.
+        scoring: the rule.
+        distance: gives the query's place less the key's, int, broadcastable to [B,1,T,S]; asked where it matters.
+        is_causal: as in `scaled_dot_product`, for a mask of None.
+    """
+    window = scoring.window if scoring.window is not None and scoring.window < k.shape[1] else None
+    explicit = scoring.softcap is not None or scoring.sinks is not None
+    if window is None and scoring.slopes is None and not explicit:
+        return scaled_dot_product(q, k, v, mask, is_causal=is_causal, scale=scoring.scale)
+    away = distance()
+    allowed = away >= 0 if mask is None else mask
+    if window is not None:
+        allowed = allowed & (away < window)
+    bias = None if scoring.slopes is None else -scoring.slopes[:, None, None] * away  # [B,H,T,S]
+    if explicit:
+        return _explicit(q, k, v, allowed, bias, scoring)
+    if bias is not None:
+        allowed = bias.masked_fill(~allowed, -math.inf).to(q.dtype)
+    return scaled_dot_product(q, k, v, allowed, scale=scoring.scale)
+
+
+def _explicit(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor, bias: Tensor | None, scoring: Scoring) -> Tensor:
+    """Attention written out, the softmax in float32; it holds [B,H,T,S] scores."""
+    shared = q.shape[2] // k.shape[2]
+    keys, values = (x.repeat_interleave(shared, dim=2).transpose(1, 2) for x in (k, v))  # [B,H,S,E], [B,H,S,G]
+    scale = q.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale
+    scores = ((q.transpose(1, 2) * scale) @ keys.transpose(2, 3)).float()  # [B,H,T,S]
+    if scoring.softcap is not None:
+        scores = scoring.softcap * torch.tanh(scores / scoring.softcap)
+    if bias is not None:
+        scores = scores + bias
+    scores = scores.masked_fill(~allowed, -math.inf)
+    if scoring.sinks is not None:
+        sinks = scoring.sinks.float()[:, None, None].expand(*scores.shape[:-1], 1)
+        weights = torch.cat((scores, sinks), dim=-1).softmax(dim=-1)[..., :-1]
+    else:
+        weights = scores.softmax(dim=-1)
+    return (weights.to(values.dtype) @ values).transpose(1, 2)
+
+
+def distances(length: int, device: torch.device) -> Tensor:
+    """Query's place less key's within rows of `length`: int64 [1,1,T,T]."""
+    places = torch.arange(length, device=device)
+    return (places[:, None] - places)[None, None]
 
 
 @dataclass(frozen=True)
@@ -46,12 +149,15 @@ class PackedAttention:
         mask: bool [B,1,T,T], or None where plain causal attention gives the same.
     """
 
+    keeps: ClassVar[bool] = False
+
     mask: Tensor | None
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend; every layer alike."""
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring = PLAIN) -> Tensor:
+        """Attend by the layer's rule."""
         del layer
-        return scaled_dot_product(q, k, v, self.mask, is_causal=self.mask is None)
+        T = q.shape[1]  # two places of one document are as far apart in the row as in the document
+        return scored(q, k, v, self.mask, scoring, lambda: distances(T, q.device), is_causal=self.mask is None)
 
 
 def holds_one_each(documents: Tensor) -> bool:

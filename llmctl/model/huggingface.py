@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llmctl.config.errors import InputError, IntegrityError
-from llmctl.model.llama_json import generation_json, read_json, to_json
+from llmctl.model.llama_json import generation_json, read_json, refuse_beyond, to_json
 from llmctl.model.transformer import Transformer
 from llmctl.store.files import explained, publish_bytes, sync_directory
 from llmctl.tokens.tokenizer import TOKENIZER_FILES, Tokenizer
@@ -34,7 +34,11 @@ def save(model: Transformer, directory: Path, tokenizer_directory: Path | None) 
         model: its parameters are saved in the dtype that they have.
         directory: made if it is not there; each file appears whole or not at all.
         tokenizer_directory: whose tokenizer files are copied. With None the ids of BOS and EOS are Llama's, 1 and 2.
+
+    Raises:
+        UsageError: the layout cannot express the model's shape; nothing is written.
     """
+    refuse_beyond(model.config)
     bos, eos, pad, stops = 1, 2, None, [2]
     if tokenizer_directory is not None:
         tokenizer = Tokenizer.open(tokenizer_directory)

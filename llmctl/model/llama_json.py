@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from llmctl.config.errors import InputError
+from llmctl.config.errors import InputError, UsageError
 from llmctl.config.model import CUSTOM, ModelConfig
 from llmctl.store.files import explained
 
@@ -49,6 +49,21 @@ class _LlamaFields(BaseModel):
     rope_theta: float | None = None
     rope_parameters: _Rope | None = None
     rope_scaling: _Rope | None = None
+
+
+def refuse_beyond(config: ModelConfig) -> None:
+    """Refuse a shape that the layout cannot express, so that no checkpoint says less than its weights need.
+
+    Raises:
+        UsageError: the shape has a part that no plain Llama has; its fields are named.
+    """
+    beyond = config.beyond_llama()
+    if beyond:
+        named = ", ".join(f"model.{field}" for field in beyond)
+        raise UsageError(
+            f"the Llama layout that checkpoints are kept in cannot express {named}",
+            hint="leave these fields at their defaults, or choose a Llama preset, such as model.name=tiny",
+        )
 
 
 def to_json(config: ModelConfig, vocab_size: int, dtype: torch.dtype, ids: Sequence[int | None]) -> dict[str, Any]:

@@ -1,121 +1,93 @@
-"""The one model: a Llama-style decoder, read from top to bottom.
+"""The one model: a decoder, by its configuration a Llama or one of its relatives, read from top to bottom.
 
 Shapes: B rows, T positions, D residual width, H query heads, K key/value heads, E head width, F inner width
 of the feed-forward layer, V vocabulary. Parameters bear the names of Hugging Face's Llama, so that a
-checkpoint needs no table of names.
+checkpoint of that layout needs no table of names.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from llmctl.config.model import ModelConfig
-from llmctl.model.attention import Attend
-
-
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight, in float32 inside (Zhang and Sennrich 2019, arXiv:1910.07467)."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., D] to [..., D] of the same dtype."""
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)  # one kernel for sqrt(sum(x^2))
-        scale = torch.rsqrt(norm.square() / x.shape[-1] + self.eps)
-        return (x * scale).to(x.dtype) * self.weight
-
-
-def rotary_angles(positions: Tensor, head_width: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosine and signed sine of position x frequency, frequency i = base^(-2i / E) (Su et al. 2021, arXiv:2104.09864).
-
-    Computed at each call, in float32: a stored table would be rounded when the model is cast to bfloat16.
-
-    Args:
-        positions: int [B,T].
-        head_width: E.
-        base: theta.
-
-    Returns:
-        Two float32 tensors [B,T,1,E]: (cos, cos) and (-sin, sin), as `rotate` needs them.
-    """
-    exponents = torch.arange(0, head_width, 2, device=positions.device, dtype=torch.float32) / head_width
-    angles = positions[..., None, None].float() * (1.0 / base**exponents)  # [B,T,1,E/2]
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
-
-
-def rotate(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the pairs (x[i], x[i + E/2]) by their angles, the rotate-half layout of Hugging Face's Llama.
-
-    Args:
-        x: [B,T,H,E].
-        angles: from `rotary_angles`.
-    """
-    cos, signed_sin = angles
-    swapped = x.roll(x.shape[-1] // 2, dims=-1)  # (right half, left half)
-    return torch.addcmul(x * cos, swapped, signed_sin).to(x.dtype)
+from llmctl.model.attention import Attend, Scoring
+from llmctl.model.experts import Experts
+from llmctl.model.feedforward import FeedForward
+from llmctl.model.latent import LatentAttention
+from llmctl.model.norms import RMSNorm, norm_of
+from llmctl.model.positions import Angles, alibi_slopes, rotary_angles, rotate, sinusoids
 
 
 class Attention(nn.Module):
-    """Project to heads, turn by position, attend, project back. How to attend is the caller's (`Attend`)."""
+    """Project to heads, turn by position, attend, project back. What each position sees is the caller's (`Attend`)."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        D, E = config.width, config.head_width
+        D, E, given = config.width, config.head_width, config.attention
         self.head_width = E
-        self.q_proj = nn.Linear(D, config.heads * E, bias=False)
-        self.k_proj = nn.Linear(D, config.kv_heads * E, bias=False)
-        self.v_proj = nn.Linear(D, config.kv_heads * E, bias=False)
-        self.o_proj = nn.Linear(config.heads * E, D, bias=False)
+        self.q_proj = nn.Linear(D, config.heads * E, bias=given.qkv_bias)
+        self.k_proj = nn.Linear(D, config.kv_heads * E, bias=given.qkv_bias)
+        self.v_proj = nn.Linear(D, config.kv_heads * E, bias=given.qkv_bias)
+        self.o_proj = nn.Linear(config.heads * E, D, bias=given.output_bias)
+        self.q_norm = RMSNorm(E, config.norm_eps) if given.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(E, config.norm_eps) if given.qk_norm else nn.Identity()
+        self.sinks = nn.Parameter(torch.zeros(config.heads)) if given.sinks else None
+        self.slopes = alibi_slopes(config.heads) if config.positions == "alibi" else None
+        self.scoring = Scoring(given.scale, given.window_of(layer), given.softcap)
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], layer: int, attend: Attend) -> Tensor:
-        """[B,T,D] to [B,T,D]."""
+    def forward(self, x: Tensor, angles: Angles | None, layer: int, attend: Attend) -> Tensor:
+        """[B,T,D] to [B,T,D]; `angles` are None where positions are not rotary."""
         heads = (*x.shape[:-1], -1, self.head_width)
-        q = rotate(self.q_proj(x).view(heads), angles)  # [B,T,H,E]
-        k = rotate(self.k_proj(x).view(heads), angles)  # [B,T,K,E]
+        q = self.q_norm(self.q_proj(x).view(heads))  # [B,T,H,E]
+        k = self.k_norm(self.k_proj(x).view(heads))  # [B,T,K,E]
         v = self.v_proj(x).view(heads)  # [B,T,K,E]
-        mixed: Tensor = self.o_proj(attend(layer, q, k, v).flatten(-2))
-        return mixed
-
-
-class FeedForward(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)) (Shazeer 2020, arXiv:2002.05202)."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        D, F = config.width, config.ffn_width
-        self.gate_proj = nn.Linear(D, F, bias=False)
-        self.up_proj = nn.Linear(D, F, bias=False)
-        self.down_proj = nn.Linear(F, D, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B,T,D] to [B,T,D]."""
-        mixed: Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        scoring = self.scoring
+        if self.slopes is not None:
+            scoring = replace(scoring, slopes=torch.tensor(self.slopes, device=x.device))
+        if self.sinks is not None:
+            scoring = replace(scoring, sinks=self.sinks)
+        mixed: Tensor = self.o_proj(attend(layer, q, k, v, scoring).flatten(-2))
         return mixed
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each normalised before and added to the residual stream."""
+    """Attention and feed-forward, each added to the residual stream, with a norm before, behind, or both."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.width, config.norm_eps)
-        self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.width, config.norm_eps)
-        self.mlp = FeedForward(config)
+        self.place, self.residual_scale = config.norm.place, config.scale.residual
+        before, behind = self.place != "post", self.place != "pre"
+        self.input_layernorm = norm_of(config) if before else nn.Identity()
+        self.self_attn = (
+            Attention(config, layer) if config.latent is None else LatentAttention(config, config.latent, layer)
+        )
+        self.post_attention_layernorm = norm_of(config) if before else nn.Identity()
+        routed = config.experts is not None and layer >= config.experts.first_dense
+        self.mlp = Experts(config, config.experts) if routed and config.experts else FeedForward(config)
+        self.attention_output_layernorm = norm_of(config) if behind else nn.Identity()
+        self.mlp_output_layernorm = norm_of(config) if behind else nn.Identity()
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], layer: int, attend: Attend) -> Tensor:
+    def forward(self, x: Tensor, angles: Angles | None, layer: int, attend: Attend) -> Tensor:
         """[B,T,D] to [B,T,D]."""
-        x = x + self.self_attn(self.input_layernorm(x), angles, layer, attend)
-        x = x + self.mlp(self.post_attention_layernorm(x))
+        x = self._add(
+            x, self.self_attn(self.input_layernorm(x), angles, layer, attend), self.attention_output_layernorm
+        )
+        x = self._add(x, self.mlp(self.post_attention_layernorm(x)), self.mlp_output_layernorm)
         return x  # noqa: RET504 (one line for each residual addition)
+
+    def _add(self, x: Tensor, mixed: Tensor, norm: nn.Module) -> Tensor:
+        """Put what a sublayer gives onto the stream."""
+        if self.place == "sandwich":
+            mixed = norm(mixed)
+        x = x + (mixed if self.residual_scale == 1.0 else mixed * self.residual_scale)
+        return norm(x) if self.place == "post" else x
 
 
 class Transformer(nn.Module):
@@ -131,8 +103,9 @@ class Transformer(nn.Module):
         self.config = config
         self.vocab_size = vocab_size
         self.embed_tokens = nn.Embedding(vocab_size, config.width)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
-        self.norm = RMSNorm(config.width, config.norm_eps)
+        self.embed_positions = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.norm = nn.Identity() if config.norm.place == "post" else norm_of(config)  # the last block ends in one
         self.lm_head = None if config.tied_embeddings else nn.Linear(config.width, vocab_size, bias=False)
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
@@ -146,8 +119,17 @@ class Transformer(nn.Module):
         Returns:
             [B,T,D].
         """
+        config = self.config
         x = self.embed_tokens(tokens)  # [B,T,D]
-        angles = rotary_angles(positions, self.config.head_width, self.config.rope_base)
+        if config.scale.embedding != 1.0:
+            x = x * config.scale.embedding
+        if self.embed_positions is not None:
+            x = x + self.embed_positions(positions)
+        if config.positions == "sinusoidal":
+            x = x + sinusoids(positions, config.width).to(x.dtype)
+        angles = None
+        if config.positions == "rope":
+            angles = rotary_angles(positions, config.rotary_width, config.rope_base, config.rope_scaling)
         for index, block in enumerate(self.layers):
             x = block(x, angles, index, attend)
         hidden: Tensor = self.norm(x)
@@ -155,7 +137,13 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: [...,D] to [...,V], in the dtype of the matrix product."""
-        return functional.linear(hidden, self.output_weight)
+        scale = self.config.scale
+        logits = functional.linear(hidden, self.output_weight)
+        if scale.logits != 1.0:
+            logits = logits * scale.logits
+        if scale.logit_softcap is not None:
+            logits = scale.logit_softcap * torch.tanh(logits / scale.logit_softcap)
+        return logits
 
     @property
     def output_weight(self) -> Tensor:
@@ -183,16 +171,17 @@ class Transformer(nn.Module):
         Matrices and embeddings are normal with deviation sqrt(2 / (5 D)) (Nguyen and Salazar 2019,
         arXiv:1910.05895), which is 0.023 at D = 768 and grows as models get narrower. Those that write to the
         residual stream are divided by sqrt(2 x layers), one for each addition to it, so that the stream's
-        variance does not grow with depth (Radford et al. 2019, GPT-2, section 2.3). Norms are 1.
+        variance does not grow with depth (Radford et al. 2019, GPT-2, section 2.3). Gains of norms are 1, biases and
+        attention sinks 0.
         """
         deviation = math.sqrt(2 / (5 * self.config.width))
         into_residual = deviation / math.sqrt(2 * self.config.layers)
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 1:
-                parameter.fill_(1.0)
+                parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
                 continue
-            spread = into_residual if name.endswith(("o_proj.weight", "down_proj.weight")) else deviation
+            spread = into_residual if name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")) else deviation
             drawn = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, spread, generator=generator)
             parameter.copy_(drawn)
 
@@ -200,10 +189,30 @@ class Transformer(nn.Module):
 def flops_per_token(config: ModelConfig, vocab_size: int, seq_len: int) -> int:
     """Floating-point operations of forward and backward for one token of a row of `seq_len`.
 
-    6 for each weight of a matrix product, and 12 x layers x heads x head width x seq_len for attention
-    (Chowdhery et al. 2022, PaLM, appendix B). The embedding look-up is no product; the output matrix is one.
+    6 for each weight of a matrix product that a token passes through, and 12 x layers x heads x head width x seq_len
+    for attention, a window in place of a longer row (Chowdhery et al. 2022, PaLM, appendix B). The embedding look-up
+    is no product; the output matrix is one.
     """
-    D, E = config.width, config.head_width
-    projections = D * E * (2 * config.heads + 2 * config.kv_heads)
-    weights = config.layers * (projections + 3 * D * config.ffn_width) + vocab_size * D
-    return 6 * weights + 12 * config.layers * config.heads * E * seq_len
+    experts, latent = config.experts, config.latent
+    E = config.head_width if latent is None else (config.head_width + latent.value_width) / 2  # of scores and of values
+    inner = (3 if config.feed_forward.gated else 2) * config.width
+    dense = inner * config.ffn_width
+    weights = config.layers * _projections(config) + vocab_size * config.width
+    if experts is None:
+        weights += config.layers * dense
+    else:
+        first = min(experts.first_dense, config.layers)
+        routed = inner * experts.ffn_width * (experts.top + experts.shared) + config.width * experts.count
+        weights += first * dense + (config.layers - first) * routed
+    windows = (config.attention.window_of(layer) or seq_len for layer in range(config.layers))
+    return 6 * weights + round(12 * config.heads * E * sum(min(window, seq_len) for window in windows))
+
+
+def _projections(config: ModelConfig) -> int:
+    """Weights of one layer's attention."""
+    D, H, E, latent = config.width, config.heads, config.head_width, config.latent
+    if latent is None:
+        return D * E * (2 * H + 2 * config.kv_heads)
+    queries = D * H * E if latent.query_rank is None else latent.query_rank * (D + H * E)
+    made = latent.kv_rank * H * (E - latent.rope_width + latent.value_width)
+    return queries + D * (latent.kv_rank + latent.rope_width) + made + H * latent.value_width * D

@@ -9,7 +9,13 @@ from dataclasses import dataclass
 from llmctl.inference.request import Request
 from llmctl.serve.errors import ApiError, bad_request
 from llmctl.serve.generation import Service
-from llmctl.serve.requests import ChatRequest, CompletionRequest, GenerationRequest
+from llmctl.serve.requests import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    GenerationRequest,
+    TokenizeRequest,
+)
 from llmctl.tokens.chat import render_prompt
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, for completions that name no max_tokens
@@ -69,15 +75,38 @@ def plan_chat(service: Service, body: ChatRequest) -> Plan:
     return Plan([prompt], _requests(service, body, prompt, budget, logprobs), body.choices_per_prompt)
 
 
-def _check(service: Service, body: GenerationRequest, *, prompts: int) -> None:
-    """Refuse what the bounds alone rule out, before any prompt is encoded."""
-    if body.model != service.model_name:
+def plan_tokens(service: Service, body: TokenizeRequest) -> list[int]:
+    """The ids of `POST /tokenize`; `ApiError` where the text is longer than any that the model could read."""
+    _check_model(service, body.model)
+    tokenizer = service.engine.tokenizer
+    if body.messages is None:
+        prompt = body.prompt or ""
+        _check_bytes(service, len(prompt.encode()), "prompt")
+        return [tokenizer.bos_id] * body.add_special_tokens + tokenizer.encode(prompt)
+    _check_bytes(service, sum(len(message.content.encode()) for message in body.messages), "messages")
+    turns = [message.as_turn() for message in body.messages]
+    return render_prompt(tokenizer, turns, add_generation_prompt=body.add_generation_prompt)
+
+
+def text_of_tokens(service: Service, body: DetokenizeRequest) -> str:
+    """The text of `POST /detokenize`; special tokens, which have none, are left out."""
+    _check_model(service, body.model)
+    return service.engine.tokenizer.decode(_known_ids(service, body.tokens, "tokens"))
+
+
+def _check_model(service: Service, name: str | None) -> None:
+    if name not in (None, service.model_name):
         raise ApiError(
             404,
-            f"the model {body.model[:80]!r} does not exist; this server has {service.model_name!r}",
+            f"the model {name[:80]!r} does not exist; this server has {service.model_name!r}",
             param="model",
             code="model_not_found",
         )
+
+
+def _check(service: Service, body: GenerationRequest, *, prompts: int) -> None:
+    """Refuse what the bounds alone rule out, before any prompt is encoded."""
+    _check_model(service, body.model)
     if body.choices_per_prompt > service.config.max_n:
         raise bad_request(
             f"n: {body.choices_per_prompt} is more than the {service.config.max_n} this server allows", "n"
@@ -108,12 +137,15 @@ def _prompt_ids(service: Service, prompt: str | Sequence[int]) -> list[int]:
     if isinstance(prompt, str):
         _check_bytes(service, len(prompt.encode()), "prompt")
         return [tokenizer.bos_id, *tokenizer.encode(prompt)]
-    for token in prompt:
-        if not 0 <= token < tokenizer.vocab_size:
-            raise bad_request(
-                f"prompt: token id {token} is outside 0..{tokenizer.vocab_size - 1}", "prompt", "invalid_value"
-            )
-    return list(prompt)
+    return _known_ids(service, prompt, "prompt")
+
+
+def _known_ids(service: Service, tokens: Sequence[int], param: str) -> list[int]:
+    last = service.engine.tokenizer.vocab_size - 1
+    for token in tokens:
+        if not 0 <= token <= last:
+            raise bad_request(f"{param}: token id {token} is outside 0..{last}", param, "invalid_value")
+    return list(tokens)
 
 
 def _budget(

@@ -7,9 +7,9 @@ that are about bookkeeping at OpenAI and cannot change an answer (`user`, `metad
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 MOST_STOPS = 4
 LONGEST_STOP = 256
@@ -202,4 +202,33 @@ class ChatRequest(GenerationRequest):
     moderation: Unsupported = None
 
 
-FIELDS = sorted({*CompletionRequest.model_fields, *ChatRequest.model_fields, *Message.model_fields})
+class TokenizeRequest(_Body):
+    """`POST /tokenize`, as vLLM has it: a text, or a chat."""
+
+    model: Text | None = Field(None, description="name of the served model; may be left out")
+    prompt: Text | None = Field(None, description="text to encode")
+    add_special_tokens: bool = Field(default=True, description="put the begin token in front, as completions do")
+    messages: list[Message] | None = Field(None, min_length=1, description="chat to render and encode")
+    add_generation_prompt: bool = Field(default=True, description="end the chat with the assistant's opened turn")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give either prompt or messages")
+        return self
+
+
+class DetokenizeRequest(_Body):
+    """`POST /detokenize`."""
+
+    model: Text | None = Field(None, description="name of the served model; may be left out")
+    tokens: list[int] = Field(max_length=1 << 20, description="ids to decode")
+
+
+FIELDS = sorted(
+    {
+        name
+        for body in (CompletionRequest, ChatRequest, Message, TokenizeRequest, DetokenizeRequest)
+        for name in body.model_fields
+    }
+)

@@ -106,7 +106,8 @@ def _funnel(manifest: Manifest) -> Iterator[str]:
     dropped = _dropped(manifest.totals)
     if not dropped:
         return
-    given = int(manifest.totals.get("in", 0)) or int(manifest.totals.get("documents", 0)) + sum(dropped.values())
+    rows = manifest.totals.get("segments", manifest.totals.get("in", 0))  # where documents were cut, their segments
+    given = int(rows) or int(manifest.totals.get("documents", 0)) + sum(dropped.values())
     yield from ("## What was dropped", "", "| reason | documents | share of the input |", "|---|---:|---:|")
     for reason, count in sorted(dropped.items(), key=lambda item: (-item[1], item[0])):
         yield f"| {reason} | {count:,} | {count / max(1, given):.2%} |"

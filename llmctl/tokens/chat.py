@@ -66,13 +66,15 @@ class Generation(Extension):
         return f"{OPEN}{caller()}{CLOSE}"
 
 
-def render_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    """Ids of a chat that ends with the opened turn of the assistant.
+def render_prompt(
+    tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = True
+) -> list[int]:
+    """Ids of a chat that ends with the opened turn of the assistant, or without it.
 
     Raises:
         InputError: malformed messages, or a template that fails on them.
     """
-    return _encoded(tokenizer, _rendered(tokenizer, messages, add_generation_prompt=True))[0]
+    return _encoded(tokenizer, _rendered(tokenizer, messages, add_generation_prompt=add_generation_prompt))[0]
 
 
 def render_prompt_text(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:

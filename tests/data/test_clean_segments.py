@@ -10,6 +10,8 @@ from llmctl.config.clean import CleanConfig
 from llmctl.config.clean_steps import SegmentConfig
 from llmctl.data.clean import run
 from llmctl.data.clean.segments import Segments
+from llmctl.store.card import render_card
+from llmctl.store.contents import Contents
 from tests.data.conftest import rows_of
 
 MARKDOWN = """Before all.
@@ -113,3 +115,5 @@ def test_segments_in_the_stage(documents: Callable, stage: Callable) -> None:
     totals = product.totals
     assert (totals["in"], totals["segments"], totals["kept"]) == (2, 5, 2)
     assert (totals["dropped.too_short"], totals["dropped.too_long"], totals["dropped.too_few_words"]) == (1, 1, 1)
+    card = render_card(artifact.manifest, "a.clean", Contents(2, {}, {}, ()))
+    assert "| kept | 2 | 40.00% |\n| in | 5 | |" in card

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmctl.config.errors import InputError, IntegrityError, LlmctlError
+from llmctl.config.errors import InputError, IntegrityError, LlmctlError, UsageError
 from llmctl.config.model import ModelConfig
 from llmctl.model.attention import packed
 from llmctl.model.huggingface import load, save
@@ -209,3 +209,12 @@ def test_no_code_of_the_directory_runs(saved: Path, tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match="safetensors"):
         load(saved)
     assert not (tmp_path / "canary").exists()
+
+
+def test_a_shape_beyond_the_layout_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"cannot express model.attention.sinks, model.feed_forward.activation"
+    ) as caught:
+        save(make(attention={"sinks": True}, feed_forward={"activation": "relu2"}), tmp_path / "model", None)
+    assert "model.name=tiny" in str(caught.value.hint)
+    assert not (tmp_path / "model").exists()

@@ -8,7 +8,9 @@ from torch.nn import functional
 
 from llmctl.config.model import ModelConfig
 from llmctl.model.attention import PackedAttention, packed
-from llmctl.model.transformer import RMSNorm, Transformer, flops_per_token, rotary_angles, rotate
+from llmctl.model.norms import RMSNorm
+from llmctl.model.positions import rotary_angles, rotate
+from llmctl.model.transformer import Transformer, flops_per_token
 
 VOCAB = 97
 

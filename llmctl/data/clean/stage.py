@@ -157,4 +157,4 @@ def _why(counts: Counter[str]) -> str:
     if not dropped:
         return "the input is empty"
     reasons = ", ".join(f"{key.removeprefix('dropped.')} {count}" for key, count in dropped.most_common(3))
-    return f"dropped: {reasons}; loosen these rules, for instance quality.min_words=10"
+    return f"dropped: {reasons}; docs/rules.md has the field of each rule, and quality.enabled=false ends a whole set"

@@ -1,0 +1,210 @@
+"""What every architecture switch must keep: shape, causality, equal cached results, gradients, ability to learn."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from llmctl.config.model import ModelConfig
+from llmctl.inference.cache import KVCache
+from llmctl.model.attention import Attend, packed
+from llmctl.model.transformer import Transformer
+
+VOCAB = 61
+SHAPE = {
+    "name": "custom",
+    "width": 32,
+    "layers": 2,
+    "heads": 4,
+    "kv_heads": 2,
+    "ffn_width": 48,
+    "context": 64,
+    "tied_embeddings": True,
+    "rope_base": 10_000.0,
+    "norm_eps": 1e-5,
+}
+GPT = {
+    "kv_heads": 4,
+    "positions": "learned",
+    "attention": {"qkv_bias": True, "output_bias": True},
+    "norm": {"name": "layer", "bias": True},
+    "feed_forward": {"activation": "gelu_tanh", "bias": True},
+}
+SWITCHES: dict[str, dict[str, Any]] = {
+    "mha": {"kv_heads": 4},
+    "mqa": {"kv_heads": 1},
+    "head_width": {"head_width": 12},
+    "untied": {"tied_embeddings": False},
+    "rope-linear": {"rope_scaling": {"name": "linear", "factor": 4}},
+    "rope-ntk": {"rope_scaling": {"name": "ntk", "factor": 4}},
+    "rope-yarn": {"rope_scaling": {"name": "yarn", "factor": 4, "original_context": 16, "beta_fast": 2}},
+    "rope-llama3": {"rope_scaling": {"name": "llama3", "factor": 4, "original_context": 16}},
+    "positions-none": {"positions": "none"},
+    "positions-learned": {"positions": "learned"},
+    "positions-sinusoidal": {"positions": "sinusoidal"},
+    "positions-alibi": {"positions": "alibi"},
+    "qk_norm": {"attention": {"qk_norm": True}},
+    "qkv_bias": {"attention": {"qkv_bias": True}},
+    "output_bias": {"attention": {"output_bias": True}},
+    "attention-scale": {"attention": {"scale": 0.7}},
+    "window": {"attention": {"window": 3}},
+    "window-pattern": {"attention": {"window": 2, "pattern": ["local", "global"]}},
+    "softcap": {"attention": {"softcap": 0.5}},
+    "sinks": {"attention": {"sinks": True}},
+    "softcap-sinks-window-alibi": {
+        "positions": "alibi",
+        "attention": {"softcap": 0.5, "sinks": True, "window": 4, "pattern": ["global", "local"]},
+    },
+    "layer-norm": {"norm": {"name": "layer"}},
+    "layer-norm-bias": {"norm": {"name": "layer", "bias": True}},
+    "norm-post": {"norm": {"place": "post"}},
+    "norm-sandwich": {"norm": {"place": "sandwich"}},
+    "geglu": {"feed_forward": {"activation": "geglu"}},
+    "gelu": {"feed_forward": {"activation": "gelu"}},
+    "gelu_tanh": {"feed_forward": {"activation": "gelu_tanh"}},
+    "relu2": {"feed_forward": {"activation": "relu2"}},
+    "feed-forward-bias": {"feed_forward": {"bias": True}},
+    "scale-embedding": {"scale": {"embedding": 5.0}},
+    "scale-residual": {"scale": {"residual": 0.4}},
+    "scale-logits": {"scale": {"logits": 0.5}},
+    "logit-softcap": {"scale": {"logit_softcap": 2.0}},
+    "gpt": GPT,
+}
+each_switch = pytest.mark.parametrize("switch", SWITCHES)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Products so small are slower on two threads, and far slower where the cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def make(changes: Mapping[str, Any], seed: int = 0) -> Transformer:
+    """A model whose gains, biases and sinks are random too, so that each of them shows."""
+    model = Transformer(ModelConfig.model_validate({**SHAPE, **changes}), VOCAB)
+    model.init_weights(seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model
+
+
+def random_tokens(rows: int, length: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def one_document_each(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions and documents."""
+    return torch.arange(tokens.shape[1]).expand_as(tokens), torch.zeros_like(tokens)
+
+
+def one_document_each_attended(tokens: Tensor) -> tuple[Tensor, Attend]:
+    """Positions and attention."""
+    positions, documents = one_document_each(tokens)
+    return positions, packed(documents)
+
+
+def logits_of(model: Transformer, tokens: Tensor, positions: Tensor, documents: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.logits(model(tokens, positions, packed(documents)))
+
+
+def packed_row() -> tuple[Tensor, Tensor, Tensor]:
+    """Documents of 6, 9 and 5 tokens and 2 of padding in one row."""
+    lengths, padding = [6, 9, 5], 2
+    positions = torch.cat([torch.arange(n) for n in [*lengths, padding]])[None]
+    documents = torch.repeat_interleave(torch.tensor([0, 1, 2, -1]), torch.tensor([*lengths, padding]))[None]
+    return random_tokens(1, positions.shape[1]), positions, documents
+
+
+@each_switch
+def test_it_changes_what_is_computed_and_nothing_of_its_shape(switch: str) -> None:
+    plain, switched = make({}), make(SWITCHES[switch])
+    shared = plain.state_dict()
+    wanted = switched.state_dict()
+    switched.load_state_dict(
+        {n: v for n, v in shared.items() if n in wanted and wanted[n].shape == v.shape}, strict=False
+    )
+    tokens = random_tokens(2, 11)
+    before, after = (logits_of(model, tokens, *one_document_each(tokens)) for model in (plain, switched))
+    assert after.shape == (2, 11, VOCAB)
+    assert torch.isfinite(after).all()
+    assert not torch.allclose(before, after, atol=1e-4)
+
+
+@each_switch
+def test_no_output_depends_on_a_later_token(switch: str) -> None:
+    model, tokens = make(SWITCHES[switch]), random_tokens(2, 16)
+    before = logits_of(model, tokens, *one_document_each(tokens))
+    changed = tokens.clone()
+    changed[:, 9] = (changed[:, 9] + 1) % VOCAB
+    after = logits_of(model, changed, *one_document_each(tokens))
+    assert torch.allclose(before[:, :9], after[:, :9], atol=1e-6)
+    assert not torch.allclose(before[:, 9], after[:, 9], atol=1e-3)
+
+
+@each_switch
+def test_a_packed_row_equals_its_documents_apart(switch: str) -> None:
+    model = make(SWITCHES[switch])
+    tokens, positions, documents = packed_row()
+    together = logits_of(model, tokens, positions, documents)
+    assert torch.isfinite(together).all()
+    for number in range(3):
+        alone = tokens[documents == number][None]
+        apart = logits_of(model, alone, *one_document_each(alone))
+        assert torch.allclose(together[documents == number], apart[0], atol=1e-5)
+
+
+@each_switch
+def test_cached_equals_uncached(switch: str) -> None:
+    model, tokens = make(SWITCHES[switch]), random_tokens(2, 14)
+    whole = logits_of(model, tokens, *one_document_each(tokens))
+    lengths = [6, 3]  # of the prompts; the second is padded behind
+    with torch.inference_mode():
+        cache = KVCache(model.config, 3, 14, torch.float32, torch.device("cpu"))
+        positions = torch.arange(6).expand(2, 6)
+        first = model.logits(model(tokens[:, :6], positions, cache.prefill(0, 2)))
+        for row, length in enumerate(lengths):
+            assert torch.allclose(first[row, :length], whole[row, :length], atol=1e-5)
+        while max(lengths) < 14:
+            step = torch.tensor([[tokens[row, length]] for row, length in enumerate(lengths)])
+            logits = model.logits(model(step, torch.tensor(lengths)[:, None], cache.decode(lengths)))
+            for row, length in enumerate(lengths):
+                assert torch.allclose(logits[row, 0], whole[row, length], atol=1e-5)
+            lengths = [length + 1 for length in lengths]
+
+
+@each_switch
+def test_the_gradient_reaches_every_parameter(switch: str) -> None:
+    model = make({**SWITCHES[switch], "context": 48})
+    tokens = random_tokens(4, 48)
+    logits = model.logits(model(tokens, *one_document_each_attended(tokens)))
+    functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        if name.endswith("k_proj.bias") and model.config.positions != "rope":
+            continue  # adds the same to all scores of a query, which a softmax does not see
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@each_switch
+def test_it_overfits_one_batch(switch: str) -> None:
+    model, tokens = make(SWITCHES[switch]), random_tokens(2, 12)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    for _ in range(70):
+        logits = model.logits(model(tokens, *one_document_each_attended(tokens)))
+        loss = functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    # Logits within ±2 leave a loss of ln(1 + 60 e^-4) = 0.74 at best.
+    assert loss.item() < (0.9 if switch == "logit-softcap" else 0.3)
