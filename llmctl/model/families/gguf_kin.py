@@ -228,8 +228,8 @@ def _qwen2(fields: GgufFields, names: Collection[str], llama3: RopeScaling | Non
 KIN: Final = {
     kin.architecture: kin
     for kin in (
-        GgufKin("llama", _plain, turned),
         GgufKin("qwen2", _qwen2, name_by_name),
+        GgufKin("llama", _plain, turned),
         GgufKin("qwen3", _qwen3, name_by_name),
         GgufKin("qwen3moe", _qwen3_experts, name_by_name),
         GgufKin("gpt2", _gpt2, fused),
