@@ -106,7 +106,9 @@ class Transformer(nn.Module):
         self.embed_positions = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = nn.Identity() if config.norm.place == "post" else norm_of(config)  # the last block ends in one
-        self.lm_head = None if config.tied_embeddings else nn.Linear(config.width, vocab_size, bias=False)
+        self.lm_head: nn.Module | None = (
+            None if config.tied_embeddings else nn.Linear(config.width, vocab_size, bias=False)
+        )
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Hidden states after the final norm.
@@ -138,7 +140,11 @@ class Transformer(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: [...,D] to [...,V], in the dtype of the matrix product."""
         scale = self.config.scale
-        logits = functional.linear(hidden, self.output_weight)
+        logits: Tensor
+        if self.lm_head is None:
+            logits = functional.linear(hidden, self.embed_tokens.weight)
+        else:
+            logits = self.lm_head(hidden)  # a layer that is called, so that the engine may put another in its place
         if scale.logits != 1.0:
             logits = logits * scale.logits
         if scale.logit_softcap is not None:
@@ -148,7 +154,9 @@ class Transformer(nn.Module):
     @property
     def output_weight(self) -> Tensor:
         """The output matrix [V,D]; the input embedding itself where the two are tied."""
-        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        weight = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        assert isinstance(weight, Tensor)
+        return weight
 
     @property
     def device(self) -> torch.device:
