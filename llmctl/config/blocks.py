@@ -173,6 +173,10 @@ class ExpertsConfig(Config):
             raise ValueError(
                 f"top {self.top} exceeds the experts to choose from; give at most {size * self.groups_kept}"
             )
+        if self.top == 1 and self.normalise:
+            raise ValueError(
+                "with top 1 a normalised weight is always 1, and the router learns nothing; set normalise=false"
+            )
         return self
 
 

@@ -33,6 +33,19 @@ GPT = {
     "norm": {"name": "layer", "bias": True},
     "feed_forward": {"activation": "gelu_tanh", "bias": True},
 }
+LATENT = {"kv_heads": 4, "head_width": 12, "latent": {"kv_rank": 10, "rope_width": 4, "value_width": 6}}
+LATENT_QUERIES = {**LATENT, "latent": {**LATENT["latent"], "query_rank": 14}}  # type: ignore[dict-item]
+FEW = {"count": 4, "top": 2, "ffn_width": 24}
+GROUPED = {
+    "count": 8,
+    "top": 3,
+    "ffn_width": 12,
+    "router": "sigmoid",
+    "scale": 2.5,
+    "groups": 4,
+    "groups_kept": 2,
+    "balance": "bias",
+}
 SWITCHES: dict[str, dict[str, Any]] = {
     "mha": {"kv_heads": 4},
     "mqa": {"kv_heads": 1},
@@ -72,6 +85,25 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "scale-logits": {"scale": {"logits": 0.5}},
     "logit-softcap": {"scale": {"logit_softcap": 2.0}},
     "gpt": GPT,
+    "latent": LATENT,
+    "latent-queries": LATENT_QUERIES,
+    "latent-window-softcap-sinks": {**LATENT, "attention": {"window": 3, "softcap": 0.5, "sinks": True}},
+    "latent-yarn-scale": {
+        **LATENT,
+        "rope_scaling": {"name": "yarn", "factor": 4, "original_context": 16, "attention_factor": 1.0},
+        "attention": {"scale": 0.4},
+    },
+    "experts": {"experts": FEW},
+    "experts-top1": {"experts": {**FEW, "top": 1, "normalise": False}},
+    "experts-sigmoid": {"experts": {**FEW, "router": "sigmoid"}},
+    "experts-as-scored": {"experts": {**FEW, "normalise": False, "scale": 1.5}},
+    "experts-shared": {"experts": {**FEW, "shared": 2}},
+    "experts-fine-grained": {"experts": {"count": 16, "top": 6, "ffn_width": 8}},
+    "experts-groups": {"experts": {**GROUPED, "balance": "none"}},
+    "experts-bias": {"experts": GROUPED},
+    "experts-first-dense": {"experts": {**FEW, "first_dense": 1}},
+    "experts-no-gate": {"experts": FEW, "feed_forward": {"activation": "relu2"}},
+    "deepseek": {**LATENT_QUERIES, "experts": {**GROUPED, "shared": 1, "first_dense": 1}},
 }
 each_switch = pytest.mark.parametrize("switch", SWITCHES)
 
@@ -86,12 +118,12 @@ def one_thread() -> Iterator[None]:
 
 
 def make(changes: Mapping[str, Any], seed: int = 0) -> Transformer:
-    """A model whose gains, biases and sinks are random too, so that each of them shows."""
+    """A model whose gains, biases (the routers' too) and sinks are random, so that each of them shows."""
     model = Transformer(ModelConfig.model_validate({**SHAPE, **changes}), VOCAB)
     model.init_weights(seed)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in [*model.parameters(), *model.buffers()]:
             if parameter.ndim == 1:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
     return model
