@@ -11,6 +11,7 @@ from torch.nn import functional
 from llmctl.config.blocks import ExpertsConfig
 from llmctl.config.model import ModelConfig
 from llmctl.model.experts import Experts, balance_figures, rebalance
+from llmctl.model.routing import settle, watch
 
 WIDTH = 10
 CASES: dict[str, dict[str, Any]] = {
@@ -119,7 +120,9 @@ def test_rebalancing_evens_out_a_router_that_prefers_some() -> None:
     x, uneven = tokens(400), []
     x = x + 1.0  # a common part makes some experts everyone's favourites
     for _ in range(100):
+        watch(layer)
         layer(x)
+        settle(layer, torch.ones(1, 400, dtype=torch.bool))
         uneven.append(balance_figures(layer)["experts_max_violation"])
         rebalance(layer)
     assert uneven[0] > 1.0
@@ -140,10 +143,11 @@ def test_a_step_moves_each_bias_by_its_rate_towards_the_mean() -> None:
     assert balance_figures(layer) == {}
 
 
-def test_only_training_counts() -> None:
+def test_only_what_is_watched_counts() -> None:
     layer, x = made(CASES["mixtral"]), tokens(15)
-    layer.eval()(x)
+    layer(x)
     assert layer.load is None
+    assert layer.routed is None
 
 
 @pytest.mark.parametrize(

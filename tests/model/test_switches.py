@@ -1,31 +1,26 @@
 """What every architecture switch must keep: shape, causality, equal cached results, gradients, ability to learn."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional
 
-from llmctl.config.model import ModelConfig
 from llmctl.inference.cache import KVCache
-from llmctl.model.attention import Attend, packed
-from llmctl.model.transformer import Transformer
+from tests.model.shapes import (
+    GROUPED,
+    LATENT,
+    LATENT_QUERIES,
+    VOCAB,
+    logits_of,
+    make,
+    one_document_each,
+    one_document_each_attended,
+    packed_row,
+    random_tokens,
+)
 
-VOCAB = 61
-SHAPE = {
-    "name": "custom",
-    "width": 32,
-    "layers": 2,
-    "heads": 4,
-    "kv_heads": 2,
-    "ffn_width": 48,
-    "context": 64,
-    "tied_embeddings": True,
-    "rope_base": 10_000.0,
-    "norm_eps": 1e-5,
-}
 GPT = {
     "kv_heads": 4,
     "positions": "learned",
@@ -33,19 +28,7 @@ GPT = {
     "norm": {"name": "layer", "bias": True},
     "feed_forward": {"activation": "gelu_tanh", "bias": True},
 }
-LATENT = {"kv_heads": 4, "head_width": 12, "latent": {"kv_rank": 10, "rope_width": 4, "value_width": 6}}
-LATENT_QUERIES = {**LATENT, "latent": {**LATENT["latent"], "query_rank": 14}}  # type: ignore[dict-item]
 FEW = {"count": 4, "top": 2, "ffn_width": 24}
-GROUPED = {
-    "count": 8,
-    "top": 3,
-    "ffn_width": 12,
-    "router": "sigmoid",
-    "scale": 2.5,
-    "groups": 4,
-    "groups_kept": 2,
-    "balance": "bias",
-}
 SWITCHES: dict[str, dict[str, Any]] = {
     "mha": {"kv_heads": 4},
     "mqa": {"kv_heads": 1},
@@ -115,46 +98,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def make(changes: Mapping[str, Any], seed: int = 0) -> Transformer:
-    """A model whose gains, biases (the routers' too) and sinks are random, so that each of them shows."""
-    model = Transformer(ModelConfig.model_validate({**SHAPE, **changes}), VOCAB)
-    model.init_weights(seed)
-    generator = torch.Generator().manual_seed(seed + 1)
-    with torch.no_grad():
-        for parameter in [*model.parameters(), *model.buffers()]:
-            if parameter.ndim == 1:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return model
-
-
-def random_tokens(rows: int, length: int, seed: int = 0) -> Tensor:
-    return torch.randint(0, VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))
-
-
-def one_document_each(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions and documents."""
-    return torch.arange(tokens.shape[1]).expand_as(tokens), torch.zeros_like(tokens)
-
-
-def one_document_each_attended(tokens: Tensor) -> tuple[Tensor, Attend]:
-    """Positions and attention."""
-    positions, documents = one_document_each(tokens)
-    return positions, packed(documents)
-
-
-def logits_of(model: Transformer, tokens: Tensor, positions: Tensor, documents: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model.logits(model(tokens, positions, packed(documents)))
-
-
-def packed_row() -> tuple[Tensor, Tensor, Tensor]:
-    """Documents of 6, 9 and 5 tokens and 2 of padding in one row."""
-    lengths, padding = [6, 9, 5], 2
-    positions = torch.cat([torch.arange(n) for n in [*lengths, padding]])[None]
-    documents = torch.repeat_interleave(torch.tensor([0, 1, 2, -1]), torch.tensor([*lengths, padding]))[None]
-    return random_tokens(1, positions.shape[1]), positions, documents
 
 
 @each_switch
