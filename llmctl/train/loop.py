@@ -220,7 +220,7 @@ class Run:
 
     def _where(self) -> str:
         """The step that is being taken and its rows, for messages."""
-        rows = self.plan.rows(self.step, self.objective.rows.count).tolist()
+        rows = self.plan.rows(self.step, self.objective.rows).tolist()
         shown = ", ".join(map(str, rows[:SHOWN_ROWS])) + (", …" if len(rows) > SHOWN_ROWS else "")
         return f"step {self.step + 1}, rows {shown}"
 
