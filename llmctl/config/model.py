@@ -15,6 +15,7 @@ from llmctl.config.blocks import (
     FeedForwardConfig,
     LatentConfig,
     NormConfig,
+    PredictionConfig,
     RopeScaling,
     ScaleConfig,
 )
@@ -89,6 +90,7 @@ class ModelConfig(Config):
     )
     latent: LatentConfig | None = Field(default=None, description="multi-head latent attention")
     experts: ExpertsConfig | None = Field(default=None, description="mixture of experts")
+    mtp: PredictionConfig | None = Field(default=None, description="multi-token prediction, in training")
 
     @model_validator(mode="before")
     @classmethod

@@ -163,6 +163,12 @@ class PretrainConfig(TrainConfig):
         description="Architecture: a preset's name or fields.",
     )
     steps: int = Field(200, ge=1, le=10**9, description="Optimizer steps.")
+    z_loss: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Weight of log(Z)^2 of each target, which keeps the softmax's Z near 1; PaLM has 1e-4.",
+    )
 
 
 class SftConfig(TrainConfig):
