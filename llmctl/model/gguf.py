@@ -122,8 +122,9 @@ def write(
             "no architecture of llama.cpp that is known here expresses this model",
             hint=f"known: {', '.join(KIN)}, without windows; export it with --format hf",
         )
-    links = kin.links(plain, weights.shapes)
-    shapes = {name: tuple(shape) for name, shape in their_shapes(links, weights.shapes).items()}
+    ours = our_shapes(plain, vocab_size)
+    links = kin.links(plain, ours)
+    shapes = {name: tuple(shape) for name, shape in their_shapes(links, ours).items()}
     make = Maker(weights, links)
     scaling, extra = plain.rope_scaling, {}
     if isinstance(scaling, Llama3Scaling):
