@@ -317,9 +317,8 @@ def byte_level_folder(directory: Path, rows: int) -> Path:
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(vocab_size=280, special_tokens=special, initial_alphabet=alphabet)
     fast.train_from_iterator(TEXTS, trainer)
-    reader = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=fast, eos_token="<|im_end|>", bos_token="<|endoftext|>", pad_token="<|endoftext|>"
-    )
+    named = {"eos_token": special[2], "bos_token": special[0], "pad_token": special[0]}
+    reader = transformers.PreTrainedTokenizerFast(tokenizer_object=fast, **named)
     reader.chat_template = (
         "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
