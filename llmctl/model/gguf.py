@@ -49,9 +49,7 @@ def open_gguf(path: Path) -> OpenedGguf:
         raise IntegrityError(f"{path} lacks the matrix {EMBEDDING}", hint="copy or download the file again")
     try:
         config = kin.read(file.metadata, file.stored.keys(), _llama3(file))
-        if ROPE_FACTORS in file.stored and file.stored[ROPE_FACTORS].shape != (config.head_width // 2,):
-            count = file.stored[ROPE_FACTORS].shape[0]
-            raise ValueError(f"{ROPE_FACTORS} has {count} factors for heads of {config.head_width}")
+        _refuse_other_factors(file, config)
     except ValueError as error:
         raise InputError(
             f"{path}: {faults(error)}", hint=f"a {kin.architecture} with these metadata is not computed here"
@@ -60,6 +58,13 @@ def open_gguf(path: Path) -> OpenedGguf:
     shapes = our_shapes(config, vocab_size)
     weights = StoredWeights.open(file, kin.links(config, shapes), shapes, IDLE, "its metadata")
     return OpenedGguf(file, config, vocab_size, weights)
+
+
+def _refuse_other_factors(file: GgufFile, config: ModelConfig) -> None:
+    """A `ValueError` unless there is one frequency factor for each pair of a head, or none at all."""
+    if ROPE_FACTORS in file.stored and file.stored[ROPE_FACTORS].shape != (config.head_width // 2,):
+        count = file.stored[ROPE_FACTORS].shape[0]
+        raise ValueError(f"{ROPE_FACTORS} has {count} factors for heads of {config.head_width}")
 
 
 def _llama3(file: GgufFile) -> Llama3Scaling | None:
