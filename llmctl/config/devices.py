@@ -10,6 +10,9 @@ Device = Literal["auto", "cpu", "cuda"]
 
 Precision = Literal["fp32", "bf16"]
 
+Weights = Literal["plain", "int8", "int4"]
+"""How a model that only answers keeps its weights: in its precision, or rounded to 8 or 4 bits as it is opened."""
+
 
 def cores() -> int:
     """CPU cores that this process may use."""

@@ -308,7 +308,7 @@ STAGES: dict[str, Stage] = {
             config="llmctl.config.evals:EvalConfig",
             run="llmctl.evals.stage:run",
             derive="llmctl.pipeline.derive:rows_of_checkpoint",
-            op_version=2,
+            op_version=3,
             output="eval",
             inputs={
                 "input": Role(("checkpoint",), "checkpoint to measure"),
@@ -319,8 +319,12 @@ STAGES: dict[str, Stage] = {
                     ("prompts",), "multiple-choice questions: an artifact or a .jsonl file", required=False, files=True
                 ),
             },
-            flags={"--limit": "limit", "--batch-tokens": "batch_tokens"},
-            examples=("llmctl eval web.pretrain", "llmctl eval web.sft --choices questions.jsonl"),
+            flags={"--limit": "limit", "--batch-tokens": "batch_tokens", "--weights": "weights"},
+            examples=(
+                "llmctl eval web.pretrain",
+                "llmctl eval web.sft --choices questions.jsonl",
+                "llmctl eval web.sft --weights int4",
+            ),
         ),
     )
 }
