@@ -40,7 +40,13 @@ class Tensors:
 
 
 def cross_entropies(
-    logits_of: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, *, logits_at_once: int, vocab_size: int
+    logits_of: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    targets: Tensor,
+    *,
+    logits_at_once: int,
+    vocab_size: int,
+    z_loss: float = 0.0,
 ) -> Tensor:
     """-log softmax(logits)[target] for each of N positions; [N], in fp32 (fp64 where the logits are).
 
@@ -53,12 +59,14 @@ def cross_entropies(
         targets: int64 [N], each in [0, V).
         logits_at_once: elements of one chunk.
         vocab_size: V.
+        z_loss: weight of (log Z)^2 that is added, where Z is the sum of the exponentiated logits.
     """
 
     def of_chunk(hidden: Tensor, targets: Tensor) -> Tensor:
         logits = logits_of(hidden)
         exact = logits if logits.dtype == torch.float64 else logits.float()
-        return functional.cross_entropy(exact, targets, reduction="none")
+        losses = functional.cross_entropy(exact, targets, reduction="none")
+        return losses + z_loss * exact.logsumexp(dim=-1).square() if z_loss else losses
 
     size = max(1, logits_at_once // vocab_size)
     if hidden.shape[0] <= size:
@@ -72,10 +80,13 @@ def cross_entropies(
     return torch.cat(chunks)
 
 
-def target_losses(model: Transformer, batch: Tensors, logits_at_once: int = LOGITS_AT_ONCE) -> tuple[Tensor, Tensor]:
+def target_losses(
+    model: Transformer, batch: Tensors, logits_at_once: int = LOGITS_AT_ONCE, *, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Loss and id of every target of packed rows, in row order.
 
     Only positions that have a target pass through the output matrix: padding and prompts cost nothing there.
+    `z_loss` is that of `cross_entropies`.
 
     Returns:
         losses [N] in fp32 and the target ids int64 [N]; N may be 0.
@@ -84,6 +95,11 @@ def target_losses(model: Transformer, batch: Tensors, logits_at_once: int = LOGI
     wanted = batch.labels != IGNORE
     targets = batch.labels[wanted]
     losses = cross_entropies(
-        model.logits, hidden[wanted], targets, logits_at_once=logits_at_once, vocab_size=model.vocab_size
+        model.logits,
+        hidden[wanted],
+        targets,
+        logits_at_once=logits_at_once,
+        vocab_size=model.vocab_size,
+        z_loss=z_loss,
     )
     return losses, targets

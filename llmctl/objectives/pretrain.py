@@ -48,7 +48,7 @@ def train(job: Job[PretrainConfig]) -> Product:
     model = Transformer(config, tokenizer.vocab_size)
     model.init_weights(job.config.seed)
     held_out = HeldOutRows(held, tokenizer.byte_lengths) if held.count else None
-    fitted = fit(job, model, NextToken(rows), steps=job.config.steps, heldout_rows=held_out)
+    fitted = fit(job, model, NextToken(rows, job.config.z_loss), steps=job.config.steps, heldout_rows=held_out)
     return checkpoint.publish(
         job,
         fitted,
