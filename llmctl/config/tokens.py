@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,6 +12,8 @@ from llmctl.config.heldout import HELDOUT_FRACTION
 SPECIAL_IDS = 6  # <unk> <s> </s> <pad> <|im_start|> <|im_end|>
 BYTE_IDS = 256
 LONGEST_ROW = 1 << 24
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class TokenizerConfig(Config):
@@ -65,10 +67,34 @@ class TokenizeConfig(Config):
     workers: int = execution(2, ge=1, le=512, description="Threads that encode.")
 
 
+class StageConfig(Config):
+    """A stretch of training with a mixture of its own."""
+
+    tokens: int | None = Field(
+        None, ge=1, description="Length of the stage in training tokens; the last one goes on to the end of training."
+    )
+    weights: dict[str, Share] = Field(description="Share of the tokens of each source by its name, in any scale.")
+
+    @field_validator("weights")
+    @classmethod
+    def _takes_something(cls, value: dict[str, float]) -> dict[str, float]:
+        if not any(value.values()):
+            raise ValueError("one source at least must have a weight above 0")
+        return value
+
+
 class PackConfig(Config):
     """How documents become rows."""
 
     seq_len: int = Field(1024, description="Tokens in a row.")
+    weights: dict[str, Weight] = Field(
+        default={},
+        description="Share of the training tokens of each source by its name, in any scale; a source that runs out "
+        "is shuffled again. Where left out, sources are taken in proportion to their tokens.",
+    )
+    stages: tuple[StageConfig, ...] = Field(
+        default=(), description="A curriculum: mixtures that follow one another, instead of `weights`."
+    )
     heldout_fraction: float = Field(
         HELDOUT_FRACTION,
         ge=0.0,
@@ -82,3 +108,13 @@ class PackConfig(Config):
         if not 2 <= value <= LONGEST_ROW:
             raise ValueError(f"a row must hold 2 to {LONGEST_ROW} tokens: each is predicted from the ones before it")
         return value
+
+    @model_validator(mode="after")
+    def _one_mixture_at_a_time(self) -> Self:
+        if self.weights and self.stages:
+            raise ValueError("give weights, or stages with weights of their own")
+        if any(stage.tokens is None for stage in self.stages[:-1]):
+            raise ValueError("every stage but the last needs tokens: how long it is")
+        if self.stages and self.stages[-1].tokens is not None:
+            raise ValueError("the last stage goes on to the end of training: leave out its tokens")
+        return self

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from llmctl.model.attention import holds_one_each, packed
+from llmctl.model.attention import Attend, holds_one_each, packed
 from llmctl.model.transformer import Transformer
 from llmctl.tokens.batch import IGNORE, Batch
 
@@ -91,9 +91,21 @@ def target_losses(
     Returns:
         losses [N] in fp32 and the target ids int64 [N]; N may be 0.
     """
-    hidden = model(batch.tokens, batch.positions, packed(batch.documents, one_each=batch.one_each))  # [B, T, D]
-    wanted = batch.labels != IGNORE
-    targets = batch.labels[wanted]
+    return losses_of(model, hidden_states(model, batch)[0], batch.labels, logits_at_once, z_loss=z_loss)
+
+
+def hidden_states(model: Transformer, batch: Tensors) -> tuple[Tensor, Attend]:
+    """[B,T,D] of packed rows, and what each of their positions sees."""
+    attend = packed(batch.documents, one_each=batch.one_each)
+    return model(batch.tokens, batch.positions, attend), attend
+
+
+def losses_of(
+    model: Transformer, hidden: Tensor, labels: Tensor, logits_at_once: int = LOGITS_AT_ONCE, *, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """`target_losses` of hidden states [B,T,D] and labels [B,T]."""
+    wanted = labels != IGNORE
+    targets = labels[wanted]
     losses = cross_entropies(
         model.logits,
         hidden[wanted],

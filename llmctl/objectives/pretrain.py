@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from llmctl.config.errors import InputError, UsageError
 from llmctl.config.train import PretrainConfig
-from llmctl.model.llama_json import refuse_beyond
 from llmctl.model.transformer import Transformer
 from llmctl.objectives import checkpoint
 from llmctl.objectives.losses import NextToken
@@ -17,12 +16,7 @@ from llmctl.train.loop import fit
 
 
 def run(job: Job[PretrainConfig]) -> Product:
-    """Train in this process, or with ranks where the configuration or a launcher asks for them.
-
-    Raises:
-        UsageError: the model's shape is one that the checkpoint's layout cannot express.
-    """
-    refuse_beyond(job.config.model)
+    """Train in this process, or with ranks where the configuration or a launcher asks for them."""
     return launch.start(job, "llmctl.objectives.pretrain:train")
 
 

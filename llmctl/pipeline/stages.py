@@ -248,9 +248,21 @@ STAGES: dict[str, Stage] = {
             run="llmctl.tokens.pack:run",
             op_version=2,
             output="rows",
-            inputs={"input": Role(("tokens",), "token shards to pack")},
+            inputs={
+                "input": Role(("tokens",), "token shards to pack"),
+                "sources": Role(
+                    ("tokens",), "several to mix, each with its weight", required=False, many=True, share="weights"
+                ),
+            },
             flags={"--seq-len": "seq_len", "--heldout": "heldout_fraction"},
-            examples=("llmctl pack web.tokenize --seq-len 1024",),
+            examples=(
+                "llmctl pack web.tokenize --seq-len 1024",
+                "llmctl pack web.tokenize=0.7 code.tokenize=0.3 --name corpus.pack",
+                (
+                    "llmctl pack a:web.tokenize b:code.tokenize "
+                    "'stages=[{tokens: 1000000000, weights: {a: 9, b: 1}}, {weights: {a: 1, b: 1}}]'"
+                ),
+            ),
         ),
         Stage(
             command="pretrain",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from llmctl.config.errors import UsageError
 from llmctl.config.train import TrainConfig, micro_rows
 from llmctl.tokens.batch import Batch
-from llmctl.tokens.order import rows_of_step
+from llmctl.tokens.order import part_of_rank, rows_of_step
 
 
 class RowSource(Protocol):
@@ -23,6 +23,15 @@ class RowSource(Protocol):
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         """The rows at `indices`, in that order."""
+        ...
+
+
+@runtime_checkable
+class Ordered(Protocol):
+    """A source with an order of its own, such as a mixture of several; others are shuffled whole, epoch by epoch."""
+
+    def rows_of_step(self, seed: int, step: int, batch_rows: int) -> NDArray[np.int64]:
+        """The rows of a step, as a function of these numbers alone."""
         ...
 
 
@@ -59,14 +68,15 @@ class Plan:
         """Forward passes of one rank in one step; the last may be smaller."""
         return -(-(self.batch_rows // self.world_size) // self.micro_rows)
 
-    def rows(self, step: int, count: int) -> NDArray[np.int64]:
+    def rows(self, step: int, source: RowSource) -> NDArray[np.int64]:
         """All rows of `step`, over all ranks."""
-        return rows_of_step(self.seed, step, self.batch_rows, count)
+        if isinstance(source, Ordered):
+            return source.rows_of_step(self.seed, step, self.batch_rows)
+        return rows_of_step(self.seed, step, self.batch_rows, source.count)
 
     def own(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """This rank's part of a step's rows."""
-        part = rows.size // self.world_size
-        return rows[self.rank * part : (self.rank + 1) * part]
+        return part_of_rank(rows, self.rank, self.world_size)
 
 
 class Loader:
@@ -92,7 +102,7 @@ class Loader:
 
     def _read(self, step: int) -> list[Batch]:
         plan = self._plan
-        batch = self._source.batch(plan.own(plan.rows(step, self._source.count)))
+        batch = self._source.batch(plan.own(plan.rows(step, self._source)))
         return [batch.slice(slice(start, start + plan.micro_rows)) for start in range(0, batch.rows, plan.micro_rows)]
 
     def __enter__(self) -> Self:

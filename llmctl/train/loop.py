@@ -296,7 +296,7 @@ class Run:
         return f"step {self.step + 1}, rows {shown}"
 
     def _rows(self) -> NDArray[np.int64]:
-        return self.plan.rows(self.step, self.objective.rows.count)
+        return self.plan.rows(self.step, self.objective.rows)
 
     def _look(self) -> str:
         """How to look at the rows of the step that is being taken; empty where they are in no artifact."""

@@ -154,7 +154,7 @@ def test_divergence_names_step_and_rows_and_saves_nothing(tmp_path):
 
     model = Transformer(job.config.model, VOCAB)
     model.init_weights(0)
-    expected = Plan.of(job.config, 12, 0, 1).rows(0, 40).tolist()
+    expected = Plan.of(job.config, 12, 0, 1).rows(0, MadeUpRows(40)).tolist()
     with pytest.raises(DivergedError, match=f"the loss is inf in step 1, rows {', '.join(map(str, expected))}"):
         fit(job, model, Exploding(), steps=12, heldout_rows=None)
     assert not list(job.work.glob("step-*"))
@@ -198,7 +198,7 @@ def test_ranks_and_micro_batches_deal_each_row_once(tmp_path, world_size):
                 batches = loader.take(step)
             assert len(batches) == plan.micro_batches
             dealt += [row for batch in batches for row in batch.tokens.tolist()]
-        expected = MadeUpRows(40).batch(Plan.of(config, 7, 0, 1).rows(step, 40)).tokens.tolist()
+        expected = MadeUpRows(40).batch(Plan.of(config, 7, 0, 1).rows(step, MadeUpRows(40))).tokens.tolist()
         assert dealt == expected
 
 
