@@ -42,6 +42,7 @@ def train(job: Job[PretrainConfig]) -> Product:
     model = Transformer(config, tokenizer.vocab_size)
     model.init_weights(job.config.seed)
     held_out = HeldOutRows(held, tokenizer.byte_lengths) if held.count else None
+    seen = job.config.batches.first_of(job.config.steps)
     fitted = fit(job, model, NextToken(rows, job.config.z_loss), steps=job.config.steps, heldout_rows=held_out)
     return checkpoint.publish(
         job,
@@ -54,5 +55,5 @@ def train(job: Job[PretrainConfig]) -> Product:
             "seq_len": rows.seq_len,
             **checkpoint.unseen(given),
         },
-        totals={"epochs": job.config.steps * job.config.batch_rows / rows.count},
+        totals={"epochs": seen / rows.count},
     )
