@@ -9,6 +9,7 @@ Device = Literal["auto", "cpu", "cuda"]
 """`auto` takes an accelerator where there is one."""
 
 Precision = Literal["fp32", "bf16"]
+TrainPrecision = Literal["fp32", "bf16", "fp16"]
 
 
 def cores() -> int:

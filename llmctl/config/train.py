@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from llmctl.config.averages import AverageConfig
 from llmctl.config.base import INTEGER_LIMIT, Config, execution
-from llmctl.config.devices import Device, Precision
+from llmctl.config.devices import Device, TrainPrecision
 from llmctl.config.guards import GuardConfig
 from llmctl.config.heldout import HELDOUT_FRACTION
 from llmctl.config.keep import Keep
@@ -50,10 +50,11 @@ class TrainConfig(Config):
     average: AverageConfig | None = Field(
         None, description="ema or tail: publish an average of the weights over steps; the last ones where left out."
     )
-    precision: Precision = Field(
+    precision: TrainPrecision = Field(
         "fp32",
         description="bf16: matrix products under autocast, with fp32 weights, gradients and optimizer state. "
-        "Fast on GPUs and on CPUs with AMX or AVX512-BF16, very slow on others.",
+        "Fast on GPUs and on CPUs with AMX or AVX512-BF16, very slow on others. fp16: the same with a scaled loss, "
+        "for GPUs without bf16.",
     )
     seed: int = Field(
         0, ge=0, lt=INTEGER_LIMIT, description="Seed of the initial weights and of the order of the rows."
@@ -72,6 +73,10 @@ class TrainConfig(Config):
     zero: int = execution(0, ge=0, le=3, description="ZeRO stage: what DeepSpeed shards over the ranks; 0 is nothing.")
     device: Device = execution("auto", description="auto: cuda where there is one.")
     compile: bool = execution(default=False, description="Compile the model with torch.compile (single process only).")
+    recompute: Literal["none", "selective", "full"] = execution(
+        "none",
+        description="What is made again in the backward pass to save memory: all activations, or all but products.",
+    )
     peak: Literal["measured", "vendor"] = execution(
         "measured", description="What utilisation (mfu) is a share of: a product timed at the start, or a data sheet."
     )
@@ -120,6 +125,8 @@ class TrainConfig(Config):
             raise ValueError(f"batch_rows ({self.batch_rows}) must be a multiple of nproc ({self.nproc})")
         if self.compile and self.uses_deepspeed:
             raise ValueError("compile works in a single process only: leave out nproc and zero, or compile")
+        if self.compile and self.recompute != "none":
+            raise ValueError("compile chooses itself what it recomputes: leave out recompute, or compile")
         return self
 
     @model_validator(mode="after")

@@ -54,6 +54,10 @@ class Strategy(Protocol):
         """Add the gradient of `loss`; over ranks and micro-batches gradients are summed."""
         ...
 
+    def scale_loss(self, scale: float) -> None:
+        """Multiply losses by `scale` from now on, and gradients by its inverse before they are clipped."""
+        ...
+
     def step(self, factor: float, accept: Callable[[float], bool]) -> float:
         """Clip the global gradient, update at `factor` times the peak rates, clear it; its 2-norm before clipping.
 
@@ -100,7 +104,7 @@ def keep_freed_memory() -> None:
 
 def autocast_dtype(precision: str) -> torch.dtype | None:
     """The dtype of matrix products, None for that of the weights."""
-    return torch.bfloat16 if precision == "bf16" else None
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
 
 def precision_warning(precision: str, device: torch.device) -> str | None:
@@ -110,6 +114,8 @@ def precision_warning(precision: str, device: torch.device) -> str | None:
     """
     if precision == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001 (torch has no public name for it)
         return "this CPU has no bf16 instructions, so bf16 falls back to a slow emulation: precision=fp32 is faster"
+    if precision == "fp16" and device.type == "cpu":
+        return "CPUs compute in fp16 far more slowly than in fp32: precision=fp16 is for GPUs without bf16"
     if precision == "fp32" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return "this GPU computes many times faster in bf16: consider precision=bf16"
     return None

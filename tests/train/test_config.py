@@ -41,7 +41,7 @@ def test_how_a_step_is_computed_is_not_semantic():
         (["steps=0"], "steps"),
         (["schedule=exponential"], "schedule"),
         (["optimizer.momentum=0.9"], "momentum"),
-        (["precision=fp16"], "precision"),
+        (["precision=fp17"], "precision"),
         (["zero=4"], "zero"),
     ],
 )

@@ -88,6 +88,17 @@ def test_what_a_launcher_of_ones_own_cannot_run_is_refused_before_work(tmp_path,
         strategy.prepare(None, job.config, 1)
 
 
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_fp16_and_recomputing_ranks_follow_the_single_process(tmp_path, zero):
+    fields = {**FIELDS, "precision": "fp16", "recompute": "full"}
+    alone, ranks = make_job(tmp_path / "alone", **fields), make_job(tmp_path / "ranks", **fields, nproc=2, zero=zero)
+    train(alone)
+    run_ranks(ranks, "synthetic_run:train")
+    for mine, theirs in zip(curve(ranks), curve(alone), strict=True):
+        assert mine.get("loss", 0) == pytest.approx(theirs.get("loss", 0), rel=1e-3)
+        assert mine.get("grad_norm", 0) == pytest.approx(theirs.get("grad_norm", 0), rel=1e-2)
+
+
 def test_bf16_ranks_follow_the_single_process_in_bf16(tmp_path):
     fields = {**FIELDS, "precision": "bf16"}
     alone, ranks = make_job(tmp_path / "alone", **fields), make_job(tmp_path / "ranks", **fields, nproc=2, zero=3)
