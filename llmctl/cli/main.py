@@ -19,6 +19,7 @@ OTHERS = {
     "run": "Run a recipe's steps through the cache.",
     "ls": "List the artifacts of the store, or the versions of one.",
     "show": "Show what an artifact holds: totals, files, results.",
+    "plot": "Draw the curves of runs, in the terminal and to a PNG.",
     "stats": "Measure documents: sizes, languages, domains, n-grams.",
     "cat": "Send an artifact into a pipe as a receipt.",
     "verify": "Check stored bytes against their manifests.",

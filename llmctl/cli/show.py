@@ -30,6 +30,9 @@ def command(
         str | None, typer.Option(metavar="RULE", help="Show documents that this rule of clean dropped.")
     ] = None,
     limit: Annotated[int, typer.Option(help="With --rejected: most documents to show.", min=1)] = 5,
+    incidents: Annotated[
+        bool, typer.Option("--incidents", help="Show the steps of a run that its guards left out, and what they saw.")
+    ] = False,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -44,9 +47,12 @@ def command(
       llmctl show web.pretrain --step 120    what that step of the run saw
       llmctl show web.pretrain --step 120 --rank 3
       llmctl show web.pack --step 120 --seed 1 --batch-rows 8 --rank 1 --world-size 4
+      llmctl show web.pretrain --incidents   steps with a spike or NaN, and their rows
     """
     sink = Sink("show", as_json=as_json, human=True)
-    if rejected is not None:
+    if incidents:
+        guarded(sink, lambda: _show_incidents(ref, store, sink))
+    elif rejected is not None:
         guarded(sink, lambda: _show_rejected(ref, rejected, limit, store, sink))
     elif step is None:
         guarded(sink, lambda: _run(ref, store, sink))
@@ -64,6 +70,24 @@ def _show_rejected(ref: str, rule: str, limit: int, location: str, sink: Sink) -
         else:
             where = row["url"] or row["source"]
             sink.write(f"== {row['id']} ({where}), {rule} {row['value']:.4g}\n{excerpt(row['text'], EXCERPT)}\n")
+
+
+def _show_incidents(ref: str, location: str, sink: Sink) -> None:
+    from llmctl.store.metrics import incidents_of
+    from llmctl.store.store import Store
+
+    artifact = Store.open(location).resolve(ref)
+    found = incidents_of(artifact)
+    readable = artifact.manifest.producer.command == "pretrain"
+    for row in found:
+        if sink.mode is Mode.RECEIPTS:
+            sink.write_json(row)
+        else:
+            sink.write(f"step {row['step']}: {row['incident']}: {row['action']}; rows {row['rows']}\n")
+        if readable:
+            _show_step(ref, row["step"], None, None, location, sink)
+    if not found:
+        sink.note(f"{artifact.ref}: no step was left out")
 
 
 def _show_step(

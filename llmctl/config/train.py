@@ -2,60 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from llmctl.config.averages import AverageConfig
 from llmctl.config.base import INTEGER_LIMIT, Config, execution
 from llmctl.config.devices import Device, Precision
+from llmctl.config.guards import GuardConfig
 from llmctl.config.heldout import HELDOUT_FRACTION
+from llmctl.config.keep import Keep
 from llmctl.config.model import ModelConfig
-
-
-class AdamWConfig(Config):
-    """AdamW (Loshchilov & Hutter, 2019): Adam with weight decay apart from the gradient."""
-
-    name: Literal["adamw"] = Field(default="adamw", description="Which optimizer.")
-    lr: float = Field(default=3e-3, gt=0, lt=10, description="Peak learning rate, reached at the end of the warm-up.")
-    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="Decay of the averages of gradient and square.")
-    eps: float = Field(default=1e-8, gt=0, lt=1, description="Added to the root of the second moment.")
-    weight_decay: float = Field(
-        default=0.1,
-        ge=0,
-        lt=10,
-        description="Decay of matrices, times the learning rate; gains and biases do not decay.",
-    )
-
-    @field_validator("betas")
-    @classmethod
-    def _below_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
-        if not all(0.0 <= beta < 1.0 for beta in betas):
-            raise ValueError("each beta must lie in [0, 1)")
-        return betas
-
-
-class _Schedule(Config):
-    """Warm-up, which every schedule has: linear from lr/warm-up steps to lr."""
-
-    warmup_steps: int | None = Field(default=None, ge=0, description="Steps of warm-up, in place of warmup_fraction.")
-    warmup_fraction: float = Field(default=0.05, ge=0, lt=1, description="Warm-up as a share of all steps, rounded up.")
-    final_fraction: float = Field(default=0.1, ge=0, le=1, description="Last learning rate, as a share of the peak.")
-
-
-class CosineConfig(_Schedule):
-    """Half a cosine from the peak to the final rate (Loshchilov & Hutter, 2017)."""
-
-    name: Literal["cosine"] = Field(default="cosine", description="Which schedule.")
-
-
-class WsdConfig(_Schedule):
-    """Warm-up, stable, decay: constant, then a fall by 1 - sqrt at the end (Hägele et al., 2024)."""
-
-    name: Literal["wsd"] = Field(default="wsd", description="Which schedule.")
-    decay_fraction: float = Field(default=0.2, gt=0, le=1, description="Share of all steps in which the rate falls.")
-
-
-ScheduleConfig = Annotated[CosineConfig | WsdConfig, Field(discriminator="name")]
+from llmctl.config.optimizers import AdamWConfig, OptimizerConfig
+from llmctl.config.schedules import CosineConfig, ScheduleConfig, ceil, decay_steps, warmup_steps
 
 
 def _named(value: Any, default: str) -> Any:
@@ -84,9 +43,13 @@ class TrainConfig(Config):
         le=2**20,
         description="Rows in one forward pass of one rank; at most 4 where left out. Changes memory, not the result.",
     )
-    optimizer: AdamWConfig = Field(default=AdamWConfig(), description="Optimizer and its constants.")
+    optimizer: OptimizerConfig = Field(default=AdamWConfig(), description="Optimizer and its constants.")
     schedule: ScheduleConfig = Field(default=CosineConfig(), description="Learning rate over the steps.")
     clip_norm: float = Field(1.0, gt=0, description="Largest 2-norm of the whole gradient; it is scaled down to this.")
+    guard: GuardConfig = Field(default=GuardConfig(), description="What happens to steps that cannot be trusted.")
+    average: AverageConfig | None = Field(
+        None, description="ema or tail: publish an average of the weights over steps; the last ones where left out."
+    )
     precision: Precision = Field(
         "fp32",
         description="bf16: matrix products under autocast, with fp32 weights, gradients and optimizer state. "
@@ -98,6 +61,9 @@ class TrainConfig(Config):
     checkpoint_every_steps: int = execution(
         100, ge=0, description="Steps between resumable states; 0: none. A killed run loses at most so many."
     )
+    keep: str = execution(
+        "last:2", description="Which states stay while the run lasts: last:N,every:N,best:N (by held-out loss)."
+    )
     eval_every_steps: int = execution(
         100, ge=0, description="Steps between measurements on held-out rows; 0: at the end only."
     )
@@ -106,6 +72,16 @@ class TrainConfig(Config):
     zero: int = execution(0, ge=0, le=3, description="ZeRO stage: what DeepSpeed shards over the ranks; 0 is nothing.")
     device: Device = execution("auto", description="auto: cuda where there is one.")
     compile: bool = execution(default=False, description="Compile the model with torch.compile (single process only).")
+    peak: Literal["measured", "vendor"] = execution(
+        "measured", description="What utilisation (mfu) is a share of: a product timed at the start, or a data sheet."
+    )
+    track: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = execution(
+        (), description="Trackers that get the metrics too, from the extras of the same names."
+    )
+    track_to: str | None = execution(None, description="Folder that trackers write to.")
+    watchdog_s: float = execution(
+        1800.0, ge=0, le=10**7, description="Seconds after which ranks that stand still are ended, naming the culprit."
+    )
     threads: int = execution(0, ge=0, le=1024, description="CPU threads of a rank; 0: cores divided by ranks.")
 
     @field_validator("optimizer", mode="before")
@@ -121,12 +97,40 @@ class TrainConfig(Config):
     def _schedule_by_name(cls, value: Any) -> Any:
         return _named(value, "cosine")
 
+    @field_validator("average", mode="before")
+    @classmethod
+    def _average_by_name(cls, value: Any) -> Any:
+        return None if value is None else _named(value, "ema")
+
+    @model_validator(mode="after")
+    def _trackers_have_a_place(self) -> TrainConfig:
+        if self.track and not self.track_to:
+            raise ValueError("track needs track_to, the folder that trackers may write to")
+        return self
+
+    @field_validator("keep")
+    @classmethod
+    def _keep_reads(cls, value: str) -> str:
+        Keep.parse(value)
+        return value
+
     @model_validator(mode="after")
     def _divisible(self) -> TrainConfig:
         if self.batch_rows % self.nproc:
             raise ValueError(f"batch_rows ({self.batch_rows}) must be a multiple of nproc ({self.nproc})")
         if self.compile and self.uses_deepspeed:
             raise ValueError("compile works in a single process only: leave out nproc and zero, or compile")
+        return self
+
+    @model_validator(mode="after")
+    def _optimizer_takes_shards(self) -> TrainConfig:
+        if self.zero and not self.optimizer.shards:
+            raise ValueError(
+                f"{self.optimizer.name} needs whole parameters, and zero={self.zero} gives each rank a shard without "
+                "their shapes: leave out zero, or take adamw, muon or lion"
+            )
+        if self.optimizer.name == "sophia" and self.nproc > 1:
+            raise ValueError("sophia runs in a single process only: leave out nproc, or take another optimizer")
         return self
 
     @property
@@ -164,7 +168,7 @@ class PretrainConfig(TrainConfig):
 class SftConfig(TrainConfig):
     """How a checkpoint is fine-tuned on chats, with the loss on the assistant's tokens only."""
 
-    optimizer: AdamWConfig = Field(
+    optimizer: OptimizerConfig = Field(
         default=AdamWConfig(lr=5e-4, weight_decay=0.0), description="Optimizer and its constants."
     )
     epochs: float = Field(3.0, gt=0, le=10_000, description="Passes over the packed chats; rounded up to whole steps.")
@@ -188,21 +192,6 @@ class SftConfig(TrainConfig):
     )
 
 
-def warmup_steps(schedule: CosineConfig | WsdConfig, steps: int) -> int:
-    """Steps of warm-up in a run of `steps`, never more than there are."""
-    if schedule.warmup_steps is not None:
-        return min(schedule.warmup_steps, steps)
-    return _ceil(schedule.warmup_fraction * steps)
-
-
-def decay_steps(schedule: CosineConfig | WsdConfig, steps: int) -> int:
-    """Steps in which the rate falls, in a run of `steps`."""
-    after_warmup = steps - warmup_steps(schedule, steps)
-    if isinstance(schedule, CosineConfig):
-        return after_warmup
-    return min(_ceil(schedule.decay_fraction * steps), after_warmup)
-
-
 def micro_rows(config: TrainConfig, ranks: int) -> int:
     """Rows in one forward pass of one rank."""
     per_rank = config.batch_rows // ranks
@@ -211,9 +200,4 @@ def micro_rows(config: TrainConfig, ranks: int) -> int:
 
 def steps_of_epochs(epochs: float, rows: int, batch_rows: int) -> int:
     """Optimizer steps that see `rows` rows `epochs` times, the last step filled up."""
-    return max(1, _ceil(epochs * rows / batch_rows))
-
-
-def _ceil(value: float) -> int:
-    """Round up, forgiving the last bit: 0.05 x 20 is 1, not 2."""
-    return int(-(-(value - 1e-9) // 1)) if value > 0 else 0
+    return max(1, ceil(epochs * rows / batch_rows))

@@ -1,12 +1,13 @@
-"""Keys and values of the sequences that are being generated.
+"""Keys and values of the sequences that are being generated, in blocks, and the attention that reads them.
 
-One row of fixed length for each; the running sequences occupy the first rows, so that a step reads them as a view
-and copies nothing. Memory is rows x length, taken once.
+A step runs the tokens of all its sequences as one row, so that nothing is padded; only attention looks at each sequence
+by itself, or at several that are alike at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,86 +15,216 @@ import torch
 from torch import Tensor
 
 from llmctl.config.model import ModelConfig
-from llmctl.model.attention import PLAIN, Attend, Scoring, distances, scored
+from llmctl.model.attention import PLAIN, Scoring, distances, scored
+
+BLOCK_TOKENS = 16
+UNEVEN = 1.25  # longest over shortest context of sequences that one call of attention reads
+
+
+@dataclass(frozen=True)
+class Span:
+    """What a step runs of one sequence.
+
+    Attributes:
+        blocks: all of its blocks.
+        start: tokens that the cache holds already.
+        count: tokens that the step runs.
+    """
+
+    blocks: Sequence[int]
+    start: int
+    count: int
+
+    @property
+    def length(self) -> int:
+        """Tokens that the last one of the step sees, itself included."""
+        return self.start + self.count
 
 
 class KVCache:
-    """Keys and values, [layers, rows, length, K, E] each; of latent attention the one vector that both are made from.
+    """Keys and values, [layers, blocks, block, 2 x K, E], heads of keys before heads of values.
+
+    Of latent attention the one vector that both are made from, [layers, blocks, block, 1, R + P] (see
+    `LatentAttention`). Layers with a window keep all tokens, as every layer has the same blocks.
 
     Args:
         config: the model's shape.
-        rows: most sequences at one time.
-        length: most tokens of one sequence.
+        blocks: how many.
         dtype: that of the model.
         device: that of the model.
+        block_tokens: tokens of one block.
     """
 
-    def __init__(self, config: ModelConfig, rows: int, length: int, dtype: torch.dtype, device: torch.device) -> None:
-        heads, width, latent = config.kv_heads, config.head_width, config.latent
-        if latent is not None:
-            heads, width = 1, latent.kv_rank + latent.rope_width
-        shape = (config.layers, rows, length, heads, width)
+    def __init__(
+        self,
+        config: ModelConfig,
+        blocks: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        block_tokens: int = BLOCK_TOKENS,
+    ) -> None:
+        self.blocks, self.block_tokens = blocks, block_tokens
+        self.heads, self.latent = config.kv_heads, config.latent
         # Zeros, because what is masked out is still multiplied by 0, and 0 x NaN is NaN. On a CPU the operating system
         # gives the pages only when they are written.
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        if latent is None:
-            self.values = torch.zeros(shape, dtype=dtype, device=device)
+        shape = (config.layers, blocks, block_tokens, *kept_shape(config))
+        self.data = torch.zeros(shape, dtype=dtype, device=device)
+
+    def attend(self, spans: Sequence[Span]) -> PagedAttention:
+        """Attention of the tokens of `spans`, one behind the other as one row [1,N]; they should be in `step_order`."""
+        places = [
+            span.blocks[at // self.block_tokens] * self.block_tokens + at % self.block_tokens
+            for span in spans
+            for at in range(span.start, span.length)
+        ]
+        groups, first = [], 0
+        for some in _groups(spans):
+            groups.append(self._group(some, first))
+            first += sum(span.count for span in some)
+        return PagedAttention(self, torch.tensor(places, device=self.data.device), groups)
+
+    def write(self, layer: int, places: Tensor, k: Tensor, v: Tensor) -> None:
+        """Store keys and values of N tokens, [N,K,E] both, at their places."""
+        merged = k if self.latent is not None else torch.cat((k, v), dim=1)
+        self.data[layer].flatten(0, 1).index_copy_(0, places, merged)
+
+    def read(self, layer: int, group: Group) -> tuple[Tensor, Tensor]:
+        """Keys and values of a group's sequences, [B,S,K,E] both; a view where their blocks lie behind one another."""
+        data = self.data[layer]
+        count, blocks = group.shape
+        if group.table is None:
+            data = data[group.first_block : group.first_block + blocks]
         else:
-            self.values = self.keys[..., : latent.kv_rank]  # of the same memory: see LatentAttention
+            data = data.index_select(0, group.table)
+        merged = data.view(count, blocks * self.block_tokens, *data.shape[2:])[:, : group.length]
+        if self.latent is not None:
+            return merged, merged[..., : self.latent.kv_rank]
+        return merged[:, :, : self.heads], merged[:, :, self.heads :]
 
-    def prefill(self, first: int, count: int) -> Attend:
-        """Attention of new sequences, which fill rows `first` … `first + count - 1` from their beginning.
+    def _group(self, spans: Sequence[Span], first: int) -> Group:
+        device = self.data.device
+        width, length = spans[0].count, max(span.length for span in spans)
+        blocks = -(-length // self.block_tokens)
+        tables = [[*span.blocks[:blocks], *([0] * (blocks - len(span.blocks)))] for span in spans]
+        flat = [block for table in tables for block in table]
+        table = None
+        if len(spans) > 1 or flat != list(range(flat[0], flat[0] + blocks)):
+            table = torch.tensor(flat, device=device)
+        starts = torch.tensor([span.start for span in spans], device=device)
+        fresh = all(span.start == 0 for span in spans)
 
-        Rows may be padded behind: what padding leaves in the cache lies beyond the sequence's length, where it is
-        masked out until a real token overwrites it.
-        """
-        return _Prefill(self, slice(first, first + count))
+        def away() -> Tensor:
+            if fresh:
+                return distances(width, device)
+            queries = starts[:, None] + torch.arange(width, device=device)  # [B,T]
+            return (queries[:, :, None] - torch.arange(length, device=device))[:, None]  # [B,1,T,S]
 
-    def decode(self, lengths: Sequence[int]) -> Attend:
-        """Attention of one new token for each of the first rows, which hold `lengths` tokens before it."""
-        device = self.keys.device
-        longest = max(lengths) + 1
-        places = torch.tensor(lengths, device=device)
-        away = (places[:, None] - torch.arange(longest, device=device))[:, None, None]  # [B,1,1,S]
-        mask = away >= 0 if min(lengths) + 1 < longest else None
-        return _Decode(self, torch.arange(len(lengths), device=device), places, away, mask)
-
-    def move(self, source: int, target: int, length: int) -> None:
-        """Put the first `length` tokens of row `source` into row `target`, to close a gap."""
-        self.keys[:, target, :length] = self.keys[:, source, :length]
-        self.values[:, target, :length] = self.values[:, source, :length]
-
-
-@dataclass(frozen=True)
-class _Prefill:
-    """See `KVCache.prefill`."""
-
-    keeps: ClassVar[bool] = True
-
-    cache: KVCache
-    rows: slice
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring = PLAIN) -> Tensor:
-        self.cache.keys[layer, self.rows, : k.shape[1]] = k
-        self.cache.values[layer, self.rows, : v.shape[1]] = v
-        return scored(q, k, v, None, scoring, lambda: distances(q.shape[1], q.device), is_causal=True)
+        alone = width == 1 and all(span.length == length for span in spans)
+        mask = None if fresh or alone else away() >= 0
+        return Group(first, width, length, (len(spans), blocks), flat[0], table, mask, away, fresh=fresh)
 
 
 @dataclass(frozen=True)
-class _Decode:
-    """See `KVCache.decode`."""
+class Group:
+    """Sequences that one call of attention serves: B of them, each with T tokens in the step.
 
-    keeps: ClassVar[bool] = True
+    Attributes:
+        first: place of their first token in the row.
+        width: T.
+        length: S, the longest of their contexts.
+        shape: B and how many blocks each has, padded with block 0.
+        first_block: where all blocks lie behind one another, the first.
+        table: int64 [B x blocks]; None where they lie behind one another.
+        mask: bool [B,1,T,S]; None where a causal mask, or none, says the same.
+        away: gives the query's place less the key's, broadcastable to [B,1,T,S].
+        fresh: whether nothing was in the cache before.
+    """
 
-    cache: KVCache
-    rows: Tensor  # int64 [B]
-    places: Tensor  # int64 [B], of the new tokens
-    away: Tensor  # int64 [B,1,1,S], how far before them each place in the cache is
+    first: int
+    width: int
+    length: int
+    shape: tuple[int, int]
+    first_block: int
+    table: Tensor | None
     mask: Tensor | None
+    away: Callable[[], Tensor]
+    fresh: bool
+
+
+@dataclass(frozen=True)
+class PagedAttention:
+    """See `KVCache.attend`."""
+
+    keeps: ClassVar[bool] = True
+
+    cache: KVCache
+    places: Tensor  # int64 [N], of the row's tokens in the cache
+    groups: Sequence[Group]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring = PLAIN) -> Tensor:
-        self.cache.keys[layer, self.rows, self.places] = k[:, 0]
-        self.cache.values[layer, self.rows, self.places] = v[:, 0]
-        count, longest = self.away.shape[0], self.away.shape[-1]
-        keys, values = self.cache.keys[layer, :count, :longest], self.cache.values[layer, :count, :longest]
-        return scored(q, keys, values, self.mask, scoring, lambda: self.away)
+        """Store the row's keys and values and attend: [1,N,H,E] to [1,N,H,G]."""
+        self.cache.write(layer, self.places, k[0], v[0])  # all of them first: a sequence may share what another writes
+        mixed = []
+        for group in self.groups:
+            count, width = group.shape[0], group.width
+            rows = slice(group.first, group.first + count * width)
+            queries = q[0, rows].view(count, width, *q.shape[2:])  # [B,T,H,E]
+            if group.fresh:
+                keys, values = (x[0, rows].view(count, width, *x.shape[2:]) for x in (k, v))
+            else:
+                keys, values = self.cache.read(layer, group)
+            causal = group.mask is None and width > 1
+            out = scored(queries, keys, values, group.mask, scoring, group.away, is_causal=causal)
+            mixed.append(out.flatten(0, 1))
+        return (mixed[0] if len(mixed) == 1 else torch.cat(mixed))[None]
+
+
+def kept_shape(config: ModelConfig) -> tuple[int, int]:
+    """Heads and width of what one layer keeps of one token."""
+    if config.latent is not None:
+        return 1, config.latent.kv_rank + config.latent.rope_width
+    return 2 * config.kv_heads, config.head_width
+
+
+def cache_for(config: ModelConfig, rows: int, tokens: int | None, dtype: torch.dtype, device: torch.device) -> KVCache:
+    """The cache for `rows` sequences; see `Options.cache_tokens` for `tokens`."""
+    blocks = -(-config.context // BLOCK_TOKENS)  # of one sequence
+    if tokens is None:
+        heads, width = kept_shape(config)
+        of_block = config.layers * BLOCK_TOKENS * heads * width * dtype.itemsize
+        wanted = min(rows * blocks, memory_bytes(device) // 4 // of_block)
+    else:
+        wanted = -(-tokens // BLOCK_TOKENS)
+    return KVCache(config, max(blocks, wanted), dtype, device)
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Memory of the machine, or what is free of an accelerator's."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def step_order(spans: Sequence[Span]) -> list[int]:
+    """Places of `spans` in an order that puts those behind one another which `KVCache.attend` can serve at once."""
+    return sorted(range(len(spans)), key=lambda index: _alike(spans[index]))
+
+
+def _alike(span: Span) -> tuple[int, bool, int]:
+    return span.count, span.start > 0, span.length
+
+
+def _groups(spans: Sequence[Span]) -> list[list[Span]]:
+    """Runs of spans with the same number of tokens and about the same length."""
+    groups: list[list[Span]] = []
+    for span in spans:
+        first = groups[-1][0] if groups else None
+        if (
+            first is not None
+            and _alike(first)[:2] == _alike(span)[:2]
+            and first.length <= span.length <= first.length * UNEVEN + BLOCK_TOKENS
+        ):
+            groups[-1].append(span)
+        else:
+            groups.append([span])
+    return groups

@@ -13,7 +13,7 @@ from llmctl.model.llama_json import ARCHITECTURE
 from llmctl.model.transformer import Transformer
 from llmctl.pipeline.job import Job, Product
 from llmctl.store.artifact import Artifact
-from llmctl.train.loop import Fitted
+from llmctl.train.objective import Fitted
 
 SCHEMA = "llmctl.checkpoint/1"
 

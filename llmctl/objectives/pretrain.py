@@ -12,7 +12,8 @@ from llmctl.pipeline.job import Job, Product
 from llmctl.tokens.rows import Rows
 from llmctl.tokens.tokenizer import Tokenizer
 from llmctl.train import launch
-from llmctl.train.loop import HeldOutRows, fit
+from llmctl.train.heldout import HeldOutRows
+from llmctl.train.loop import fit
 
 
 def run(job: Job[PretrainConfig]) -> Product:

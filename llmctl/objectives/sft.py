@@ -15,7 +15,8 @@ from llmctl.pipeline.job import Job, Product
 from llmctl.store.artifact import Artifact
 from llmctl.tokens.tokenizer import Tokenizer
 from llmctl.train import launch
-from llmctl.train.loop import HeldOutRows, fit
+from llmctl.train.heldout import HeldOutRows
+from llmctl.train.loop import fit
 
 
 def run(job: Job[SftConfig]) -> Product:

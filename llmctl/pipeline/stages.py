@@ -12,6 +12,7 @@ TRAINING_FLAGS = {
     "--precision": "precision",
     "--nproc": "nproc",
     "--zero": "zero",
+    "--keep": "keep",
     "--seed": "seed",
 }
 
@@ -279,6 +280,8 @@ STAGES: dict[str, Stage] = {
                 "llmctl pretrain web.pack --model tiny --steps 200",
                 "llmctl pretrain web.pack --model tiny model.layers=6 optimizer.lr=1e-3",
                 "llmctl pretrain web.pack --nproc 2 --zero 2",
+                "llmctl pretrain web.pack optimizer=muon schedule=wsd average=ema --keep last:3,every:1000,best:1",
+                "llmctl pretrain web.pack guard.on_spike=skip guard.on_nan=rollback",
             ),
         ),
         Stage(

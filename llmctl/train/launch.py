@@ -25,6 +25,7 @@ from llmctl.config.train import TrainConfig
 from llmctl.pipeline import spec as specs
 from llmctl.pipeline.job import Job, Product, Progress
 from llmctl.pipeline.stage import load
+from llmctl.store.files import publish_bytes
 from llmctl.train.stop import Stop
 
 LOG_FILE = "ranks.log"
@@ -223,6 +224,14 @@ def dismiss() -> None:
     """
     if environment().world_size > 1 and _followers_wait:
         _broadcast(None)
+
+
+def give_up(work: Path, error: LlmctlError) -> NoReturn:
+    """End this rank with an error, from any thread: collective operations may hold the others for ever."""
+    publish_bytes(work / failure_file(environment().rank), json.dumps(specs.describe_failure(error)).encode())
+    sys.stderr.write(f"llmctl: {error.one_line}\n")
+    sys.stderr.flush()
+    os._exit(error.exit_code)
 
 
 def leave(code: int) -> NoReturn:

@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, distributed
 from llmctl.config.devices import cores
 from llmctl.config.train import TrainConfig
 from llmctl.model.transformer import Transformer
+from llmctl.train.states import Trained
 
 Call = Callable[[Transformer], Tensor]
 
@@ -24,7 +24,7 @@ PATIENCE = timedelta(days=1)  # how long ranks wait for rank 0 to have its input
 
 
 class Strategy(Protocol):
-    """One way to compute steps. All methods but `save` are collective: every rank calls them in the same order.
+    """One way to compute steps. All methods are collective: every rank calls them in the same order.
 
     Attributes:
         name: `local` or `deepspeed`.
@@ -32,6 +32,7 @@ class Strategy(Protocol):
         world_size: number of ranks.
         zero: ZeRO stage, 0 where nothing is sharded.
         device: where the model computes.
+        trained: the tensors that steps change, from `prepare` on.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Strategy(Protocol):
     world_size: int
     zero: int
     device: torch.device
+    trained: Trained
 
     def prepare(self, model: Transformer, config: TrainConfig, micro_batches: int) -> None:
         """Take over `model`, which must hold the same weights on every rank."""
@@ -52,20 +54,23 @@ class Strategy(Protocol):
         """Add the gradient of `loss`; over ranks and micro-batches gradients are summed."""
         ...
 
-    def step(self, lr: float) -> float:
-        """Clip the global gradient, update with `lr`, clear the gradient; its 2-norm before clipping."""
+    def step(self, factor: float, accept: Callable[[float], bool]) -> float:
+        """Clip the global gradient, update at `factor` times the peak rates, clear it; its 2-norm before clipping.
+
+        Nothing is updated where `accept`, given the norm, says no, or where the norm is not finite.
+        """
+        ...
+
+    def refresh(self) -> None:
+        """Let the model compute with the weights that were put into `trained`."""
+        ...
+
+    def described(self) -> str:
+        """One line that says which parameters the optimizer treats how."""
         ...
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Each value summed over the ranks, in fp64."""
-        ...
-
-    def save(self, directory: Path) -> None:
-        """Write weights, optimizer and random state into an existing directory, each rank its own part."""
-        ...
-
-    def load(self, directory: Path) -> None:
-        """Restore what `save` wrote."""
         ...
 
     def weights(self) -> dict[str, Tensor] | None:

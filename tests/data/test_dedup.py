@@ -145,7 +145,7 @@ def test_buckets() -> None:
 
 
 def sets_of(*texts: str, n: int = 5) -> ShingleSets:
-    return ShingleSets([shingles(normalise(pa.array(texts)), n).sets()])
+    return ShingleSets(shingles(normalise(pa.array(texts)), n).sets())
 
 
 @given(

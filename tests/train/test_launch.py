@@ -9,8 +9,8 @@ from synthetic_run import make_job
 from llmctl.config.errors import GateError, LlmctlError
 from llmctl.pipeline import spec
 from llmctl.train import launch
+from llmctl.train.guards import DivergedError
 from llmctl.train.launch import Ranks, environment
-from llmctl.train.loop import DivergedError
 
 
 def test_environment_of_the_two_launchers():

@@ -1,0 +1,51 @@
+"""Mixtures of experts in training: how evenly tokens are spread over all ranks, and the biases that even it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from llmctl.model.experts import balance_figures, layers_of, rebalance
+from llmctl.model.transformer import Transformer
+
+
+def end_step(model: Transformer, add: Callable[[Sequence[float]], Sequence[float]]) -> dict[str, float]:
+    """Sum each expert's tokens over the ranks, move the biases, count anew; collective where there are experts.
+
+    Args:
+        model: that was trained on.
+        add: sums figures over the ranks.
+
+    Returns:
+        The figures of the step, nothing for a model without experts.
+    """
+    layers = [layer for layer in layers_of(model) if layer.load is not None]
+    if not layers:
+        return {}
+    counts = [float(count) for layer in layers if layer.load is not None for count in layer.load.tolist()]
+    summed = torch.tensor(list(add(counts)), dtype=torch.int64)
+    sizes = [layer.given.count for layer in layers]
+    for layer, load in zip(layers, torch.split(summed, sizes), strict=True):
+        assert layer.load is not None, "chosen by that"
+        layer.load = load.to(layer.load.device)
+    figures = balance_figures(model)
+    rebalance(model)
+    return figures
+
+
+def forget_counts(model: Transformer) -> None:
+    """Count anew, where a step does not count."""
+    for layer in layers_of(model):
+        layer.load = None
+
+
+@contextmanager
+def not_training(model: Transformer) -> Iterator[None]:
+    """While rows are scored: nothing is counted towards the balance."""
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()
