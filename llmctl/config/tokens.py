@@ -67,6 +67,20 @@ class TokenizeConfig(Config):
     workers: int = execution(2, ge=1, le=512, description="Threads that encode.")
 
 
+class FromMegatronConfig(Config):
+    """Which datasets of Megatron become token shards."""
+
+    prefixes: tuple[str, ...] = execution(
+        (), description="PREFIX of PREFIX.bin and PREFIX.idx, one or more; their bytes count, not where they lie."
+    )
+    shard_tokens: int = Field(
+        100_000_000,
+        ge=1,
+        le=1 << 40,
+        description="Close a shard with the document that brings it to this many tokens.",
+    )
+
+
 class StageConfig(Config):
     """A stretch of training with a mixture of its own."""
 

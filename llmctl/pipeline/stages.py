@@ -243,6 +243,21 @@ STAGES: dict[str, Stage] = {
             ),
         ),
         Stage(
+            command="from-megatron",
+            then="pack",
+            summary="Read token ids from Megatron's .bin and .idx.",
+            config="llmctl.config.tokens:FromMegatronConfig",
+            run="llmctl.tokens.foreign:run",
+            sources="llmctl.tokens.foreign:sources",
+            output="tokens",
+            words="prefixes",
+            inputs={"tokenizer": Role(("tokenizer",), "tokenizer that the ids are of")},
+            examples=(
+                "llmctl from-megatron corpus/web --tokenizer web.tokenizer",
+                "llmctl from-megatron corpus/a corpus/b.idx --tokenizer web.tokenizer --name web.tokenize",
+            ),
+        ),
+        Stage(
             command="pack",
             then="pretrain",
             summary="Pack documents into rows of fixed length.",
