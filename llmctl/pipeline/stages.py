@@ -213,13 +213,23 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             command="tokenizer",
-            summary="Train a SentencePiece tokenizer.",
+            summary="Train a tokenizer.",
             config="llmctl.config.tokens:TokenizerConfig",
             run="llmctl.tokens.train:run",
+            op_version=2,
             output="tokenizer",
             inputs={"input": DOCUMENTS},
-            flags={"--vocab-size": "vocab_size", "--model": "model"},
-            examples=("llmctl tokenizer web.dedup --vocab-size 8192",),
+            flags={
+                "--vocab-size": "vocab_size",
+                "--model": "model",
+                "--split": "split",
+                "--split-digits": "split_digits",
+            },
+            examples=(
+                "llmctl tokenizer web.dedup --vocab-size 8192",
+                "llmctl tokenizer web.dedup --model byte-bpe --split gpt2 --vocab-size 32768",
+                "llmctl tokenizer web.dedup --model unigram split_digits=false",
+            ),
         ),
         Stage(
             command="tokenize",
