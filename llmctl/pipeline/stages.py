@@ -328,6 +328,23 @@ STAGES: dict[str, Stage] = {
             examples=("llmctl sft web.pretrain --chats chats.jsonl --epochs 3",),
         ),
         Stage(
+            command="import",
+            then="chat",
+            summary="Read a model of others: Hugging Face or GGUF.",
+            config="llmctl.config.inout:ImportConfig",
+            run="llmctl.model.importing:run",
+            fetch="llmctl.model.located:fetch",
+            sources="llmctl.model.importing:sources",
+            output="checkpoint",
+            words="sources",
+            flags={"--dtype": "dtype", "--license": "license", "--allow-private": "allow_private"},
+            examples=(
+                "llmctl import path/to/model --name base",
+                "llmctl import hf://HuggingFaceTB/SmolLM2-135M-Instruct",
+                "llmctl import model.Q4_K_M.gguf --dtype bf16",
+            ),
+        ),
+        Stage(
             command="eval",
             summary="Measure held-out loss and multiple choice.",
             config="llmctl.config.evals:EvalConfig",
