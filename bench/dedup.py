@@ -74,7 +74,7 @@ def quality(directory: Path, kept: Path) -> dict[str, float]:
     found = shingles(normalise(table["text"].combine_chunks()), 5).sets()
     place = {name: number for number, name in enumerate(ids)}
     gone = [number for number, name in enumerate(ids) if name not in stays]
-    best = nearest(found, gone, [place[name] for name in stays], ShingleSets([found]))
+    best = nearest(found, gone, [place[name] for name in stays], ShingleSets(found))
     for threshold in (0.5, 0.7, 0.8):
         result[f"precision J>={threshold}"] = float(np.mean(best >= threshold))
     return result

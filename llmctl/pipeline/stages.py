@@ -12,6 +12,7 @@ TRAINING_FLAGS = {
     "--precision": "precision",
     "--nproc": "nproc",
     "--zero": "zero",
+    "--keep": "keep",
     "--seed": "seed",
 }
 
@@ -102,7 +103,7 @@ STAGES: dict[str, Stage] = {
             summary="Remove exact and near duplicates (MinHash).",
             config="llmctl.config.dedup:DedupConfig",
             run="llmctl.data.dedup:run",
-            op_version=2,
+            op_version=3,
             resumable=True,
             output="documents",
             inputs={
@@ -134,6 +135,7 @@ STAGES: dict[str, Stage] = {
             summary="Remove what overlaps with an evaluation set.",
             config="llmctl.config.decontaminate:DecontaminateConfig",
             run="llmctl.data.decontaminate:run",
+            op_version=2,
             resumable=True,
             output="documents",
             inputs={
@@ -161,6 +163,7 @@ STAGES: dict[str, Stage] = {
             summary="Mix weighted sources, with a held-out split.",
             config="llmctl.config.mix:MixConfig",
             run="llmctl.tokens.mixing:run",
+            op_version=2,
             resumable=True,
             output="documents",
             inputs={
@@ -210,13 +213,23 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             command="tokenizer",
-            summary="Train a SentencePiece tokenizer.",
+            summary="Train a tokenizer.",
             config="llmctl.config.tokens:TokenizerConfig",
             run="llmctl.tokens.train:run",
+            op_version=2,
             output="tokenizer",
             inputs={"input": DOCUMENTS},
-            flags={"--vocab-size": "vocab_size", "--model": "model"},
-            examples=("llmctl tokenizer web.dedup --vocab-size 8192",),
+            flags={
+                "--vocab-size": "vocab_size",
+                "--model": "model",
+                "--split": "split",
+                "--split-digits": "split_digits",
+            },
+            examples=(
+                "llmctl tokenizer web.dedup --vocab-size 8192",
+                "llmctl tokenizer web.dedup --model byte-bpe --split gpt2 --vocab-size 32768",
+                "llmctl tokenizer web.dedup --model unigram split_digits=false",
+            ),
         ),
         Stage(
             command="tokenize",
@@ -240,6 +253,21 @@ STAGES: dict[str, Stage] = {
             ),
         ),
         Stage(
+            command="from-megatron",
+            then="pack",
+            summary="Read token ids from Megatron's .bin and .idx.",
+            config="llmctl.config.tokens:FromMegatronConfig",
+            run="llmctl.tokens.foreign:run",
+            sources="llmctl.tokens.foreign:sources",
+            output="tokens",
+            words="prefixes",
+            inputs={"tokenizer": Role(("tokenizer",), "tokenizer that the ids are of")},
+            examples=(
+                "llmctl from-megatron corpus/web --tokenizer web.tokenizer",
+                "llmctl from-megatron corpus/a corpus/b.idx --tokenizer web.tokenizer --name web.tokenize",
+            ),
+        ),
+        Stage(
             command="pack",
             then="pretrain",
             summary="Pack documents into rows of fixed length.",
@@ -247,9 +275,21 @@ STAGES: dict[str, Stage] = {
             run="llmctl.tokens.pack:run",
             op_version=2,
             output="rows",
-            inputs={"input": Role(("tokens",), "token shards to pack")},
+            inputs={
+                "input": Role(("tokens",), "token shards to pack"),
+                "sources": Role(
+                    ("tokens",), "several to mix, each with its weight", required=False, many=True, share="weights"
+                ),
+            },
             flags={"--seq-len": "seq_len", "--heldout": "heldout_fraction"},
-            examples=("llmctl pack web.tokenize --seq-len 1024",),
+            examples=(
+                "llmctl pack web.tokenize --seq-len 1024",
+                "llmctl pack web.tokenize=0.7 code.tokenize=0.3 --name corpus.pack",
+                (
+                    "llmctl pack a:web.tokenize b:code.tokenize "
+                    "'stages=[{tokens: 1000000000, weights: {a: 9, b: 1}}, {weights: {a: 1, b: 1}}]'"
+                ),
+            ),
         ),
         Stage(
             command="pretrain",
@@ -267,6 +307,8 @@ STAGES: dict[str, Stage] = {
                 "llmctl pretrain web.pack --model tiny --steps 200",
                 "llmctl pretrain web.pack --model tiny model.layers=6 optimizer.lr=1e-3",
                 "llmctl pretrain web.pack --nproc 2 --zero 2",
+                "llmctl pretrain web.pack optimizer=muon schedule=wsd average=ema --keep last:3,every:1000,best:1",
+                "llmctl pretrain web.pack guard.on_spike=skip guard.on_nan=rollback",
             ),
         ),
         Stage(
@@ -284,6 +326,23 @@ STAGES: dict[str, Stage] = {
             },
             flags={"--epochs": "epochs", **TRAINING_FLAGS},
             examples=("llmctl sft web.pretrain --chats chats.jsonl --epochs 3",),
+        ),
+        Stage(
+            command="import",
+            then="chat",
+            summary="Read a model of others: Hugging Face or GGUF.",
+            config="llmctl.config.inout:ImportConfig",
+            run="llmctl.model.importing:run",
+            fetch="llmctl.model.located:fetch",
+            sources="llmctl.model.importing:sources",
+            output="checkpoint",
+            words="sources",
+            flags={"--dtype": "dtype", "--license": "license", "--allow-private": "allow_private"},
+            examples=(
+                "llmctl import path/to/model --name base",
+                "llmctl import hf://HuggingFaceTB/SmolLM2-135M-Instruct",
+                "llmctl import model.Q4_K_M.gguf --dtype bf16",
+            ),
         ),
         Stage(
             command="eval",
