@@ -16,6 +16,7 @@ from llmctl.pipeline.stages import STAGES
 OTHERS = {
     "serve": "Serve a checkpoint over HTTP, speaking the OpenAI protocol.",
     "chat": "Ask a checkpoint questions in the terminal.",
+    "export": "Write a checkpoint as a Hugging Face folder or a GGUF file.",
     "run": "Run a recipe's steps through the cache.",
     "ls": "List the artifacts of the store, or the versions of one.",
     "show": "Show what an artifact holds: totals, files, results.",

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from llmctl.config.devices import cores
 from llmctl.config.errors import InputError
 from llmctl.config.tokens import TokenizeConfig
 from llmctl.data.tables import read_batches
@@ -49,9 +50,10 @@ def run(job: Job[TokenizeConfig]) -> Product:
     artifact = job.artifact("tokenizer") if "tokenizer" in job.inputs else _trained(job)
     tokenizer = Tokenizer.open(artifact.data)
     dtype = id_dtype(tokenizer.vocab_size)
+    threads = job.config.workers or cores()
     with explained(str(job.out)), ShardWriter(job.out, dtype, job.config.shard_tokens) as shards:
         for batch in read_batches(documents, columns=["id", "source", "text"]):
-            encoded = tokenizer.encode_batch(batch.column("text").to_pylist(), threads=job.config.workers)
+            encoded = tokenizer.encode_batch(batch.column("text").to_pylist(), threads=threads)
             shards.write(batch, encoded, tokenizer)
             job.progress.update(shards.documents, None, "documents", tokens=shards.tokens, bytes=shards.bytes)
     if not shards.documents:

@@ -16,7 +16,7 @@ from llmctl.tokens.order import part_of_rank
 from llmctl.tokens.rows import Rows
 from llmctl.tokens.tokenizer import Tokenizer
 
-RUN_FIELDS = ("seed", "batch_rows", "micro_batch_rows", "nproc", "zero")
+RUN_FIELDS = ("seed", "batch_rows", "batch_ramp", "micro_batch_rows", "nproc", "zero")
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ def pieces_of_step(reading: Reading, step: int, rank: int | None = None) -> Iter
     opened = Rows.open(rows, "train")
     table = read_parquet(rows.file("train.documents.parquet"), ["id"])
     ids = [name for batch in table for name in batch.column(0).to_pylist()]
-    seen = opened.rows_of_step(config.seed, step, config.batch_rows)
+    spans = config.batches.spans(step)
+    seen = np.concatenate([opened.rows_of_step(config.seed, number, size) for number, size in spans])
     micro = micro_rows(config, reading.world_size)
     fim = rows.manifest.semantic.get("fim", {"marks": ()})
     marks = dict(zip(fim["marks"], ("<PRE>", "<SUF>", "<MID>"), strict=False))

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmctl.config.batches import Batches
 from llmctl.config.errors import UsageError
 from llmctl.config.train import PretrainConfig
 from llmctl.tokens.batch import Batch
@@ -47,7 +48,7 @@ def stream(rows: Rows, plans: list[Plan], steps: range) -> list[list[Batch]]:
 
 
 def plans(batch_rows: int, world_size: int, micro_rows: int, steps: int, seed: int = 5) -> list[Plan]:
-    return [Plan(seed, steps, batch_rows, rank, world_size, micro_rows) for rank in range(world_size)]
+    return [Plan(seed, steps, Batches(batch_rows), rank, world_size, micro_rows) for rank in range(world_size)]
 
 
 @settings(deadline=None, max_examples=40)
