@@ -25,16 +25,19 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+    from llmctl.store.artifact import Artifact
+
 STATS = Verb(
     command="stats",
-    summary="Measure documents: sizes, languages, domains, n-grams.",
+    summary="Measure documents (sizes, languages, n-grams), or rows.",
     config="llmctl.config.stats:StatsConfig",
-    inputs={"input": Role(("documents",), "documents to measure")},
+    inputs={"input": Role(("documents", "rows"), "documents or packed rows to measure")},
     flags={"--top": "top"},
     examples=(
         "llmctl stats web.clean",
         "llmctl stats corpus --png corpus.png --top 20",
         "llmctl stats web.dedup --json ngram_words=[2,5]",
+        "llmctl stats web.pack --png rows.png",
     ),
 )
 PngOption = Annotated[
@@ -70,6 +73,9 @@ def _run(given: Given, sink: Sink) -> None:
     artifact = resolve_inputs(STATS, refs, store, piped)["input"]
     assert isinstance(artifact, Artifact)
     assert isinstance(config, StatsConfig)
+    if artifact.kind == "rows":
+        _run_rows(artifact, given.options["png"], sink)
+        return
 
     from llmctl.data.stats import measure, report
 
@@ -83,6 +89,22 @@ def _run(given: Given, sink: Sink) -> None:
         sink.write_json(figures)
     else:
         sink.render(*_tables(figures))
+
+
+def _run_rows(artifact: Artifact, png: Path | None, sink: Sink) -> None:
+    from llmctl.cli.row_stats import tables
+    from llmctl.tokens.row_stats import measure_rows
+
+    figures = measure_rows(artifact)
+    if png is not None:
+        from llmctl.tokens.row_picture import draw_rows
+
+        draw_rows(figures, png)
+        sink.note(f"drew {png}")
+    if sink.mode is Mode.RECEIPTS:
+        sink.write_json({key: value for key, value in figures.items() if key != "first_rows"})
+    else:
+        sink.render(*tables(figures))
 
 
 def _tables(figures: dict[str, Any]) -> Iterator[RenderableType]:
