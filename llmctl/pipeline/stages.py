@@ -332,9 +332,10 @@ STAGES: dict[str, Stage] = {
         Stage(
             command="import",
             then="chat",
-            summary="Read a model of others: Hugging Face or GGUF.",
+            summary="Read a model or tokenizer of others.",
             config="llmctl.config.inout:ImportConfig",
             run="llmctl.model.importing:run",
+            decides="llmctl.model.located:kind_of",
             fetch="llmctl.model.located:fetch",
             sources="llmctl.model.importing:sources",
             output="checkpoint",
@@ -344,6 +345,7 @@ STAGES: dict[str, Stage] = {
                 "llmctl import path/to/model --name base",
                 "llmctl import hf://HuggingFaceTB/SmolLM2-135M-Instruct",
                 "llmctl import model.Q4_K_M.gguf --dtype bf16",
+                "llmctl import path/to/tokenizer.json --name words",
             ),
         ),
         Stage(
