@@ -17,12 +17,19 @@ Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class TokenizerConfig(Config):
-    """How a SentencePiece tokenizer is trained."""
+    """How a tokenizer is trained."""
 
     vocab_size: int = Field(8192, ge=16, le=1_000_000, description="Ids in the vocabulary, the special ones included.")
-    model: Literal["bpe", "unigram"] = Field(
+    model: Literal["bpe", "unigram", "char", "word", "byte-bpe"] = Field(
         "bpe",
-        description="bpe: pieces by merges (Sennrich et al., 2016); unigram: by their likelihood (Kudo, 2018).",
+        description="bpe: pieces by merges (Sennrich et al., 2016); unigram: by their likelihood (Kudo, 2018); "
+        "char and word: the most frequent of them, at most vocab_size; all four by SentencePiece. "
+        "byte-bpe: merges of bytes (Radford et al., 2019), by the tokenizers library.",
+    )
+    split: Literal["gpt2", "gpt4"] = Field(
+        "gpt4",
+        description="Where byte-bpe cuts text before it merges: as GPT-2 does, or as GPT-4 does (words with the sign "
+        "before them, numbers of three digits, lines).",
     )
     byte_fallback: bool = Field(
         default=True,
@@ -30,7 +37,7 @@ class TokenizerConfig(Config):
         "without it they become <unk>.",
     )
     split_digits: bool = Field(default=True, description="Make every digit a piece of its own.")
-    max_piece_chars: int = Field(16, ge=1, le=512, description="Longest piece, in characters.")
+    max_piece_chars: int = Field(16, ge=1, le=512, description="Longest piece, in characters; byte-bpe: in bytes.")
     character_coverage: float = Field(
         0.9995,
         ge=0.9,
@@ -45,6 +52,8 @@ class TokenizerConfig(Config):
 
     @model_validator(mode="after")
     def _has_room_for_text(self) -> Self:
+        if self.model in ("word", "byte-bpe") and not self.byte_fallback:
+            raise ValueError(f"byte_fallback cannot be off: {self.model} spells what it does not know in bytes")
         least = SPECIAL_IDS + (BYTE_IDS if self.byte_fallback else 0) + 2
         if self.vocab_size < least:
             raise ValueError(f"vocab_size must be at least {least}: {least - 2} ids are special or bytes")
@@ -64,7 +73,21 @@ class TokenizeConfig(Config):
         le=1 << 40,
         description="Close a shard with the document that brings it to this many tokens.",
     )
-    workers: int = execution(2, ge=1, le=512, description="Threads that encode.")
+    workers: int = execution(0, ge=0, le=512, description="Threads that encode; 0: one for each core.")
+
+
+class FromMegatronConfig(Config):
+    """Which datasets of Megatron become token shards."""
+
+    prefixes: tuple[str, ...] = execution(
+        (), description="PREFIX of PREFIX.bin and PREFIX.idx, one or more; their bytes count, not where they lie."
+    )
+    shard_tokens: int = Field(
+        100_000_000,
+        ge=1,
+        le=1 << 40,
+        description="Close a shard with the document that brings it to this many tokens.",
+    )
 
 
 class StageConfig(Config):
@@ -118,3 +141,16 @@ class PackConfig(Config):
         if self.stages and self.stages[-1].tokens is not None:
             raise ValueError("the last stage goes on to the end of training: leave out its tokens")
         return self
+
+
+class ImportTokenizerConfig(Config):
+    """What a tokenizer's file does not say."""
+
+    split: Literal["", "gpt2", "gpt4", "qwen2", "o200k"] = Field(
+        "",
+        description="How text is cut before merges, for tiktoken ranks that are not OpenAI's own; gpt4 where left out.",
+    )
+    special: dict[str, int] | None = Field(
+        None, description="Special tokens and their ids, for tiktoken ranks; OpenAI's own are known."
+    )
+    chat_template: str = Field("", description="The chat template, in place of the one beside the file.")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from llmctl.config.devices import Weights
 from llmctl.model.transformer import Transformer
-
-Weights = Literal["plain", "int8", "int4"]
 
 GROUP = 32
 """Weights that share one scale in 4 bits: consecutive ones of an output."""

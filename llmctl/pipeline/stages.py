@@ -103,7 +103,7 @@ STAGES: dict[str, Stage] = {
             summary="Remove exact and near duplicates (MinHash).",
             config="llmctl.config.dedup:DedupConfig",
             run="llmctl.data.dedup:run",
-            op_version=2,
+            op_version=3,
             resumable=True,
             output="documents",
             inputs={
@@ -135,6 +135,7 @@ STAGES: dict[str, Stage] = {
             summary="Remove what overlaps with an evaluation set.",
             config="llmctl.config.decontaminate:DecontaminateConfig",
             run="llmctl.data.decontaminate:run",
+            op_version=2,
             resumable=True,
             output="documents",
             inputs={
@@ -162,6 +163,7 @@ STAGES: dict[str, Stage] = {
             summary="Mix weighted sources, with a held-out split.",
             config="llmctl.config.mix:MixConfig",
             run="llmctl.tokens.mixing:run",
+            op_version=2,
             resumable=True,
             output="documents",
             inputs={
@@ -211,13 +213,23 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             command="tokenizer",
-            summary="Train a SentencePiece tokenizer.",
+            summary="Train a tokenizer.",
             config="llmctl.config.tokens:TokenizerConfig",
             run="llmctl.tokens.train:run",
+            op_version=2,
             output="tokenizer",
             inputs={"input": DOCUMENTS},
-            flags={"--vocab-size": "vocab_size", "--model": "model"},
-            examples=("llmctl tokenizer web.dedup --vocab-size 8192",),
+            flags={
+                "--vocab-size": "vocab_size",
+                "--model": "model",
+                "--split": "split",
+                "--split-digits": "split_digits",
+            },
+            examples=(
+                "llmctl tokenizer web.dedup --vocab-size 8192",
+                "llmctl tokenizer web.dedup --model byte-bpe --split gpt2 --vocab-size 32768",
+                "llmctl tokenizer web.dedup --model unigram split_digits=false",
+            ),
         ),
         Stage(
             command="tokenize",
@@ -238,6 +250,21 @@ STAGES: dict[str, Stage] = {
             examples=(
                 "llmctl tokenize web.dedup --vocab-size 4096",
                 "llmctl tokenize web.dedup --tokenizer web.tokenizer",
+            ),
+        ),
+        Stage(
+            command="from-megatron",
+            then="pack",
+            summary="Read token ids from Megatron's .bin and .idx.",
+            config="llmctl.config.tokens:FromMegatronConfig",
+            run="llmctl.tokens.foreign:run",
+            sources="llmctl.tokens.foreign:sources",
+            output="tokens",
+            words="prefixes",
+            inputs={"tokenizer": Role(("tokenizer",), "tokenizer that the ids are of")},
+            examples=(
+                "llmctl from-megatron corpus/web --tokenizer web.tokenizer",
+                "llmctl from-megatron corpus/a corpus/b.idx --tokenizer web.tokenizer --name web.tokenize",
             ),
         ),
         Stage(
@@ -301,12 +328,29 @@ STAGES: dict[str, Stage] = {
             examples=("llmctl sft web.pretrain --chats chats.jsonl --epochs 3",),
         ),
         Stage(
+            command="import",
+            then="chat",
+            summary="Read a model of others: Hugging Face or GGUF.",
+            config="llmctl.config.inout:ImportConfig",
+            run="llmctl.model.importing:run",
+            fetch="llmctl.model.located:fetch",
+            sources="llmctl.model.importing:sources",
+            output="checkpoint",
+            words="sources",
+            flags={"--dtype": "dtype", "--license": "license", "--allow-private": "allow_private"},
+            examples=(
+                "llmctl import path/to/model --name base",
+                "llmctl import hf://HuggingFaceTB/SmolLM2-135M-Instruct",
+                "llmctl import model.Q4_K_M.gguf --dtype bf16",
+            ),
+        ),
+        Stage(
             command="eval",
             summary="Measure held-out loss and multiple choice.",
             config="llmctl.config.evals:EvalConfig",
             run="llmctl.evals.stage:run",
             derive="llmctl.pipeline.derive:rows_of_checkpoint",
-            op_version=2,
+            op_version=3,
             output="eval",
             inputs={
                 "input": Role(("checkpoint",), "checkpoint to measure"),
@@ -317,8 +361,12 @@ STAGES: dict[str, Stage] = {
                     ("prompts",), "multiple-choice questions: an artifact or a .jsonl file", required=False, files=True
                 ),
             },
-            flags={"--limit": "limit", "--batch-tokens": "batch_tokens"},
-            examples=("llmctl eval web.pretrain", "llmctl eval web.sft --choices questions.jsonl"),
+            flags={"--limit": "limit", "--batch-tokens": "batch_tokens", "--weights": "weights"},
+            examples=(
+                "llmctl eval web.pretrain",
+                "llmctl eval web.sft --choices questions.jsonl",
+                "llmctl eval web.sft --weights int4",
+            ),
         ),
     )
 }
