@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 WORD = re.compile(r"\w+")
-PERMUTATIONS, BANDS, ROWS, WORDS, SEED = 126, 18, 7, 5, 1  # llmctl's bands for 0.8 with up to 128
+PERMUTATIONS, BANDS, ROWS, WORDS, SEED = 144, 24, 6, 5, 1  # llmctl's bands for 0.8 with up to 160
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 

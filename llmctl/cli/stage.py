@@ -100,7 +100,7 @@ def take_pipe(verb: Verb, refs: Mapping[str, str]) -> tuple[dict[str, str], dict
     from llmctl.pipeline.receipts import receive
 
     rest = {role: ref for role, ref in refs.items() if not (role == "input" and ref == "-")}
-    if "input" not in verb.inputs or "input" in rest:
+    if "input" not in verb.inputs or not verb.lacks("input", rest):
         return rest, {}
     stdin = piped_stdin()
     if stdin is None and "input" not in refs:

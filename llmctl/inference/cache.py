@@ -6,10 +6,11 @@ by itself, or at several that are alike at once.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from llmctl.config.model import ModelConfig
 from llmctl.model.attention import PLAIN, Scoring, distances, scored
 
 BLOCK_TOKENS = 16
+TINY = 1e-30  # least scale
 UNEVEN = 1.25  # longest over shortest context of sequences that one call of attention reads
 
 
@@ -53,6 +55,8 @@ class KVCache:
         dtype: that of the model.
         device: that of the model.
         block_tokens: tokens of one block.
+        bits: 8 to keep whole numbers and a scale for each head of each token, the largest of which is 127; None to keep
+            numbers of `dtype`.
     """
 
     def __init__(
@@ -62,13 +66,17 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
         block_tokens: int = BLOCK_TOKENS,
+        bits: Literal[8] | None = None,
     ) -> None:
         self.blocks, self.block_tokens = blocks, block_tokens
         self.heads, self.latent = config.kv_heads, config.latent
         # Zeros, because what is masked out is still multiplied by 0, and 0 x NaN is NaN. On a CPU the operating system
         # gives the pages only when they are written.
         shape = (config.layers, blocks, block_tokens, *kept_shape(config))
-        self.data = torch.zeros(shape, dtype=dtype, device=device)
+        self.data = torch.zeros(shape, dtype=torch.int8 if bits else dtype, device=device)
+        self.scales = torch.zeros((*shape[:-1], 1), dtype=torch.float32, device=device) if bits else None
+        self._dtype = dtype
+        self._copies: dict[str, Tensor] = {}
 
     def attend(self, spans: Sequence[Span]) -> PagedAttention:
         """Attention of the tokens of `spans`, one behind the other as one row [1,N]; they should be in `step_order`."""
@@ -86,20 +94,33 @@ class KVCache:
     def write(self, layer: int, places: Tensor, k: Tensor, v: Tensor) -> None:
         """Store keys and values of N tokens, [N,K,E] both, at their places."""
         merged = k if self.latent is not None else torch.cat((k, v), dim=1)
+        if self.scales is not None:
+            scales = (merged.float().abs().amax(dim=-1, keepdim=True) / 127).clamp(min=TINY)
+            self.scales[layer].flatten(0, 1).index_copy_(0, places, scales)
+            merged = (merged / scales).round().to(torch.int8)
         self.data[layer].flatten(0, 1).index_copy_(0, places, merged)
 
     def read(self, layer: int, group: Group) -> tuple[Tensor, Tensor]:
         """Keys and values of a group's sequences, [B,S,K,E] both; a view where their blocks lie behind one another."""
-        data = self.data[layer]
         count, blocks = group.shape
-        if group.table is None:
-            data = data[group.first_block : group.first_block + blocks]
-        else:
-            data = data.index_select(0, group.table)
+        data = self._blocks(self.data[layer], group, "data")
+        if self.scales is not None:
+            data = (data * self._blocks(self.scales[layer], group, "scales")).to(self._dtype)
         merged = data.view(count, blocks * self.block_tokens, *data.shape[2:])[:, : group.length]
         if self.latent is not None:
             return merged, merged[..., : self.latent.kv_rank]
         return merged[:, :, : self.heads], merged[:, :, self.heads :]
+
+    def _blocks(self, data: Tensor, group: Group, name: str) -> Tensor:
+        """The group's blocks of one layer, [B x blocks,block,...]: in place, or copied behind one another."""
+        if group.table is None:
+            return data[group.first_block : group.first_block + group.shape[1]]
+        # The same memory for every layer and step: taking it anew costs more than the copy.
+        shape = (len(group.table), *data.shape[1:])
+        held = self._copies.get(name)
+        if held is None or held.numel() < math.prod(shape):
+            held = self._copies[name] = torch.empty(math.prod(shape), dtype=data.dtype, device=data.device)
+        return torch.index_select(data, 0, group.table, out=held[: math.prod(shape)].view(shape))
 
     def _group(self, spans: Sequence[Span], first: int) -> Group:
         device = self.data.device
@@ -169,7 +190,7 @@ class PagedAttention:
             count, width = group.shape[0], group.width
             rows = slice(group.first, group.first + count * width)
             queries = q[0, rows].view(count, width, *q.shape[2:])  # [B,T,H,E]
-            if group.fresh:
+            if group.fresh and self.cache.scales is None:  # what was rounded is read as all later tokens read it
                 keys, values = (x[0, rows].view(count, width, *x.shape[2:]) for x in (k, v))
             else:
                 keys, values = self.cache.read(layer, group)
@@ -186,16 +207,24 @@ def kept_shape(config: ModelConfig) -> tuple[int, int]:
     return 2 * config.kv_heads, config.head_width
 
 
-def cache_for(config: ModelConfig, rows: int, tokens: int | None, dtype: torch.dtype, device: torch.device) -> KVCache:
-    """The cache for `rows` sequences; see `Options.cache_tokens` for `tokens`."""
+def cache_for(
+    config: ModelConfig,
+    rows: int,
+    tokens: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    bits: Literal[8] | None = None,
+) -> KVCache:
+    """The cache for `rows` sequences; see `Options` for `tokens` and `bits`."""
     blocks = -(-config.context // BLOCK_TOKENS)  # of one sequence
     if tokens is None:
         heads, width = kept_shape(config)
-        of_block = config.layers * BLOCK_TOKENS * heads * width * dtype.itemsize
+        of_head = width * dtype.itemsize if bits is None else width + torch.float32.itemsize
+        of_block = config.layers * BLOCK_TOKENS * heads * of_head
         wanted = min(rows * blocks, memory_bytes(device) // 4 // of_block)
     else:
         wanted = -(-tokens // BLOCK_TOKENS)
-    return KVCache(config, max(blocks, wanted), dtype, device)
+    return KVCache(config, max(blocks, wanted), dtype, device, bits=bits)
 
 
 def memory_bytes(device: torch.device) -> int:

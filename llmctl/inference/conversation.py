@@ -10,6 +10,7 @@ import torch
 
 from llmctl.config.devices import Device, Precision
 from llmctl.inference.engine import DEFAULT, Engine
+from llmctl.inference.linears import prepare
 from llmctl.inference.options import Options
 from llmctl.inference.request import Completion, Request
 from llmctl.model import huggingface
@@ -44,7 +45,8 @@ def open_engine(
     """
     place = choose_device(device)
     if draft is not None:
-        options = replace(options, draft=huggingface.load(draft, dtype=DTYPES[precision], device=place))
+        small = huggingface.load(draft, dtype=DTYPES[precision], device=place)
+        options = replace(options, draft=prepare(small, options.weights))
     return Engine.open(directory, dtype=DTYPES[precision], device=place, max_running=max_running, options=options)
 
 

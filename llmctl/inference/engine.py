@@ -15,6 +15,7 @@ import torch
 from llmctl.config.errors import InputError, UsageError
 from llmctl.inference.constraint import Forms, Matcher
 from llmctl.inference.detokenizer import Detokenizer
+from llmctl.inference.linears import prepare
 from llmctl.inference.options import Options
 from llmctl.inference.request import Completion, Constraint, Event, FinishReason, Request, Score, TokenLogprob
 from llmctl.inference.scheduler import Counts, Scheduler
@@ -137,7 +138,7 @@ class Engine:
     ) -> Engine:
         """Open a checkpoint directory, its tokenizer with it. Errors are those of `huggingface.load`."""
         tokenizer = Tokenizer.open(directory)
-        model = huggingface.load(directory, dtype=dtype, device=device)
+        model = prepare(huggingface.load(directory, dtype=dtype, device=device), options.weights)
         return cls(model, tokenizer, max_running=max_running, options=options)
 
     @property

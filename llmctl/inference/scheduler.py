@@ -53,7 +53,7 @@ class Scheduler:
 
     def __init__(self, model: Transformer, rows: int, options: Options) -> None:
         self.rows = rows
-        self.cache = cache_for(model.config, rows, options.cache_tokens, model.dtype, model.device)
+        self.cache = cache_for(model.config, rows, options.cache_tokens, model.dtype, model.device, options.cache_bits)
         self.pool = BlockPool(self.cache.blocks, self.cache.block_tokens)
         self.runner = Runner(model, self.cache)
         self.drafter = drafter_for(options.draft, self.cache) if options.draft_tokens else None

@@ -130,7 +130,9 @@ class Transformer(nn.Module):
         for number in range(config.mtp.depth if config.mtp else 0):
             self.layers.append(PredictionBlock(config, config.layers + number))
         self.norm = nn.Identity() if config.norm.place == "post" else norm_of(config)  # the last block ends in one
-        self.lm_head = None if config.tied_embeddings else nn.Linear(config.width, vocab_size, bias=False)
+        self.lm_head: nn.Module | None = (
+            None if config.tied_embeddings else nn.Linear(config.width, vocab_size, bias=False)
+        )
         self.tally: dict[str, tuple[Tensor, int]] = {}
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
@@ -197,7 +199,11 @@ class Transformer(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: [...,D] to [...,V], in the dtype of the matrix product."""
         scale = self.config.scale
-        logits = functional.linear(hidden, self.output_weight)
+        logits: Tensor
+        if self.lm_head is None:
+            logits = functional.linear(hidden, self.embed_tokens.weight)
+        else:
+            logits = self.lm_head(hidden)  # a layer that is called, so that the engine may put another in its place
         if scale.logits != 1.0:
             logits = logits * scale.logits
         if scale.logit_softcap is not None:
@@ -207,7 +213,9 @@ class Transformer(nn.Module):
     @property
     def output_weight(self) -> Tensor:
         """The output matrix [V,D]; the input embedding itself where the two are tied."""
-        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        weight = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        assert isinstance(weight, Tensor)
+        return weight
 
     @property
     def device(self) -> torch.device:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from llmctl.config.errors import InputError, UsageError
 from llmctl.config.train import PretrainConfig
-from llmctl.model.llama_json import refuse_beyond
 from llmctl.model.transformer import Transformer
 from llmctl.objectives import checkpoint
 from llmctl.objectives.losses import NextToken
@@ -17,12 +16,7 @@ from llmctl.train.loop import fit
 
 
 def run(job: Job[PretrainConfig]) -> Product:
-    """Train in this process, or with ranks where the configuration or a launcher asks for them.
-
-    Raises:
-        UsageError: the model's shape is one that the checkpoint's layout cannot express.
-    """
-    refuse_beyond(job.config.model)
+    """Train in this process, or with ranks where the configuration or a launcher asks for them."""
     return launch.start(job, "llmctl.objectives.pretrain:train")
 
 
@@ -49,6 +43,7 @@ def train(job: Job[PretrainConfig]) -> Product:
     model = Transformer(config, tokenizer.vocab_size)
     model.init_weights(job.config.seed)
     held_out = HeldOutRows(held, tokenizer.byte_lengths) if held.count else None
+    seen = job.config.batches.first_of(job.config.steps)
     fitted = fit(job, model, NextToken(rows, job.config.z_loss), steps=job.config.steps, heldout_rows=held_out)
     return checkpoint.publish(
         job,
@@ -61,7 +56,7 @@ def train(job: Job[PretrainConfig]) -> Product:
             "seq_len": rows.seq_len,
             **checkpoint.unseen(given),
         },
-        totals={"epochs": job.config.steps * job.config.batch_rows / rows.count},
+        totals={"epochs": seen / rows.count},
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,8 @@ class Verb:
         summary: one line for `--help`.
         config: `module:Class` of its configuration model.
         inputs: by role; the role `input` comes from the pipe or the first argument. At most one role takes
-            many inputs; the command's arguments are its references.
+            many inputs; the command's arguments are its references. Where there are both, they exclude each other:
+            a single reference without a value is the input.
         flags: option name to configuration path, for the fields used most.
         words: configuration path of a list that takes the arguments after the input; empty where there are none.
         examples: command lines for `--help`, first things first.
@@ -69,6 +70,11 @@ class Verb:
     def key(self, name: str) -> str:
         """What an input that a recipe calls `name` is filed under: a name that is no role is one of many."""
         return f"{self.many}.{name}" if self.many and self.role(name) is None else name
+
+    def lacks(self, role: str, keys: Iterable[str]) -> bool:
+        """Whether `role` must be filled and no input among `keys` does; many inputs stand in for the one."""
+        heads = {key.partition(".")[0] for key in keys}
+        return self.inputs[role].required and not heads & {role, self.many if role == "input" else role}
 
     def config_model(self) -> type[Config]:
         """Import the configuration model."""

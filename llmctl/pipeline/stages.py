@@ -103,7 +103,7 @@ STAGES: dict[str, Stage] = {
             summary="Remove exact and near duplicates (MinHash).",
             config="llmctl.config.dedup:DedupConfig",
             run="llmctl.data.dedup:run",
-            op_version=2,
+            op_version=3,
             resumable=True,
             output="documents",
             inputs={
@@ -135,6 +135,7 @@ STAGES: dict[str, Stage] = {
             summary="Remove what overlaps with an evaluation set.",
             config="llmctl.config.decontaminate:DecontaminateConfig",
             run="llmctl.data.decontaminate:run",
+            op_version=2,
             resumable=True,
             output="documents",
             inputs={
@@ -162,6 +163,7 @@ STAGES: dict[str, Stage] = {
             summary="Mix weighted sources, with a held-out split.",
             config="llmctl.config.mix:MixConfig",
             run="llmctl.tokens.mixing:run",
+            op_version=2,
             resumable=True,
             output="documents",
             inputs={
@@ -211,13 +213,23 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             command="tokenizer",
-            summary="Train a SentencePiece tokenizer.",
+            summary="Train a tokenizer.",
             config="llmctl.config.tokens:TokenizerConfig",
             run="llmctl.tokens.train:run",
+            op_version=2,
             output="tokenizer",
             inputs={"input": DOCUMENTS},
-            flags={"--vocab-size": "vocab_size", "--model": "model"},
-            examples=("llmctl tokenizer web.dedup --vocab-size 8192",),
+            flags={
+                "--vocab-size": "vocab_size",
+                "--model": "model",
+                "--split": "split",
+                "--split-digits": "split_digits",
+            },
+            examples=(
+                "llmctl tokenizer web.dedup --vocab-size 8192",
+                "llmctl tokenizer web.dedup --model byte-bpe --split gpt2 --vocab-size 32768",
+                "llmctl tokenizer web.dedup --model unigram split_digits=false",
+            ),
         ),
         Stage(
             command="tokenize",
@@ -241,6 +253,21 @@ STAGES: dict[str, Stage] = {
             ),
         ),
         Stage(
+            command="from-megatron",
+            then="pack",
+            summary="Read token ids from Megatron's .bin and .idx.",
+            config="llmctl.config.tokens:FromMegatronConfig",
+            run="llmctl.tokens.foreign:run",
+            sources="llmctl.tokens.foreign:sources",
+            output="tokens",
+            words="prefixes",
+            inputs={"tokenizer": Role(("tokenizer",), "tokenizer that the ids are of")},
+            examples=(
+                "llmctl from-megatron corpus/web --tokenizer web.tokenizer",
+                "llmctl from-megatron corpus/a corpus/b.idx --tokenizer web.tokenizer --name web.tokenize",
+            ),
+        ),
+        Stage(
             command="pack",
             then="pretrain",
             summary="Pack documents into rows of fixed length.",
@@ -248,9 +275,21 @@ STAGES: dict[str, Stage] = {
             run="llmctl.tokens.pack:run",
             op_version=2,
             output="rows",
-            inputs={"input": Role(("tokens",), "token shards to pack")},
+            inputs={
+                "input": Role(("tokens",), "token shards to pack"),
+                "sources": Role(
+                    ("tokens",), "several to mix, each with its weight", required=False, many=True, share="weights"
+                ),
+            },
             flags={"--seq-len": "seq_len", "--heldout": "heldout_fraction"},
-            examples=("llmctl pack web.tokenize --seq-len 1024",),
+            examples=(
+                "llmctl pack web.tokenize --seq-len 1024",
+                "llmctl pack web.tokenize=0.7 code.tokenize=0.3 --name corpus.pack",
+                (
+                    "llmctl pack a:web.tokenize b:code.tokenize "
+                    "'stages=[{tokens: 1000000000, weights: {a: 9, b: 1}}, {weights: {a: 1, b: 1}}]'"
+                ),
+            ),
         ),
         Stage(
             command="pretrain",
@@ -302,7 +341,7 @@ STAGES: dict[str, Stage] = {
             config="llmctl.config.evals:EvalConfig",
             run="llmctl.evals.stage:run",
             derive="llmctl.pipeline.derive:rows_of_checkpoint",
-            op_version=2,
+            op_version=3,
             output="eval",
             inputs={
                 "input": Role(("checkpoint",), "checkpoint to measure"),
@@ -313,8 +352,12 @@ STAGES: dict[str, Stage] = {
                     ("prompts",), "multiple-choice questions: an artifact or a .jsonl file", required=False, files=True
                 ),
             },
-            flags={"--limit": "limit", "--batch-tokens": "batch_tokens"},
-            examples=("llmctl eval web.pretrain", "llmctl eval web.sft --choices questions.jsonl"),
+            flags={"--limit": "limit", "--batch-tokens": "batch_tokens", "--weights": "weights"},
+            examples=(
+                "llmctl eval web.pretrain",
+                "llmctl eval web.sft --choices questions.jsonl",
+                "llmctl eval web.sft --weights int4",
+            ),
         ),
     )
 }

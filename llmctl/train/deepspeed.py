@@ -112,11 +112,12 @@ class DeepSpeed:
         result: Tensor = self.engine(call)
         return result
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, last: bool) -> None:
         """Scaled so that DeepSpeed's mean over ranks is a sum; its division by micro-batches is left out."""
         scale = self.scale if self.zero == 0 else 1.0  # above stage 0 DeepSpeed multiplies itself
+        self.engine.set_gradient_accumulation_boundary(is_boundary=last)  # it cannot count batches that grow
         self.engine.backward(loss * (self.world_size * scale), scale_wrt_gas=False)
-        if not self.engine.is_gradient_accumulation_boundary():
+        if not last:
             self.engine.step()  # counts the micro-batch
 
     def scale_loss(self, scale: float) -> None:
@@ -186,12 +187,18 @@ def engine_config(config: TrainConfig, world_size: int, zero: int, micro_batches
 
     The batch sizes only have to be consistent with one another: the loop deals the rows.
     """
+    sharding: dict[str, Any] = {"stage": zero, "contiguous_gradients": True, "overlap_comm": False}
+    if config.offload != "none":
+        sharding["offload_optimizer"] = {"device": config.offload}
+        if zero == 3:
+            sharding["offload_param"] = {"device": config.offload}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": micro_batches,
         "train_batch_size": micro_batches * world_size,
         "gradient_clipping": config.clip_norm,
-        "zero_optimization": {"stage": zero, "contiguous_gradients": True, "overlap_comm": False},
+        "zero_optimization": sharding,
+        "zero_force_ds_cpu_optimizer": False,  # its own needs a compiler; ours work wherever their tensors are
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,

@@ -50,8 +50,9 @@ class Local:
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             return call(self.model)
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, last: bool) -> None:
         """Accumulate into `.grad`."""
+        del last
         (loss if self.scale == 1.0 else loss * self.scale).backward()  # type: ignore[no-untyped-call]
 
     def scale_loss(self, scale: float) -> None:

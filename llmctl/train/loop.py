@@ -76,6 +76,7 @@ def fit(
     with stopping as stop, Loader(objective.rows, run.plan) as loader, run.states.saver, watchdog, report:
         while run.step < steps:
             run.advance(loader, stop)
+        run.states.saver.finish()
     return Fitted(strategy.weights(), run.totals())
 
 
@@ -260,12 +261,12 @@ class Run:
             Of all ranks: the nll, and the bytes that the targets stand for (0 where that is not known).
         """
         nll = torch.zeros((), dtype=torch.float64, device=self.strategy.device)
-        for batch in batches:
+        for number, batch in enumerate(batches, start=1):
             self._at("a forward pass")
             loss = self.strategy.forward(self._loss_of(batch))
             nll += loss.detach()
             self._at("a backward pass")
-            self.strategy.backward(loss / targets)
+            self.strategy.backward(loss / targets, last=number == len(batches))
         self._at("the update")
         size = 0 if self.held is None else sum(self.held.bytes_of(batch) for batch in batches)
         nll_of_all, bytes_of_all = self.strategy.sum([nll.item(), size])
@@ -282,7 +283,7 @@ class Run:
             given = Tensors.of(batch, local.device)
             labels = local.forward(functools.partial(sampled_labels, batch=given, generator=generator))
             drawn = replace(given, labels=labels)
-            local.backward(local.forward(functools.partial(self.objective.loss, batch=drawn)) / targets)
+            local.backward(local.forward(functools.partial(self.objective.loss, batch=drawn)) / targets, last=False)
         local.estimate(targets)
 
     def _loss_of(self, batch: Batch) -> Callable[[Transformer], Tensor]:
@@ -296,12 +297,12 @@ class Run:
         return f"step {self.step + 1}, rows {shown}"
 
     def _rows(self) -> NDArray[np.int64]:
-        return self.plan.rows(self.step, self.objective.rows.count)
+        return self.plan.rows(self.step, self.objective.rows)
 
     def _look(self) -> str:
         """How to look at the rows of the step that is being taken; empty where they are in no artifact."""
         given = self.job.inputs.get("input")
-        if not isinstance(given, Artifact) or given.manifest.schema_ != ROWS_SCHEMA:
+        if not isinstance(given, Artifact) or given.manifest.schema_ != ROWS_SCHEMA or self.config.batch_ramp:
             return ""
         seed, batch_rows = self.config.seed, self.config.batch_rows
         return f"look at them: llmctl show {given.ref} --step {self.step + 1} --seed {seed} --batch-rows {batch_rows}"

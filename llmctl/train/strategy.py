@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Protocol
@@ -14,6 +15,7 @@ from torch import Tensor, distributed
 from llmctl.config.devices import cores
 from llmctl.config.train import TrainConfig
 from llmctl.model.transformer import Transformer
+from llmctl.train.launch import meeting_point
 from llmctl.train.states import Trained
 
 Call = Callable[[Transformer], Tensor]
@@ -50,8 +52,8 @@ class Strategy(Protocol):
         """`call(model)` under the run's precision, with sharded weights at hand."""
         ...
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of `loss`; over ranks and micro-batches gradients are summed."""
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add the gradient of `loss`; over ranks and micro-batches, of which this may be the last, they are summed."""
         ...
 
     def scale_loss(self, scale: float) -> None:
@@ -124,5 +126,6 @@ def precision_warning(precision: str, device: torch.device) -> str | None:
 def join() -> None:
     """Join the process group of a launcher's ranks, once: gloo for tensors on the CPU, NCCL for those on GPUs."""
     if not distributed.is_initialized():
+        os.environ.update(meeting_point(os.environ))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         distributed.init_process_group(backend, timeout=PATIENCE)

@@ -93,7 +93,7 @@ def test_a_chat_without_an_answer_teaches_nothing(bpe: Tokenizer) -> None:
 
 
 def with_template(tokenizer: Tokenizer, source: str) -> Tokenizer:
-    return Tokenizer(tokenizer._processor, source)
+    return tokenizer.with_template(source)
 
 
 def test_templates_are_sandboxed_and_their_faults_explained(bpe: Tokenizer) -> None:

@@ -43,6 +43,7 @@ def test_how_a_step_is_computed_is_not_semantic():
         (["optimizer.momentum=0.9"], "momentum"),
         (["precision=fp17"], "precision"),
         (["zero=4"], "zero"),
+        (["offload=cpu"], "offload moves what ZeRO shards"),
     ],
 )
 def test_faults_are_named(words, message):

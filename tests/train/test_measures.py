@@ -58,7 +58,7 @@ def test_bits_per_byte_of_a_step_are_its_nats_over_its_bytes(tmp_path):
     fit(job, model, Counting(), steps=2, heldout_rows=HeldOutRows(MadeUpRows(3, salt=1), lengths))
     from llmctl.train.loader import Plan
 
-    batch = MadeUpRows(40).batch(Plan.of(job.config, 2, 0, 1).rows(0, 40))
+    batch = MadeUpRows(40).batch(Plan.of(job.config, 2, 0, 1).rows(0, MadeUpRows(40)))
     labels = batch.labels[batch.labels != IGNORE]
     row = rows(job)[0]
     assert row["bits_per_byte"] == pytest.approx(row["loss"] * labels.size / math.log(2) / lengths[labels].sum())
