@@ -304,8 +304,16 @@ STAGES: dict[str, Stage] = {
             output="checkpoint",
             resumable=True,
             inputs={"input": Role(("rows",), "packed rows to train on")},
-            flags={"--model": "model.name", "--steps": "steps", **TRAINING_FLAGS},
+            flags={
+                "--model": "model.name",
+                "--depth": "dial.depth",
+                "--params": "dial.params",
+                "--steps": "steps",
+                **TRAINING_FLAGS,
+            },
             examples=(
+                "llmctl pretrain web.pack --depth 4",
+                "llmctl pretrain web.pack --params 50M --dry-run",
                 "llmctl pretrain web.pack --model tiny --steps 200",
                 "llmctl pretrain web.pack --model tiny model.layers=6 optimizer.lr=1e-3",
                 "llmctl pretrain web.pack --nproc 2 --zero 2",
