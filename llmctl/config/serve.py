@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from llmctl.config.base import Config
-from llmctl.config.devices import Device, Precision
+from llmctl.config.devices import Device, Precision, Weights
 
 
 class ServeConfig(Config):
@@ -35,6 +35,12 @@ class ServeConfig(Config):
     tls_key: str = Field("", description="file of the certificate's private key, PEM")
     device: Device = Field("auto", description="where the model runs; auto takes an accelerator where there is one")
     precision: Precision = Field("fp32", description="number format of the weights and the KV cache")
+    weights: Weights = Field(
+        "plain", description="int8, int4: round the weights as they are opened; llmctl eval tells what that loses"
+    )
+    cache_bits: Literal[8] | None = Field(
+        None, description="8: keep keys and values in 8 bits, a quarter of fp32's memory; left out: in the precision"
+    )
     max_running: int = Field(16, ge=1, le=4096, description="sequences generated at the same time")
     cache_tokens: int | None = Field(
         None,

@@ -12,6 +12,7 @@ from llmctl.config.heldout import HELDOUT_FRACTION
 SPECIAL_IDS = 6  # <unk> <s> </s> <pad> <|im_start|> <|im_end|>
 BYTE_IDS = 256
 LONGEST_ROW = 1 << 24
+LEAST_INFILL_ROW = 8
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -76,6 +77,20 @@ class TokenizeConfig(Config):
     workers: int = execution(0, ge=0, le=512, description="Threads that encode; 0: one for each core.")
 
 
+class FromMegatronConfig(Config):
+    """Which datasets of Megatron become token shards."""
+
+    prefixes: tuple[str, ...] = execution(
+        (), description="PREFIX of PREFIX.bin and PREFIX.idx, one or more; their bytes count, not where they lie."
+    )
+    shard_tokens: int = Field(
+        100_000_000,
+        ge=1,
+        le=1 << 40,
+        description="Close a shard with the document that brings it to this many tokens.",
+    )
+
+
 class StageConfig(Config):
     """A stretch of training with a mixture of its own."""
 
@@ -90,6 +105,19 @@ class StageConfig(Config):
         if not any(value.values()):
             raise ValueError("one source at least must have a weight above 0")
         return value
+
+
+class FimConfig(Config):
+    """Fill-in-the-middle: documents rearranged so that the model learns to write what stands between two texts."""
+
+    rate: float = Field(0.0, ge=0, le=1, description="Share of the training documents that are rearranged, by id.")
+    spm_rate: float = Field(
+        0.5, ge=0, le=1, description="Share of those in which the suffix comes first (SPM); else the prefix does (PSM)."
+    )
+    ids: tuple[int, int, int] | None = Field(
+        None, description="Ids that mark prefix, suffix and middle; the tokenizer's own where left out."
+    )
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of which documents, and of where they are cut.")
 
 
 class PackConfig(Config):
@@ -111,12 +139,22 @@ class PackConfig(Config):
         description="Share of the documents held out of training, chosen by the hash of their ids.",
     )
 
+    fim: FimConfig = Field(
+        default_factory=lambda: FimConfig.model_validate({}), description="Fill-in-the-middle; off where rate is 0."
+    )
+
     @field_validator("seq_len")
     @classmethod
     def _has_a_target(cls, value: int) -> int:
         if not 2 <= value <= LONGEST_ROW:
             raise ValueError(f"a row must hold 2 to {LONGEST_ROW} tokens: each is predicted from the ones before it")
         return value
+
+    @model_validator(mode="after")
+    def _has_room_for_marks(self) -> Self:
+        if self.fim.rate and self.seq_len < LEAST_INFILL_ROW:
+            raise ValueError(f"fim needs rows of {LEAST_INFILL_ROW} tokens at least: three of them are marks")
+        return self
 
     @model_validator(mode="after")
     def _one_mixture_at_a_time(self) -> Self:

@@ -8,7 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from llmctl.config.averages import AverageConfig
 from llmctl.config.base import INTEGER_LIMIT, Config, execution
-from llmctl.config.devices import Device, Precision
+from llmctl.config.batches import Batches, BatchRampConfig
+from llmctl.config.devices import Device, TrainPrecision
+from llmctl.config.dial import DialConfig, dialled, laid_under
 from llmctl.config.guards import GuardConfig
 from llmctl.config.heldout import HELDOUT_FRACTION
 from llmctl.config.keep import Keep
@@ -43,6 +45,9 @@ class TrainConfig(Config):
         le=2**20,
         description="Rows in one forward pass of one rank; at most 4 where left out. Changes memory, not the result.",
     )
+    batch_ramp: BatchRampConfig | None = Field(
+        None, description="Smaller batches in the first steps: {start_rows: 4, steps: 100}."
+    )
     optimizer: OptimizerConfig = Field(default=AdamWConfig(), description="Optimizer and its constants.")
     schedule: ScheduleConfig = Field(default=CosineConfig(), description="Learning rate over the steps.")
     clip_norm: float = Field(1.0, gt=0, description="Largest 2-norm of the whole gradient; it is scaled down to this.")
@@ -50,10 +55,11 @@ class TrainConfig(Config):
     average: AverageConfig | None = Field(
         None, description="ema or tail: publish an average of the weights over steps; the last ones where left out."
     )
-    precision: Precision = Field(
+    precision: TrainPrecision = Field(
         "fp32",
         description="bf16: matrix products under autocast, with fp32 weights, gradients and optimizer state. "
-        "Fast on GPUs and on CPUs with AMX or AVX512-BF16, very slow on others.",
+        "Fast on GPUs and on CPUs with AMX or AVX512-BF16, very slow on others. fp16: the same with a scaled loss, "
+        "for GPUs without bf16.",
     )
     seed: int = Field(
         0, ge=0, lt=INTEGER_LIMIT, description="Seed of the initial weights and of the order of the rows."
@@ -70,8 +76,15 @@ class TrainConfig(Config):
     heldout_rows: int = execution(64, ge=0, description="Held-out rows in each measurement, a fixed sample; 0: all.")
     nproc: int = execution(1, ge=1, le=4096, description="Ranks on this machine; above 1 they run under DeepSpeed.")
     zero: int = execution(0, ge=0, le=3, description="ZeRO stage: what DeepSpeed shards over the ranks; 0 is nothing.")
+    offload: Literal["none", "cpu"] = execution(
+        "none", description="cpu: the optimizer's state stays in the machine's memory, at zero=3 the parameters too."
+    )
     device: Device = execution("auto", description="auto: cuda where there is one.")
     compile: bool = execution(default=False, description="Compile the model with torch.compile (single process only).")
+    recompute: Literal["none", "selective", "full"] = execution(
+        "none",
+        description="What is made again in the backward pass to save memory: all activations, or all but products.",
+    )
     peak: Literal["measured", "vendor"] = execution(
         "measured", description="What utilisation (mfu) is a share of: a product timed at the start, or a data sheet."
     )
@@ -115,11 +128,26 @@ class TrainConfig(Config):
         return value
 
     @model_validator(mode="after")
+    def _ramp_fits(self) -> TrainConfig:
+        if self.batch_ramp is not None and self.batch_rows % self.batch_ramp.start_rows:
+            start = self.batch_ramp.start_rows
+            raise ValueError(f"batch_rows ({self.batch_rows}) must be a multiple of batch_ramp.start_rows ({start})")
+        return self
+
+    @model_validator(mode="after")
     def _divisible(self) -> TrainConfig:
         if self.batch_rows % self.nproc:
             raise ValueError(f"batch_rows ({self.batch_rows}) must be a multiple of nproc ({self.nproc})")
         if self.compile and self.uses_deepspeed:
             raise ValueError("compile works in a single process only: leave out nproc and zero, or compile")
+        if self.compile and self.recompute != "none":
+            raise ValueError("compile chooses itself what it recomputes: leave out recompute, or compile")
+        return self
+
+    @model_validator(mode="after")
+    def _offload_has_shards(self) -> TrainConfig:
+        if self.offload != "none" and not self.zero:
+            raise ValueError("offload moves what ZeRO shards: give zero=1, 2 or 3 with it")
         return self
 
     @model_validator(mode="after")
@@ -132,6 +160,11 @@ class TrainConfig(Config):
         if self.optimizer.name == "sophia" and self.nproc > 1:
             raise ValueError("sophia runs in a single process only: leave out nproc, or take another optimizer")
         return self
+
+    @property
+    def batches(self) -> Batches:
+        """How many rows each step has."""
+        return Batches(self.batch_rows, self.batch_ramp)
 
     @property
     def uses_deepspeed(self) -> bool:
@@ -162,6 +195,9 @@ class PretrainConfig(TrainConfig):
         default_factory=lambda: ModelConfig.model_validate({}),
         description="Architecture: a preset's name or fields.",
     )
+    dial: DialConfig | None = execution(
+        None, description="One number from which shape, batch, learning rate and steps follow, where not given."
+    )
     steps: int = Field(200, ge=1, le=10**9, description="Optimizer steps.")
     z_loss: float = Field(
         0.0,
@@ -169,6 +205,16 @@ class PretrainConfig(TrainConfig):
         le=1,
         description="Weight of log(Z)^2 of each target, which keeps the softmax's Z near 1; PaLM has 1e-4.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_the_dial(cls, given: Any) -> Any:
+        return laid_under(given) if isinstance(given, dict) else given
+
+    def resolved(self) -> dict[str, Any]:
+        """Those of every training stage, and what follows from the dial."""
+        follows = {} if self.dial is None else {"dial": dialled(self.dial).described()}
+        return {**super().resolved(), **follows}
 
 
 class SftConfig(TrainConfig):
@@ -204,6 +250,11 @@ def micro_rows(config: TrainConfig, ranks: int) -> int:
     return min(per_rank, config.micro_batch_rows or 4)
 
 
-def steps_of_epochs(epochs: float, rows: int, batch_rows: int) -> int:
+def steps_of_epochs(epochs: float, rows: int, batches: Batches) -> int:
     """Optimizer steps that see `rows` rows `epochs` times, the last step filled up."""
-    return max(1, ceil(epochs * rows / batch_rows))
+    ramp = 0 if batches.ramp is None else batches.ramp.steps
+    in_ramp = batches.first_of(ramp)
+    wanted = epochs * rows
+    if wanted > in_ramp:
+        return max(1, ramp + ceil((wanted - in_ramp) / batches.batch_rows))
+    return max(1, next(step for step in range(ramp + 1) if batches.first_of(step) >= wanted - 1e-9))

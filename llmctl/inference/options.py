@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llmctl.inference.linears import Weights
+from llmctl.config.devices import Weights
 from llmctl.model.transformer import Transformer
 
 

@@ -43,7 +43,8 @@ def train(job: Job[SftConfig]) -> Product:
     chats = read_sides(job.inputs["chats"], tokenizer, length, job.config.heldout_fraction)
     _tell(job, chats, length)
     rows, held = (PackedChats(side, length, tokenizer.pad_id) for side in (chats.kept, chats.held))
-    steps = job.config.steps or steps_of_epochs(job.config.epochs, rows.count, job.config.batch_rows)
+    batches = job.config.batches
+    steps = job.config.steps or steps_of_epochs(job.config.epochs, rows.count, batches)
     held_out = HeldOutRows(held, tokenizer.byte_lengths) if held.count else None
     fitted = fit(job, model, NextToken(rows), steps=steps, heldout_rows=held_out)
     return checkpoint.publish(
@@ -63,7 +64,7 @@ def train(job: Job[SftConfig]) -> Product:
             "heldout_chats": len(held.chats),
             "dropped.overlong": len(chats.overlong),
             "rows": rows.count,
-            "epochs": steps * job.config.batch_rows / rows.count,
+            "epochs": batches.first_of(steps) / rows.count,
         },
     )
 

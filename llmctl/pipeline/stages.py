@@ -103,7 +103,7 @@ STAGES: dict[str, Stage] = {
             summary="Remove exact and near duplicates (MinHash).",
             config="llmctl.config.dedup:DedupConfig",
             run="llmctl.data.dedup:run",
-            op_version=2,
+            op_version=3,
             resumable=True,
             output="documents",
             inputs={
@@ -135,6 +135,7 @@ STAGES: dict[str, Stage] = {
             summary="Remove what overlaps with an evaluation set.",
             config="llmctl.config.decontaminate:DecontaminateConfig",
             run="llmctl.data.decontaminate:run",
+            op_version=2,
             resumable=True,
             output="documents",
             inputs={
@@ -162,6 +163,7 @@ STAGES: dict[str, Stage] = {
             summary="Mix weighted sources, with a held-out split.",
             config="llmctl.config.mix:MixConfig",
             run="llmctl.tokens.mixing:run",
+            op_version=2,
             resumable=True,
             output="documents",
             inputs={
@@ -251,12 +253,28 @@ STAGES: dict[str, Stage] = {
             ),
         ),
         Stage(
+            command="from-megatron",
+            then="pack",
+            summary="Read token ids from Megatron's .bin and .idx.",
+            config="llmctl.config.tokens:FromMegatronConfig",
+            run="llmctl.tokens.foreign:run",
+            sources="llmctl.tokens.foreign:sources",
+            output="tokens",
+            words="prefixes",
+            inputs={"tokenizer": Role(("tokenizer",), "tokenizer that the ids are of")},
+            examples=(
+                "llmctl from-megatron corpus/web --tokenizer web.tokenizer",
+                "llmctl from-megatron corpus/a corpus/b.idx --tokenizer web.tokenizer --name web.tokenize",
+            ),
+        ),
+        Stage(
             command="pack",
             then="pretrain",
             summary="Pack documents into rows of fixed length.",
             config="llmctl.config.tokens:PackConfig",
             run="llmctl.tokens.pack:run",
-            op_version=2,
+            derive="llmctl.pipeline.derive:tokenizer_of_tokens",
+            op_version=3,
             output="rows",
             inputs={
                 "input": Role(("tokens",), "token shards to pack"),
@@ -264,9 +282,10 @@ STAGES: dict[str, Stage] = {
                     ("tokens",), "several to mix, each with its weight", required=False, many=True, share="weights"
                 ),
             },
-            flags={"--seq-len": "seq_len", "--heldout": "heldout_fraction"},
+            flags={"--seq-len": "seq_len", "--heldout": "heldout_fraction", "--fim-rate": "fim.rate"},
             examples=(
                 "llmctl pack web.tokenize --seq-len 1024",
+                "llmctl pack code.tokenize --seq-len 2048 --fim-rate 0.5",
                 "llmctl pack web.tokenize=0.7 code.tokenize=0.3 --name corpus.pack",
                 (
                     "llmctl pack a:web.tokenize b:code.tokenize "
@@ -285,8 +304,16 @@ STAGES: dict[str, Stage] = {
             output="checkpoint",
             resumable=True,
             inputs={"input": Role(("rows",), "packed rows to train on")},
-            flags={"--model": "model.name", "--steps": "steps", **TRAINING_FLAGS},
+            flags={
+                "--model": "model.name",
+                "--depth": "dial.depth",
+                "--params": "dial.params",
+                "--steps": "steps",
+                **TRAINING_FLAGS,
+            },
             examples=(
+                "llmctl pretrain web.pack --depth 4",
+                "llmctl pretrain web.pack --params 50M --dry-run",
                 "llmctl pretrain web.pack --model tiny --steps 200",
                 "llmctl pretrain web.pack --model tiny model.layers=6 optimizer.lr=1e-3",
                 "llmctl pretrain web.pack --nproc 2 --zero 2",
@@ -335,7 +362,7 @@ STAGES: dict[str, Stage] = {
             config="llmctl.config.evals:EvalConfig",
             run="llmctl.evals.stage:run",
             derive="llmctl.pipeline.derive:rows_of_checkpoint",
-            op_version=2,
+            op_version=3,
             output="eval",
             inputs={
                 "input": Role(("checkpoint",), "checkpoint to measure"),
@@ -346,8 +373,12 @@ STAGES: dict[str, Stage] = {
                     ("prompts",), "multiple-choice questions: an artifact or a .jsonl file", required=False, files=True
                 ),
             },
-            flags={"--limit": "limit", "--batch-tokens": "batch_tokens"},
-            examples=("llmctl eval web.pretrain", "llmctl eval web.sft --choices questions.jsonl"),
+            flags={"--limit": "limit", "--batch-tokens": "batch_tokens", "--weights": "weights"},
+            examples=(
+                "llmctl eval web.pretrain",
+                "llmctl eval web.sft --choices questions.jsonl",
+                "llmctl eval web.sft --weights int4",
+            ),
         ),
     )
 }

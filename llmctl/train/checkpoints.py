@@ -45,6 +45,7 @@ class State(BaseModel):
         rounding: what else decides the order of sums (ranks, threads, …), to say so when it changes.
         heldout_loss: the last one that was measured, to keep the best.
         guard: what the guards remember.
+        loss_scale: its value, and the good steps since it changed; in fp16 only.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,6 +61,7 @@ class State(BaseModel):
     rounding: dict[str, int | str] = Field(default_factory=dict)
     heldout_loss: float | None = None
     guard: dict[str, list[float]] = Field(default_factory=dict)
+    loss_scale: tuple[float, int] | None = None
 
 
 class Saver:

@@ -22,6 +22,8 @@ from llmctl.model.transformer import Transformer
 from llmctl.train.launch import Ranks
 from llmctl.train.muon import Muon
 from llmctl.train.optimizers import build_optimizer, described, set_rate
+from llmctl.train.recompute import recompute
+from llmctl.train.scaling import unscale
 from llmctl.train.shards import Layout, Piece
 from llmctl.train.states import Trained, buffers_of
 from llmctl.train.strategy import Call, autocast_dtype, join
@@ -54,6 +56,7 @@ class DeepSpeed:
         self.world_size = ranks.world_size
         self.zero = zero
         self.device = device
+        self.scale = 1.0
         self._accept: Callable[[float], bool]
         self._verdict: bool | None = None
         self._norm: float | None = None
@@ -76,6 +79,7 @@ class DeepSpeed:
         deepspeed.ops.__compatible_ops__[SHARED_MEMORY_OP] = False
         deepspeed.init_distributed(verbose=False)
         self.model = model.to(self.device).train()
+        recompute(self.model, config.recompute)
         autocast = autocast_dtype(config.precision)
         optimizer = build_optimizer(self.model, config.optimizer, autocast)
         self.groups = described(optimizer, config.optimizer)
@@ -108,17 +112,27 @@ class DeepSpeed:
         result: Tensor = self.engine(call)
         return result
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, last: bool) -> None:
         """Scaled so that DeepSpeed's mean over ranks is a sum; its division by micro-batches is left out."""
-        self.engine.backward(loss * self.world_size, scale_wrt_gas=False)
-        if not self.engine.is_gradient_accumulation_boundary():
+        scale = self.scale if self.zero == 0 else 1.0  # above stage 0 DeepSpeed multiplies itself
+        self.engine.set_gradient_accumulation_boundary(is_boundary=last)  # it cannot count batches that grow
+        self.engine.backward(loss * (self.world_size * scale), scale_wrt_gas=False)
+        if not last:
             self.engine.step()  # counts the micro-batch
+
+    def scale_loss(self, scale: float) -> None:
+        """Above stage 0 DeepSpeed scales and unscales; at stage 0 this class does."""
+        if self.zero and scale != self.scale:
+            self.optimizer.override_loss_scale(scale)
+        self.scale = scale
 
     def step(self, factor: float, accept: Callable[[float], bool]) -> float:
         """Let the engine clip and update; it has reduced the gradients in the last backward."""
         set_rate(self.optimizer, factor)
         self._accept, self._verdict, self._norm = accept, None, None
         if self.zero == 0:  # the engine clips but does not tell the norm
+            if self.scale != 1.0:
+                unscale(self.model.parameters(), self.scale)
             gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
             self._norm = float(nn.utils.get_total_norm(gradients))
         self.engine.step()
@@ -173,12 +187,18 @@ def engine_config(config: TrainConfig, world_size: int, zero: int, micro_batches
 
     The batch sizes only have to be consistent with one another: the loop deals the rows.
     """
+    sharding: dict[str, Any] = {"stage": zero, "contiguous_gradients": True, "overlap_comm": False}
+    if config.offload != "none":
+        sharding["offload_optimizer"] = {"device": config.offload}
+        if zero == 3:
+            sharding["offload_param"] = {"device": config.offload}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": micro_batches,
         "train_batch_size": micro_batches * world_size,
         "gradient_clipping": config.clip_norm,
-        "zero_optimization": {"stage": zero, "contiguous_gradients": True, "overlap_comm": False},
+        "zero_optimization": sharding,
+        "zero_force_ds_cpu_optimizer": False,  # its own needs a compiler; ours work wherever their tensors are
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,

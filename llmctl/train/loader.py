@@ -10,6 +10,7 @@ from typing import Protocol, Self, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from llmctl.config.batches import Batches
 from llmctl.config.errors import UsageError
 from llmctl.config.train import TrainConfig, micro_rows
 from llmctl.tokens.batch import Batch
@@ -44,7 +45,7 @@ class Plan:
 
     seed: int
     steps: int
-    batch_rows: int
+    batches: Batches
     rank: int
     world_size: int
     micro_rows: int
@@ -56,23 +57,31 @@ class Plan:
         Raises:
             UsageError: the rows of a step cannot be dealt evenly.
         """
-        if config.batch_rows % world_size:
-            raise UsageError(
-                f"batch_rows ({config.batch_rows}) is not a multiple of the {world_size} ranks",
-                hint=f"give a multiple of {world_size}",
-            )
-        return cls(config.seed, steps, config.batch_rows, rank, world_size, micro_rows(config, world_size))
+        sizes = {"batch_rows": config.batch_rows}
+        if config.batch_ramp is not None:
+            sizes["batch_ramp.start_rows"] = config.batch_ramp.start_rows
+        for name, size in sizes.items():
+            if size % world_size:
+                raise UsageError(
+                    f"{name} ({size}) is not a multiple of the {world_size} ranks",
+                    hint=f"give a multiple of {world_size}",
+                )
+        return cls(config.seed, steps, config.batches, rank, world_size, micro_rows(config, world_size))
 
     @property
     def micro_batches(self) -> int:
-        """Forward passes of one rank in one step; the last may be smaller."""
-        return -(-(self.batch_rows // self.world_size) // self.micro_rows)
+        """Forward passes of one rank in a full step; the last may be smaller."""
+        return -(-(self.batches.batch_rows // self.world_size) // self.micro_rows)
 
     def rows(self, step: int, source: RowSource) -> NDArray[np.int64]:
         """All rows of `step`, over all ranks."""
-        if isinstance(source, Ordered):
-            return source.rows_of_step(self.seed, step, self.batch_rows)
-        return rows_of_step(self.seed, step, self.batch_rows, source.count)
+        parts = [
+            source.rows_of_step(self.seed, number, rows)
+            if isinstance(source, Ordered)
+            else rows_of_step(self.seed, number, rows, source.count)
+            for number, rows in self.batches.spans(step)
+        ]
+        return np.concatenate(parts)
 
     def own(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """This rank's part of a step's rows."""

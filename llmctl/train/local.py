@@ -12,6 +12,8 @@ from llmctl.config.train import TrainConfig
 from llmctl.model.transformer import Transformer
 from llmctl.train.elementwise import Sophia
 from llmctl.train.optimizers import build_optimizer, described, set_rate
+from llmctl.train.recompute import recompute
+from llmctl.train.scaling import unscale
 from llmctl.train.shards import Layout
 from llmctl.train.states import Trained, buffers_of
 from llmctl.train.strategy import Call, autocast_dtype
@@ -27,11 +29,13 @@ class Local:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.scale = 1.0
 
     def prepare(self, model: Transformer, config: TrainConfig, micro_batches: int) -> None:
         """Move the model to the device and make its optimizer."""
         del micro_batches
         self.model = model.to(self.device).train()
+        recompute(self.model, config.recompute)
         if config.compile:
             self.model.compile(dynamic=False)
         self.parameters = dict(model.named_parameters())  # a tied one is named once
@@ -46,16 +50,23 @@ class Local:
         with torch.autocast(self.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             return call(self.model)
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, last: bool) -> None:
         """Accumulate into `.grad`."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        del last
+        (loss if self.scale == 1.0 else loss * self.scale).backward()  # type: ignore[no-untyped-call]
+
+    def scale_loss(self, scale: float) -> None:
+        """Remember it."""
+        self.scale = scale
 
     def described(self) -> str:
         """Of the groups as they were built."""
         return self.groups
 
     def step(self, factor: float, accept: Callable[[float], bool]) -> float:
-        """Clip, update, clear."""
+        """Unscale, clip, update, clear."""
+        if self.scale != 1.0:
+            unscale(self.parameters.values(), self.scale)
         norm = float(nn.utils.clip_grad_norm_(self.parameters.values(), self.clip_norm))
         if math.isfinite(norm) and accept(norm):
             set_rate(self.optimizer, factor)

@@ -34,9 +34,11 @@ from llmctl.train.heldout import HeldOut, HeldOutRows
 from llmctl.train.launch import environment, give_up
 from llmctl.train.loader import Loader, Plan
 from llmctl.train.local import Local
+from llmctl.train.memory import exhaustion_explained
 from llmctl.train.objective import Fitted, Objective
 from llmctl.train.report import Report
 from llmctl.train.resume import States
+from llmctl.train.scaling import LossScale
 from llmctl.train.schedules import rate_factor
 from llmctl.train.stop import Stop
 from llmctl.train.strategy import Strategy, keep_freed_memory, precision_warning, set_threads
@@ -59,7 +61,7 @@ def fit(
         DivergedError: a loss or gradient cannot be trusted, and the guard says stop.
         InputError: a step has no target at all.
         InterruptedRunError: on SIGINT or SIGTERM, after saving the state.
-        UsageError: the state in `job.work` is of another configuration.
+        UsageError: the state in `job.work` is of another configuration, or memory runs out.
     """
     strategy = choose_strategy(job.config)
     report = Report(job, strategy, model)
@@ -73,8 +75,10 @@ def fit(
     patience = job.config.watchdog_s if strategy.world_size > 1 and run.leads else 0.0
     watchdog = Watchdog(job.work, patience, functools.partial(give_up, job.work))
     with stopping as stop, Loader(objective.rows, run.plan) as loader, run.states.saver, watchdog, report:
-        while run.step < steps:
-            run.advance(loader, stop)
+        with exhaustion_explained(model, strategy.trained, job.config, run.shape):
+            while run.step < steps:
+                run.advance(loader, stop)
+        run.states.saver.finish()
     return Fitted(strategy.weights(), run.totals())
 
 
@@ -126,7 +130,9 @@ class Run:
         self.measured: HeldOut | None = None
         self.guard = Guard(self.config.guard)
         self.states = States(job, strategy, self.plan, report.note)
+        self.scale = LossScale() if self.config.precision == "fp16" else None
         self._beat = Beat(job.work, strategy.rank) if strategy.world_size > 1 else None
+        self._seq_len = 0
         self._stop_agreed = False
         self._started = time.perf_counter()
 
@@ -172,10 +178,13 @@ class Run:
         waited = time.perf_counter() - begun
         seen = sum(int(np.count_nonzero(batch.documents >= 0)) for batch in batches)
         targets, tokens = self._agree([sum(batch.targets for batch in batches), seen], stop)
-        self.report.start(batches[0].tokens.shape[1])
+        self._seq_len = batches[0].tokens.shape[1]
+        self.report.start(self._seq_len)
         if targets == 0:
             raise InputError(f"{self._where()} hold no target at all", hint=self._look() or "look at them")
         self._estimate_curvature(batches, targets)
+        if self.scale is not None:
+            self.strategy.scale_loss(self.scale.value)
         nll, size = self._accumulate(batches, targets)
         loss = nll / targets
         factor = rate_factor(self.config.schedule, self.step, self.plan.steps)
@@ -183,10 +192,14 @@ class Run:
         norm = math.nan
         if fault is None or fault.action != "stop":
             norm = self.strategy.step(factor, lambda norm: (fault or self.guard.fault(NORM, norm)) is None)
+            if fault is None and not math.isfinite(norm) and self._overflowed():
+                return
             fault = fault or self.guard.fault(NORM, norm)
         if fault is not None:
             self._answer(fault)
             return
+        if self.scale is not None:
+            self.scale.went_well()
         spent = time.perf_counter() - begun
         self.guard.trust(loss, norm)
         self.step += 1
@@ -207,6 +220,15 @@ class Run:
         self._stop_agreed = asked > 0
         self.states.saver.settle(written_all, failed_any)
         return sums
+
+    def _overflowed(self) -> bool:
+        """Whether the gradient overflowed because the loss was scaled; the step then changes nothing but the scale."""
+        if self.scale is None or not self.scale.overflowed():
+            return False
+        forget_counts(self.model)
+        self.step += 1
+        self._log(loss_scale=self.scale.value)
+        return True
 
     def _answer(self, fault: Fault) -> None:
         """Do what the guard says about the step that was just computed and not applied."""
@@ -243,12 +265,12 @@ class Run:
             Of all ranks: the nll, and the bytes that the targets stand for (0 where that is not known).
         """
         nll = torch.zeros((), dtype=torch.float64, device=self.strategy.device)
-        for batch in batches:
+        for number, batch in enumerate(batches, start=1):
             self._at("a forward pass")
             loss = self.strategy.forward(self._loss_of(batch))
             nll += loss.detach()
             self._at("a backward pass")
-            self.strategy.backward(loss / targets)
+            self.strategy.backward(loss / targets, last=number == len(batches))
         self._at("the update")
         size = 0 if self.held is None else sum(self.held.bytes_of(batch) for batch in batches)
         nll_of_all, bytes_of_all = self.strategy.sum([nll.item(), size])
@@ -265,7 +287,7 @@ class Run:
             given = Tensors.of(batch, local.device)
             labels = local.forward(functools.partial(sampled_labels, batch=given, generator=generator))
             drawn = replace(given, labels=labels)
-            local.backward(local.forward(functools.partial(self.objective.loss, batch=drawn)) / targets)
+            local.backward(local.forward(functools.partial(self.objective.loss, batch=drawn)) / targets, last=False)
         local.estimate(targets)
 
     def _loss_of(self, batch: Batch) -> Callable[[Transformer], Tensor]:
@@ -284,7 +306,7 @@ class Run:
     def _look(self) -> str:
         """How to look at the rows of the step that is being taken; empty where they are in no artifact."""
         given = self.job.inputs.get("input")
-        if not isinstance(given, Artifact) or given.manifest.schema_ != ROWS_SCHEMA:
+        if not isinstance(given, Artifact) or given.manifest.schema_ != ROWS_SCHEMA or self.config.batch_ramp:
             return ""
         seed, batch_rows = self.config.seed, self.config.batch_rows
         return f"look at them: llmctl show {given.ref} --step {self.step + 1} --seed {seed} --batch-rows {batch_rows}"
@@ -310,6 +332,7 @@ class Run:
             elapsed_s=self.elapsed_s,
             heldout_loss=measured.loss if measured is not None and math.isfinite(measured.loss) else None,
             guard=self.guard.memory,
+            loss_scale=None if self.scale is None else (self.scale.value, self.scale.good),
         )
 
     def resume(self) -> None:
@@ -329,11 +352,17 @@ class Run:
         self.step, self.tokens, self.train_s = state.step, state.tokens, state.train_s
         self._started = time.perf_counter() - state.elapsed_s
         self.guard.recall(state.guard)
+        if self.scale is not None and state.loss_scale is not None:
+            self.scale = LossScale(*state.loss_scale)
 
     @property
     def elapsed_s(self) -> float:
         """Seconds since the start, over all attempts, time between them left out."""
         return time.perf_counter() - self._started
+
+    def shape(self) -> tuple[int, int]:
+        """Rows and tokens of a row in one forward pass; of what came last."""
+        return self.plan.micro_rows, self._seq_len
 
     def totals(self) -> dict[str, int | float | str]:
         """Figures of the whole run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -11,8 +12,10 @@ import torch
 
 from llmctl.config.errors import UsageError
 
-SIDE = {"cpu": 1024, "cuda": 8192}  # of the square matrices that the peak is measured with
-REPEATS = 5
+SIDES = (512, 1024, 2048, 4096, 8192)  # of the square matrices that the peak is measured with
+LONG_S = 0.01  # a product that takes longer is large enough
+REPEATS = 8
+ENOUGH_S = 0.1  # for one size
 VENDOR_BF16 = {  # dense peak without sparsity, FLOP/s, from NVIDIA's data sheets; the name is a part of the device's
     "H100 PCIe": 756e12,
     "H100": 989.4e12,
@@ -38,18 +41,28 @@ class Peak:
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype) -> Peak:
-    """The best of a few products of square matrices, in this process with its threads: under 0.1 s."""
-    side = SIDE[device.type]
+    """The best of a few products of square matrices, in this process with its threads; about 0.1 s."""
+    side, best = SIDES[0], math.inf
+    for side in SIDES:
+        best = _seconds_of_product(side, device, dtype)
+        if best > LONG_S:
+            break
+    name = str(dtype).removeprefix("torch.")
+    return Peak(2 * side**3 / best, f"a product of {side} x {side} matrices in {name} on one rank")
+
+
+def _seconds_of_product(side: int, device: torch.device, dtype: torch.dtype) -> float:
     left = torch.ones(side, side, dtype=dtype, device=device)
-    best = float("inf")
-    for _ in range(REPEATS + 1):  # the first one warms up
+    best, first = math.inf, time.perf_counter()
+    for number in range(REPEATS + 1):  # the first one warms up
+        if number > 1 and time.perf_counter() - first > ENOUGH_S:
+            break
         begun = time.perf_counter()
         left @ left
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - begun)
-    name = str(dtype).removeprefix("torch.")
-    return Peak(2 * side**3 / best, f"a product of {side} x {side} matrices in {name} on one rank")
+    return best
 
 
 def vendor_peak(device: torch.device) -> Peak:

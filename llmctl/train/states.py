@@ -115,7 +115,7 @@ class Trained:
         store: Any = self._average if quantity == AVERAGE else self.optimizer.state[held]
         key: Any = id(held) if quantity == AVERAGE else quantity
         if whole is not None:
-            store[key] = whole.to(self.device)
+            store[key] = whole.to(held.device)
         elif key not in store:
             store[key] = torch.zeros_like(held)
         target: Tensor = store[key]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from llmctl.config.model import ModelConfig
-from llmctl.inference.cache import KVCache
+from llmctl.inference.cache import KVCache, Span
 from llmctl.model.attention import packed
 from llmctl.model.latent import LatentAttention
 from llmctl.model.positions import rotary_angles, rotate
@@ -80,11 +80,10 @@ def test_it_equals_its_equations(changes: dict[str, Any]) -> None:
 
 def test_what_is_cached_is_the_compressed_vector_and_one_rotary_key() -> None:
     config, layer = made(QUERY_RANK)
-    cache = KVCache(config, 1, 6, torch.float32, torch.device("cpu"))
-    assert cache.keys.shape == (1, 1, 6, 1, 8 + 4)
-    assert cache.values.data_ptr() == cache.keys.data_ptr()
+    cache = KVCache(config, 1, torch.float32, torch.device("cpu"), 6)
+    assert cache.data.shape == (1, 1, 6, 1, 8 + 4)
     x = torch.randn(1, 6, config.width, generator=torch.Generator().manual_seed(2))
     angles = rotary_angles(torch.arange(6)[None], 4, config.rope_base)
     with torch.no_grad():
-        absorbed = layer(x, angles, 0, cache.prefill(0, 1))
+        absorbed = layer(x, angles, 0, cache.attend([Span([0], 0, 6)]))
         assert torch.allclose(absorbed[0], naive(config, layer, x[0]), atol=1e-5)

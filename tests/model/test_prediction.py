@@ -49,8 +49,8 @@ def test_the_next_token_is_predicted_as_without_it(switch: str) -> None:
     assert {int(name.split(".")[1]) for name in left_out} == set(range(2, len(model.layers)))
     tokens = random_tokens(2, 9)
     assert torch.equal(*(logits_of(each, tokens, *one_document_each(tokens)) for each in (model, plain)))
-    cache = KVCache(model.config, 1, 9, torch.float32, torch.device("cpu"))
-    assert cache.keys.shape[0] == 2
+    cache = KVCache(model.config, 1, torch.float32, torch.device("cpu"))
+    assert cache.data.shape[0] == 2
 
 
 def test_parameters_bear_the_names_of_deepseek() -> None:

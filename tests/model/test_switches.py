@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from llmctl.inference.cache import KVCache
+from llmctl.inference.cache import KVCache, Span
 from tests.model.shapes import (
     GROUPED,
     LATENT,
@@ -142,19 +142,17 @@ def test_a_packed_row_equals_its_documents_apart(switch: str) -> None:
 def test_cached_equals_uncached(switch: str) -> None:
     model, tokens = make(SWITCHES[switch]), random_tokens(2, 14)
     whole = logits_of(model, tokens, *one_document_each(tokens))
-    lengths = [6, 3]  # of the prompts; the second is padded behind
+    done = [0, 0]
     with torch.inference_mode():
-        cache = KVCache(model.config, 3, 14, torch.float32, torch.device("cpu"))
-        positions = torch.arange(6).expand(2, 6)
-        first = model.logits(model(tokens[:, :6], positions, cache.prefill(0, 2)))
-        for row, length in enumerate(lengths):
-            assert torch.allclose(first[row, :length], whole[row, :length], atol=1e-5)
-        while max(lengths) < 14:
-            step = torch.tensor([[tokens[row, length]] for row, length in enumerate(lengths)])
-            logits = model.logits(model(step, torch.tensor(lengths)[:, None], cache.decode(lengths)))
-            for row, length in enumerate(lengths):
-                assert torch.allclose(logits[row, 0], whole[row, length], atol=1e-5)
-            lengths = [length + 1 for length in lengths]
+        cache = KVCache(model.config, 8, torch.float32, torch.device("cpu"), 4)
+        for counts in [(6, 3), *[(1, 1)] * 8]:  # the prompts, then a token at a time
+            spans = [Span(range(4 * row, 4 * row + 4), done[row], counts[row]) for row in range(2)]
+            row = torch.cat([tokens[at, span.start : span.length] for at, span in enumerate(spans)])[None]
+            positions = torch.cat([torch.arange(span.start, span.length) for span in spans])[None]
+            logits = model.logits(model(row, positions, cache.attend(spans)))[0].split(counts)
+            for at, span in enumerate(spans):
+                assert torch.allclose(logits[at], whole[at, span.start : span.length], atol=1e-5)
+                done[at] = span.length
 
 
 @each_switch

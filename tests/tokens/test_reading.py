@@ -50,6 +50,18 @@ def test_a_run_says_itself_what_it_saw(run_stage: RunStage, rows: Artifact, stor
     assert (reading.rows.digest, reading.config.seed, reading.config.batch_rows) == (rows.digest, 7, 2)
 
 
+def test_a_run_with_a_ramp_saw_fewer_rows_at_first(run_stage: RunStage, rows: Artifact, store: Store) -> None:
+    config = {"model": "nano", "steps": 3, "seed": 7, "batch_rows": 4, "device": "cpu", "threads": 1}
+    config |= {"batch_ramp": {"start_rows": 2, "steps": 2}}
+    made = run_stage("pretrain", PretrainConfig.model_validate(config), {"input": rows}).artifact
+    reading = Reading.of(made, store)
+    seen = [list(dict.fromkeys(piece.row for piece in pieces_of_step(reading, step))) for step in range(3)]
+    assert [len(step) for step in seen] == [2, 2, 4]
+    count = Rows.open(rows, "train").count
+    assert seen[0] + seen[1] + seen[2] == rows_of_step(7, 0, 8, count).tolist()
+    assert made.manifest.totals["epochs"] == 8 / count
+
+
 def test_other_artifacts_have_no_steps(tokens: Artifact, store: Store) -> None:
     with pytest.raises(InputError, match="is a tokens artifact"):
         Reading.of(tokens, store)

@@ -52,6 +52,17 @@ def test_a_balance_loss_alone_is_measured(tmp_path):
     assert row["router_z"] > 0.5  # (ln 4)^2 = 1.9 where all scores are 0
 
 
+@pytest.mark.parametrize("how", ["full", "selective"])
+def test_recomputed_activations_count_no_token_twice(tmp_path, how):
+    fields = {"model": {**MODEL, **BESIDE}, "steps": 3}
+    kept, again = make_job(tmp_path / "kept", **fields), make_job(tmp_path / "again", **fields, recompute=how)
+    train(kept)
+    train(again)
+    assert curve(kept) == curve(again)
+    assert figures(kept) == figures(again)
+    assert same_weights(kept, again, 0.0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("zero", [0, 2, 3])
 def test_ranks_follow_the_single_process(tmp_path, zero, monkeypatch):

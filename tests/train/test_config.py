@@ -41,8 +41,9 @@ def test_how_a_step_is_computed_is_not_semantic():
         (["steps=0"], "steps"),
         (["schedule=exponential"], "schedule"),
         (["optimizer.momentum=0.9"], "momentum"),
-        (["precision=fp16"], "precision"),
+        (["precision=fp17"], "precision"),
         (["zero=4"], "zero"),
+        (["offload=cpu"], "offload moves what ZeRO shards"),
     ],
 )
 def test_faults_are_named(words, message):

@@ -23,7 +23,7 @@ class Faulty(Counting):
 
         plan = Plan.of(job.config, job.config.steps, 0, 1)
         for step, factor in factors.items():
-            self.of_row[tuple(self.rows.batch(plan.rows(step, 40)[:1]).tokens[0].tolist())] = factor
+            self.of_row[tuple(self.rows.batch(plan.rows(step, self.rows)[:1]).tokens[0].tolist())] = factor
 
     def loss(self, model, batch):
         factor = self.of_row.get(tuple(batch.tokens[0].tolist()), 1.0)

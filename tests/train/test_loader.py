@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmctl.config.batches import Batches
 from llmctl.config.errors import UsageError
 from llmctl.config.train import PretrainConfig
 from llmctl.tokens.batch import Batch
@@ -47,7 +48,7 @@ def stream(rows: Rows, plans: list[Plan], steps: range) -> list[list[Batch]]:
 
 
 def plans(batch_rows: int, world_size: int, micro_rows: int, steps: int, seed: int = 5) -> list[Plan]:
-    return [Plan(seed, steps, batch_rows, rank, world_size, micro_rows) for rank in range(world_size)]
+    return [Plan(seed, steps, Batches(batch_rows), rank, world_size, micro_rows) for rank in range(world_size)]
 
 
 @settings(deadline=None, max_examples=40)
@@ -121,7 +122,7 @@ def test_the_next_step_is_read_while_this_one_computes() -> None:
             return super().batch(indices)
 
     plain = rows_of([5] * 40, 16)
-    watched = Watched(plain._tokens, plain._first, plain._slices, PAD)
+    watched = Watched(plain._tokens, plain.first, plain.slices, PAD)
     with Loader(watched, plans(4, 1, 4, 3)[0]) as loader:
         for step in range(3):
             loader.take(step)

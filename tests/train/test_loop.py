@@ -18,6 +18,7 @@ from llmctl.objectives.losses import next_token
 from llmctl.store.artifact import Artifact
 from llmctl.store.manifest import Manifest
 from llmctl.tokens.batch import IGNORE, Batch
+from llmctl.tokens.order import permuted
 from llmctl.tokens.rows import SCHEMA as ROWS_SCHEMA
 from llmctl.train.guards import DivergedError
 from llmctl.train.heldout import HeldOutRows
@@ -200,6 +201,22 @@ def test_ranks_and_micro_batches_deal_each_row_once(tmp_path, world_size):
             dealt += [row for batch in batches for row in batch.tokens.tolist()]
         expected = MadeUpRows(40).batch(Plan.of(config, 7, 0, 1).rows(step, MadeUpRows(40))).tokens.tolist()
         assert dealt == expected
+
+
+def test_growing_batches_are_dealt_in_the_same_order_and_resume(tmp_path):
+    fields = {"batch_rows": 12, "batch_ramp": {"start_rows": 3, "steps": 6}, "micro_batch_rows": 4}
+    plan = Plan.of(make_job(tmp_path, **fields).config, 12, 0, 1)
+    dealt = [row for step in range(12) for row in plan.rows(step, MadeUpRows(40)).tolist()]
+    assert len(dealt) == 3 + 3 + 6 + 6 + 9 + 9 + 6 * 12
+    assert dealt == permuted(0, np.arange(len(dealt)), 40).tolist()
+    whole, parts = make_job(tmp_path / "whole", **fields), make_job(tmp_path / "parts", **fields)
+    train(whole)
+    stop_at(parts, 4)
+    parts.progress.step = 0
+    train(parts)
+    assert curve(parts) == curve(whole)
+    with pytest.raises(UsageError, match=r"batch_ramp.start_rows \(3\) is not a multiple of the 2 ranks"):
+        Plan.of(whole.config, 12, 0, 2)
 
 
 def test_rows_that_cannot_be_dealt_evenly_are_refused(tmp_path):

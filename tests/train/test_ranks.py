@@ -79,6 +79,69 @@ def test_optimizers_follow_the_single_process_at_every_stage(tmp_path, name, zer
         assert counts == [0, 0]
 
 
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_growing_batches_follow_the_single_process(tmp_path, zero):
+    fields = {"model": WIDE, "steps": 6, "micro_batch_rows": 1, "eval_every_steps": 0, "batch_rows": 6}
+    fields["batch_ramp"] = {"start_rows": 2, "steps": 5}  # 1, 1, 1, 2, 2 and 3 micro-batches of each of two ranks
+    alone, ranks = make_job(tmp_path / "alone", **fields), make_job(tmp_path / "ranks", **fields, nproc=2, zero=zero)
+    train(alone)
+    run_ranks(ranks, "synthetic_run:train")
+    for mine, theirs in zip(curve(ranks), curve(alone), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.parametrize("split", [(2, 0, 1), (2, 3, 4), (4, 1, 1), (4, 2, 2)], ids=str)
+def test_the_gradient_of_a_step_does_not_depend_on_how_it_is_split(tmp_path, split):
+    """Adam's first average is the gradient times 1 - beta: read from the state after the first step."""
+    nproc, zero, micro = split
+    fields = {"model": WIDE, "steps": 2, "batch_rows": 8, "eval_every_steps": 0, "checkpoint_every_steps": 1}
+    fields["clip_norm"] = 1e9
+    alone = make_job(tmp_path / "alone", **fields, micro_batch_rows=8)
+    ranks = make_job(tmp_path / "ranks", **fields, nproc=nproc, zero=zero, micro_batch_rows=micro)
+    train(alone)
+    run_ranks(ranks, "synthetic_run:train")
+    found, expected = (
+        {
+            key: value
+            for part in (job.work / "step-000001").glob("part-*")
+            for key, value in load_file(part).items()
+            if key.startswith("exp_avg/")
+        }
+        for job in (ranks, alone)
+    )
+    assert found.keys() == expected.keys()
+    for key, value in found.items():
+        assert (value - expected[key]).abs().max() < 1e-6 * expected[key].abs().max() + 1e-9, key
+
+
+@pytest.mark.parametrize("zero", [2, 3])
+def test_an_offloaded_optimizer_gives_the_same_and_resumes_without(tmp_path, zero):
+    fields = {**FIELDS, "optimizer": {"name": "muon", "lr": 1e-3}, "checkpoint_every_steps": 1}
+    alone = make_job(tmp_path / "alone", **fields)
+    train(alone)
+    ranks = make_job(tmp_path / "ranks", StopAfter(2), **fields, nproc=2, zero=zero, offload="cpu")
+    with pytest.raises(InterruptedRunError):
+        run_ranks(ranks, "synthetic_run:train")
+    rest = make_job(tmp_path / "ranks", **fields, nproc=2, zero=zero)
+    run_ranks(rest, "synthetic_run:train")
+    for mine, theirs in zip(curve(rest), curve(alone), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4)
+
+
+def test_ranks_that_srun_starts_find_one_another(tmp_path, single):
+    shared = {**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}", "DS_ACCELERATOR": "cpu"}
+    shared |= {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_NODELIST": "localhost"}
+    shared |= {"MASTER_PORT": str(launch._free_port())}
+    words = [sys.executable, str(HERE / "synthetic_run.py"), str(tmp_path), repr(FIELDS)]
+    ranks = [
+        subprocess.Popen(words, env={**shared, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)})
+        for rank in range(2)
+    ]
+    assert [rank.wait(timeout=300) for rank in ranks] == [0, 0]
+    for mine, theirs in zip(curve(make_job(tmp_path)), curve(single), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-5)
+
+
 def test_what_a_launcher_of_ones_own_cannot_run_is_refused_before_work(tmp_path, monkeypatch):
     from llmctl.train.deepspeed import DeepSpeed
 
@@ -86,6 +149,17 @@ def test_what_a_launcher_of_ones_own_cannot_run_is_refused_before_work(tmp_path,
     strategy = DeepSpeed.__new__(DeepSpeed)
     with pytest.raises(UsageError, match="single process only"):
         strategy.prepare(None, job.config, 1)
+
+
+@pytest.mark.parametrize("zero", [0, 2, 3])
+def test_fp16_and_recomputing_ranks_follow_the_single_process(tmp_path, zero):
+    fields = {**FIELDS, "precision": "fp16", "recompute": "full"}
+    alone, ranks = make_job(tmp_path / "alone", **fields), make_job(tmp_path / "ranks", **fields, nproc=2, zero=zero)
+    train(alone)
+    run_ranks(ranks, "synthetic_run:train")
+    for mine, theirs in zip(curve(ranks), curve(alone), strict=True):
+        assert mine.get("loss", 0) == pytest.approx(theirs.get("loss", 0), rel=1e-3)
+        assert mine.get("grad_norm", 0) == pytest.approx(theirs.get("grad_norm", 0), rel=1e-2)
 
 
 def test_bf16_ranks_follow_the_single_process_in_bf16(tmp_path):

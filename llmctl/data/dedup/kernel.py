@@ -164,19 +164,22 @@ def sign(given: Shingles, factors: npt.NDArray[np.uint32], addends: npt.NDArray[
     return out
 
 
-def shared(addresses: Hashes, lengths: Offsets, pairs: Pairs, shift: int = 0) -> Offsets:
+def shared(addresses: Hashes, lengths: Offsets, pairs: Pairs, least: Offsets, shift: int = 0) -> Offsets:
     """int64 [pairs], how many hashes the two sets of each pair have in common.
 
     Args:
         addresses: uint64 [sets], where each set's sorted distinct hashes begin in memory.
         lengths: int64 [sets].
         pairs: int64 [pairs, 2], indices of sets.
+        least: int64 [pairs]; a pair is given up once it cannot have so many in common, and its number is then
+            anything from the true one to below `least`.
         shift: how many of the lowest bits not to compare.
     """
     out = np.empty(len(pairs), dtype=np.int64)
-    pairs = np.ascontiguousarray(pairs, dtype=np.int64)
+    pairs, least = (np.ascontiguousarray(part, dtype=np.int64) for part in (pairs, least))
     library().shared(
-        _at(addresses), _at(lengths), _at(pairs), ctypes.c_int64(len(pairs)), ctypes.c_int(shift), _at(out)
+        _at(addresses), _at(lengths), _at(pairs), ctypes.c_int64(len(pairs)), ctypes.c_int(shift), _at(out),
+        _at(least),
     )  # fmt: skip
     return out
 

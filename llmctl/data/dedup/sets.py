@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -80,7 +80,7 @@ class ShingleSets:
         self.lengths = given.lengths()
         self._shift = shift
         self._hashes = given.hashes  # none where they lie in files
-        self._files: list[IO[bytes]] = []
+        self._paths: list[Path] = []
         self._file: npt.NDArray[np.int64] = np.zeros(len(given), dtype=np.int64)
         self._at = given.offsets[:-1]  # where each set begins in its file, in hashes
         self._addresses = given.offsets[:-1].astype(np.uint64) * 8 + np.uint64(given.hashes.ctypes.data)
@@ -107,7 +107,7 @@ class ShingleSets:
             )
         new = cls(Shingles(np.empty(0, dtype=np.uint64), np.zeros(1, dtype=np.int64)), shift)
         new.lengths = np.concatenate([np.diff(own) for own in offsets])
-        new._files = [open(path, "rb", buffering=0) for path in paths]  # noqa: SIM115 - closed with this object
+        new._paths = paths
         new._file = np.repeat(np.arange(len(paths)), [len(own) - 1 for own in offsets])
         new._at = np.concatenate([own[:-1] for own in offsets])
         return new
@@ -118,43 +118,41 @@ class ShingleSets:
     def chosen(self, order: npt.NDArray[np.int64]) -> ShingleSets:
         """The same sets in another order: number `i` is what `order[i]` was."""
         new = ShingleSets(Shingles(self._hashes, np.zeros(1, dtype=np.int64)), self._shift)
-        new._files = self._files
+        new._paths = self._paths
         new.lengths, new._file, new._at = self.lengths[order], self._file[order], self._at[order]
-        new._addresses = self._addresses if self._files else self._addresses[order]
+        new._addresses = self._addresses if self._paths else self._addresses[order]
         return new
 
-    def _shared(self, pairs: Pairs) -> npt.NDArray[np.int64]:
-        """int64 [pairs], hashes in common."""
-        if not self._files:
-            return shared(self._addresses, self.lengths, pairs, self._shift)
+    def _shared(self, pairs: Pairs, least: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """int64 [pairs], hashes in common; below `least`, maybe too many, but still below it."""
+        if not self._paths:
+            return shared(self._addresses, self.lengths, pairs, least, self._shift)
         wanted, places = np.unique(pairs, return_inverse=True)
         lengths = self.lengths[wanted]
         ends = np.cumsum(lengths)
-        hashes = np.empty(int(ends[-1]) if len(ends) else 0, dtype=np.uint64)
-        bytes_ = memoryview(hashes.view(np.uint8).data)
-        at = self._at[wanted]
-        spans = zip(
-            self._file[wanted].tolist(),
-            (8 * at).tolist(),
-            (8 * (ends - lengths)).tolist(),
-            (8 * ends).tolist(),
-            strict=True,
-        )
-        for file, offset, begin, end in spans:
-            os.preadv(self._files[file].fileno(), [bytes_[begin:end]], offset)
-        addresses = (ends - lengths).astype(np.uint64) * 8 + np.uint64(hashes.ctypes.data)
-        return shared(addresses, lengths, places.reshape(-1, 2), self._shift)
+        begins = ends - lengths
+        hashes = np.empty(int(lengths.sum()), dtype=np.uint64)
+        view = memoryview(hashes.view(np.uint8).data)
+        files = self._file[wanted]
+        order = np.lexsort((self._at[wanted], files))  # one file after the other, each from its start to its end
+        for file, sets in itertools.groupby(order.tolist(), files.item):
+            with open(self._paths[file], "rb", buffering=0) as handle:
+                for one in sets:
+                    os.preadv(handle.fileno(), [view[8 * begins[one] : 8 * ends[one]]], 8 * int(self._at[wanted[one]]))
+        addresses = begins.astype(np.uint64) * 8 + np.uint64(hashes.ctypes.data)
+        return shared(addresses, lengths, places.reshape(-1, 2), least, self._shift)
 
     def jaccard(self, pairs: Pairs, threshold: float) -> npt.NDArray[np.float64]:
-        """Exact Jaccard similarity of each pair; where the sizes alone rule `threshold` out, the bound they give."""
+        """Jaccard similarity of each pair: exact from `threshold` on; below it, a bound that is below it too."""
         lengths = self.lengths[pairs]
-        small, large = lengths.min(axis=1), lengths.max(axis=1)
-        result: npt.NDArray[np.float64] = np.divide(small, large, out=np.zeros(len(pairs)), where=large > 0)
+        total, small = lengths.sum(axis=1), lengths.min(axis=1)
+        result: npt.NDArray[np.float64] = np.divide(small, total - small, out=np.zeros(len(pairs)), where=total > 0)
         hopeful = np.flatnonzero(result >= threshold)
-        work = np.cumsum(small[hopeful] + large[hopeful])
+        least = np.floor(threshold / (1 + threshold) * total).astype(np.int64)  # J >= t where common / total >= t/(1+t)
+        work = np.cumsum(total[hopeful])
         for chunk in np.split(hopeful, np.searchsorted(work, np.arange(HASHES_AT_ONCE, _last(work), HASHES_AT_ONCE))):
-            common = self._shared(pairs[chunk])
-            result[chunk] = common / np.maximum(small[chunk] + large[chunk] - common, 1)
+            common = self._shared(pairs[chunk], least[chunk])
+            result[chunk] = common / np.maximum(total[chunk] - common, 1)
         return result
 
 

@@ -28,7 +28,7 @@ from llmctl.data.dedup.units import HASHES_FILE, Reading, UnitTask, hash_units, 
 from llmctl.data.dedup.write import CLUSTERS_FILE, WriteTask, sources_losing_most, write_clusters, write_part
 from llmctl.data.parts import Report, gather, run_parts
 from llmctl.data.table_writer import RowsDigest
-from llmctl.data.tables import SCHEMA_NAMES, parts_of
+from llmctl.data.tables import SCHEMA_NAMES, extra_columns, parts_of
 from llmctl.data.workers import Native, Threads, Workers, open_workers
 from llmctl.pipeline.job import Job, Product
 from llmctl.pipeline.stage import load
@@ -145,8 +145,9 @@ class _Run:
         job, config = self.job, self.job.config
         bands = self.banding.bands if self.banding else 0
         masks = decide.mask_files(self.keys, decisions, job.work / "masks")
+        extra = tuple(extra_columns(job.inputs["input"]))
         tasks = [
-            WriteTask(reading, mask, path if config.index else None, bands, config.ngram_words)
+            WriteTask(reading, mask, path if config.index else None, bands, config.ngram_words, extra)
             for reading, mask, path in zip(self.readings, masks, self.keys.files, strict=True)
         ]
         counts: Counter[str] = Counter()
