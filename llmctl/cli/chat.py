@@ -56,8 +56,10 @@ def _run(given: Given, sink: Sink) -> None:
         raise UsageError("no question was given", hint="the pipe takes the terminal's place: give questions as words")
 
     from llmctl.inference.conversation import converse, open_engine
+    from llmctl.inference.options import Options
 
-    with open_engine(checkpoint.data, device=config.device, precision=config.precision) as engine:
+    options = Options(weights=config.weights)
+    with open_engine(checkpoint.data, device=config.device, precision=config.precision, options=options) as engine:
         talks: list[Iterable[str]] = [[question] for question in config.questions]
         for talk in talks or [_typed()]:
             turns = converse(engine, talk, max_tokens=config.max_tokens, temperature=config.temperature)

@@ -26,12 +26,14 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+    from llmctl.store.artifact import Artifact
+
 STATS = Verb(
     command="stats",
-    summary="Measure documents, or a tokenizer on documents.",
+    summary="Measure documents, rows, or a tokenizer on documents.",
     config="llmctl.config.stats:StatsConfig",
     inputs={
-        "input": Role(("documents", "tokenizer"), "documents or tokenizer to measure"),
+        "input": Role(("documents", "rows", "tokenizer"), "documents, packed rows or tokenizer to measure"),
         "on": Role(("documents",), "documents to measure a tokenizer on", required=False, files=True),
     },
     flags={"--top": "top"},
@@ -40,6 +42,7 @@ STATS = Verb(
         "llmctl stats web.tokenizer --on web.dedup",
         "llmctl stats corpus --png corpus.png --top 20",
         "llmctl stats web.dedup --json ngram_words=[2,5]",
+        "llmctl stats web.pack --png rows.png",
     ),
 )
 PngOption = Annotated[
@@ -81,6 +84,9 @@ def _run(given: Given, sink: Sink) -> None:
             f"{artifact.ref} is of kind {artifact.kind}: --on goes with a tokenizer, and a tokenizer with --on",
             hint="llmctl stats TOKENIZER --on DOCUMENTS, or llmctl stats DOCUMENTS",
         )
+    if artifact.kind == "rows":
+        _run_rows(artifact, given.options["png"], sink)
+        return
     if "on" in inputs:
         from llmctl.cli.stats_tokenizer import show
 
@@ -99,6 +105,22 @@ def _run(given: Given, sink: Sink) -> None:
         sink.write_json(figures)
     else:
         sink.render(*_tables(figures))
+
+
+def _run_rows(artifact: Artifact, png: Path | None, sink: Sink) -> None:
+    from llmctl.cli.row_stats import tables
+    from llmctl.tokens.row_stats import measure_rows
+
+    figures = measure_rows(artifact)
+    if png is not None:
+        from llmctl.tokens.row_picture import draw_rows
+
+        draw_rows(figures, png)
+        sink.note(f"drew {png}")
+    if sink.mode is Mode.RECEIPTS:
+        sink.write_json({key: value for key, value in figures.items() if key != "first_rows"})
+    else:
+        sink.render(*tables(figures))
 
 
 def _tables(figures: dict[str, Any]) -> Iterator[RenderableType]:

@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from llmctl.config.base import Config
-from llmctl.config.devices import Device, Precision
+from llmctl.config.devices import Device, Precision, Weights
 
 
 class ServeConfig(Config):
@@ -35,7 +35,28 @@ class ServeConfig(Config):
     tls_key: str = Field("", description="file of the certificate's private key, PEM")
     device: Device = Field("auto", description="where the model runs; auto takes an accelerator where there is one")
     precision: Precision = Field("fp32", description="number format of the weights and the KV cache")
+    weights: Weights = Field(
+        "plain", description="int8, int4: round the weights as they are opened; llmctl eval tells what that loses"
+    )
+    cache_bits: Literal[8] | None = Field(
+        None, description="8: keep keys and values in 8 bits, a quarter of fp32's memory; left out: in the precision"
+    )
     max_running: int = Field(16, ge=1, le=4096, description="sequences generated at the same time")
+    cache_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="tokens of the KV cache, all sequences together; left out: what fits a quarter of memory",
+    )
+    step_tokens: int = Field(
+        512, ge=16, le=1 << 20, description="tokens of one step; smaller keeps streams smoother beside long prompts"
+    )
+    prefix_cache: bool = Field(default=True, description="use what is still in the cache for prompts that begin alike")
+    draft_tokens: int = Field(
+        0, ge=0, le=64, description="tokens guessed ahead in one step and checked at once; changes speed, not answers"
+    )
+    draft_model: str = Field(
+        "", description="checkpoint directory of a small model that guesses; left empty: from what was said before"
+    )
     max_waiting: int = Field(64, ge=0, le=65536, description="sequences that may queue; beyond them clients get 429")
     max_n: int = Field(16, ge=1, le=128, description="most choices (n) that one request may ask for")
     max_tokens: int | None = Field(
@@ -66,6 +87,8 @@ class ServeConfig(Config):
     def _belong_together(self) -> Self:
         if bool(self.tls_cert) != bool(self.tls_key):
             raise ValueError("tls_cert and tls_key belong together: give both or neither")
+        if self.draft_model and not self.draft_tokens:
+            raise ValueError("draft_model has nothing to do with draft_tokens=0; set draft_tokens=4, for instance")
         if self.log_prompts and self.log_format != "json":
             raise ValueError("log_prompts needs log_format=json, because a prompt may hold line ends")
         return self

@@ -12,6 +12,7 @@ TRAINING_FLAGS = {
     "--precision": "precision",
     "--nproc": "nproc",
     "--zero": "zero",
+    "--keep": "keep",
     "--seed": "seed",
 }
 
@@ -102,7 +103,7 @@ STAGES: dict[str, Stage] = {
             summary="Remove exact and near duplicates (MinHash).",
             config="llmctl.config.dedup:DedupConfig",
             run="llmctl.data.dedup:run",
-            op_version=2,
+            op_version=3,
             resumable=True,
             output="documents",
             inputs={
@@ -134,6 +135,7 @@ STAGES: dict[str, Stage] = {
             summary="Remove what overlaps with an evaluation set.",
             config="llmctl.config.decontaminate:DecontaminateConfig",
             run="llmctl.data.decontaminate:run",
+            op_version=2,
             resumable=True,
             output="documents",
             inputs={
@@ -161,6 +163,7 @@ STAGES: dict[str, Stage] = {
             summary="Mix weighted sources, with a held-out split.",
             config="llmctl.config.mix:MixConfig",
             run="llmctl.tokens.mixing:run",
+            op_version=2,
             resumable=True,
             output="documents",
             inputs={
@@ -250,16 +253,45 @@ STAGES: dict[str, Stage] = {
             ),
         ),
         Stage(
+            command="from-megatron",
+            then="pack",
+            summary="Read token ids from Megatron's .bin and .idx.",
+            config="llmctl.config.tokens:FromMegatronConfig",
+            run="llmctl.tokens.foreign:run",
+            sources="llmctl.tokens.foreign:sources",
+            output="tokens",
+            words="prefixes",
+            inputs={"tokenizer": Role(("tokenizer",), "tokenizer that the ids are of")},
+            examples=(
+                "llmctl from-megatron corpus/web --tokenizer web.tokenizer",
+                "llmctl from-megatron corpus/a corpus/b.idx --tokenizer web.tokenizer --name web.tokenize",
+            ),
+        ),
+        Stage(
             command="pack",
             then="pretrain",
             summary="Pack documents into rows of fixed length.",
             config="llmctl.config.tokens:PackConfig",
             run="llmctl.tokens.pack:run",
-            op_version=2,
+            derive="llmctl.pipeline.derive:tokenizer_of_tokens",
+            op_version=3,
             output="rows",
-            inputs={"input": Role(("tokens",), "token shards to pack")},
-            flags={"--seq-len": "seq_len", "--heldout": "heldout_fraction"},
-            examples=("llmctl pack web.tokenize --seq-len 1024",),
+            inputs={
+                "input": Role(("tokens",), "token shards to pack"),
+                "sources": Role(
+                    ("tokens",), "several to mix, each with its weight", required=False, many=True, share="weights"
+                ),
+            },
+            flags={"--seq-len": "seq_len", "--heldout": "heldout_fraction", "--fim-rate": "fim.rate"},
+            examples=(
+                "llmctl pack web.tokenize --seq-len 1024",
+                "llmctl pack code.tokenize --seq-len 2048 --fim-rate 0.5",
+                "llmctl pack web.tokenize=0.7 code.tokenize=0.3 --name corpus.pack",
+                (
+                    "llmctl pack a:web.tokenize b:code.tokenize "
+                    "'stages=[{tokens: 1000000000, weights: {a: 9, b: 1}}, {weights: {a: 1, b: 1}}]'"
+                ),
+            ),
         ),
         Stage(
             command="pretrain",
@@ -272,11 +304,21 @@ STAGES: dict[str, Stage] = {
             output="checkpoint",
             resumable=True,
             inputs={"input": Role(("rows",), "packed rows to train on")},
-            flags={"--model": "model.name", "--steps": "steps", **TRAINING_FLAGS},
+            flags={
+                "--model": "model.name",
+                "--depth": "dial.depth",
+                "--params": "dial.params",
+                "--steps": "steps",
+                **TRAINING_FLAGS,
+            },
             examples=(
+                "llmctl pretrain web.pack --depth 4",
+                "llmctl pretrain web.pack --params 50M --dry-run",
                 "llmctl pretrain web.pack --model tiny --steps 200",
                 "llmctl pretrain web.pack --model tiny model.layers=6 optimizer.lr=1e-3",
                 "llmctl pretrain web.pack --nproc 2 --zero 2",
+                "llmctl pretrain web.pack optimizer=muon schedule=wsd average=ema --keep last:3,every:1000,best:1",
+                "llmctl pretrain web.pack guard.on_spike=skip guard.on_nan=rollback",
             ),
         ),
         Stage(
@@ -296,12 +338,31 @@ STAGES: dict[str, Stage] = {
             examples=("llmctl sft web.pretrain --chats chats.jsonl --epochs 3",),
         ),
         Stage(
+            command="import",
+            then="chat",
+            summary="Read a model or tokenizer of others.",
+            config="llmctl.config.inout:ImportConfig",
+            run="llmctl.model.importing:run",
+            decides="llmctl.model.located:kind_of",
+            fetch="llmctl.model.located:fetch",
+            sources="llmctl.model.importing:sources",
+            output="checkpoint",
+            words="sources",
+            flags={"--dtype": "dtype", "--license": "license", "--allow-private": "allow_private"},
+            examples=(
+                "llmctl import path/to/model --name base",
+                "llmctl import hf://HuggingFaceTB/SmolLM2-135M-Instruct",
+                "llmctl import model.Q4_K_M.gguf --dtype bf16",
+                "llmctl import path/to/tokenizer.json --name words",
+            ),
+        ),
+        Stage(
             command="eval",
             summary="Measure held-out loss and multiple choice.",
             config="llmctl.config.evals:EvalConfig",
             run="llmctl.evals.stage:run",
             derive="llmctl.pipeline.derive:rows_of_checkpoint",
-            op_version=2,
+            op_version=3,
             output="eval",
             inputs={
                 "input": Role(("checkpoint",), "checkpoint to measure"),
@@ -312,8 +373,12 @@ STAGES: dict[str, Stage] = {
                     ("prompts",), "multiple-choice questions: an artifact or a .jsonl file", required=False, files=True
                 ),
             },
-            flags={"--limit": "limit", "--batch-tokens": "batch_tokens"},
-            examples=("llmctl eval web.pretrain", "llmctl eval web.sft --choices questions.jsonl"),
+            flags={"--limit": "limit", "--batch-tokens": "batch_tokens", "--weights": "weights"},
+            examples=(
+                "llmctl eval web.pretrain",
+                "llmctl eval web.sft --choices questions.jsonl",
+                "llmctl eval web.sft --weights int4",
+            ),
         ),
     )
 }

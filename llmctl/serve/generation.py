@@ -55,7 +55,7 @@ class Service:
 
         Args:
             requests: one for each sequence, with its max_tokens.
-            client: whose quota is charged.
+            client: whose quota is charged; cached prefixes are shared within one client only.
             facts: of this request, for the log; they grow with the answer.
 
         Raises:
@@ -80,7 +80,8 @@ class Service:
                 headers={"Retry-After": str(seconds)},
             )
         self.quotas.take(client, cost)
-        return Generation(self, requests, client, facts)
+        salted = [dataclasses.replace(request, cache_salt=client) for request in requests]
+        return Generation(self, salted, client, facts)
 
     def admitted(self) -> None:
         """The engine has taken one sequence."""

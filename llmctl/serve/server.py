@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from llmctl.config.errors import InputError, UsageError
 from llmctl.config.serve import ServeConfig
 from llmctl.inference.conversation import open_engine
+from llmctl.inference.options import Options
 from llmctl.serve.app import create_app
 from llmctl.serve.connection import MOST_HEADER_BYTES, connection_class
 from llmctl.serve.generation import Service
@@ -48,7 +49,12 @@ def serve(checkpoint: Artifact | Path, config: ServeConfig, ready: Callable[[str
     listener = listen(config)
     try:
         engine = open_engine(
-            directory, device=config.device, precision=config.precision, max_running=config.max_running
+            directory,
+            device=config.device,
+            precision=config.precision,
+            max_running=config.max_running,
+            options=options_of(config),
+            draft=Path(config.draft_model) if config.draft_model else None,
         )
         try:
             app = create_app(engine, config, config.model_name or default_name(checkpoint))
@@ -57,6 +63,11 @@ def serve(checkpoint: Artifact | Path, config: ServeConfig, ready: Callable[[str
             engine.close()
     finally:
         listener.close()
+
+
+def options_of(config: ServeConfig) -> Options:
+    """The engine's part of the configuration."""
+    return Options(cache_tokens=config.cache_tokens, step_tokens=config.step_tokens, prefix_cache=config.prefix_cache)
 
 
 def log_to_stderr(*, quiet: bool = False) -> None:

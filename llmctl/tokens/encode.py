@@ -118,8 +118,9 @@ class ShardWriter:
             self._open.__exit__(kind, error, trace)
 
     def write(self, batch: pa.RecordBatch, encoded: list[NDArray[np.int32]], tokenizer: Tokenizer) -> None:
-        """Append the documents of `batch` (columns id, source, text), whose ids are `encoded`."""
-        bytes_of = pc.cast(pc.binary_length(batch.column("text")), pa.int32())
+        """Append the documents of `batch` (columns id, source, and text or its bytes), whose ids are `encoded`."""
+        known = "bytes" in batch.schema.names
+        bytes_of = batch.column("bytes") if known else pc.cast(pc.binary_length(batch.column("text")), pa.int32())
         lengths = np.array([ids.size + 2 for ids in encoded], dtype=np.int64)
         start = 0
         for end in self._shard_ends(lengths):

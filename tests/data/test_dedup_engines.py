@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from llmctl.config.dedup import DedupConfig
 from llmctl.config.errors import InputError
-from llmctl.data.dedup import run, stage
+from llmctl.data.dedup import run, sets, stage
 from llmctl.data.dedup.groups import NumpyGrouping
 from llmctl.data.dedup.keys import KEYS_FILE, Keys, key_schema
 from llmctl.pipeline.job import Product
@@ -115,6 +115,8 @@ def test_threads_and_processes_give_the_same_bytes(corpus, stage_, monkeypatch) 
     _, first = stage_(run, DedupConfig(workers=1, index=True), corpus)
     _, threads = stage_(run, DedupConfig(workers=3, index=True), corpus)
     monkeypatch.setattr(stage, "THREADS_UP_TO_BYTES", 0)
+    monkeypatch.setattr(sets, "HELD_IN_MEMORY", 0)  # as a large corpus
+    monkeypatch.setattr(sets, "HASHES_AT_ONCE", 500)
     _, processes = stage_(run, DedupConfig(workers=2, index=True), corpus)
     assert fingerprint(first) == fingerprint(threads) == fingerprint(processes)
     assert len(clusters_of(first)) == 80

@@ -148,19 +148,3 @@ def test_a_block_is_laid_over_that_of_the_preset() -> None:
 def test_a_configuration_survives_its_own_json(name: str) -> None:
     config = ModelConfig(name=name)
     assert ModelConfig.model_validate(semantic_values(config)) == config
-
-
-def test_what_a_plain_llama_cannot_express_is_named() -> None:
-    assert all(ModelConfig(name=name).beyond_llama() == [] for name, _, _ in COUNTS)
-    assert ModelConfig(name="mistral-7b").beyond_llama() == ["attention.window"]
-    assert ModelConfig(name="qwen3-8b").beyond_llama() == ["attention.qk_norm"]
-    assert ModelConfig(name="qwen3-0.6b").beyond_llama() == ["attention.qk_norm", "head_width"]
-    assert ModelConfig(name="llama3.1-8b").beyond_llama() == ["rope_scaling"]
-    assert ModelConfig(name="mixtral-8x7b").beyond_llama() == ["experts"]
-    assert ModelConfig(name="deepseek-v3").beyond_llama() == [
-        "attention.scale",
-        "experts",
-        "head_width",
-        "latent",
-        "rope_scaling",
-    ]
