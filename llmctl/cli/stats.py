@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 STATS = Verb(
     command="stats",
-    summary="Measure documents, packed rows, or a tokenizer.",
+    summary="Measure documents, rows, or a tokenizer on documents.",
     config="llmctl.config.stats:StatsConfig",
     inputs={
         "input": Role(("documents", "rows", "tokenizer"), "documents, packed rows or tokenizer to measure"),

@@ -171,10 +171,10 @@ class ImportTokenizerConfig(Config):
     """What a tokenizer's file does not say."""
 
     split: Literal["", "gpt2", "gpt4", "qwen2", "o200k"] = Field(
-        "",
+        default="",
         description="How text is cut before merges, for tiktoken ranks that are not OpenAI's own; gpt4 where left out.",
     )
     special: dict[str, int] | None = Field(
-        None, description="Special tokens and their ids, for tiktoken ranks; OpenAI's own are known."
+        default=None, description="Special tokens and their ids, for tiktoken ranks; OpenAI's own are known."
     )
-    chat_template: str = Field("", description="The chat template, in place of the one beside the file.")
+    chat_template: str = Field(default="", description="The chat template, in place of the one beside the file.")

@@ -10,6 +10,7 @@ from llmctl.config.averages import AverageConfig
 from llmctl.config.base import INTEGER_LIMIT, Config, execution
 from llmctl.config.batches import Batches, BatchRampConfig
 from llmctl.config.devices import Device, TrainPrecision
+from llmctl.config.dial import DialConfig, dialled, laid_under
 from llmctl.config.guards import GuardConfig
 from llmctl.config.heldout import HELDOUT_FRACTION
 from llmctl.config.keep import Keep
@@ -194,6 +195,9 @@ class PretrainConfig(TrainConfig):
         default_factory=lambda: ModelConfig.model_validate({}),
         description="Architecture: a preset's name or fields.",
     )
+    dial: DialConfig | None = execution(
+        None, description="One number from which shape, batch, learning rate and steps follow, where not given."
+    )
     steps: int = Field(200, ge=1, le=10**9, description="Optimizer steps.")
     z_loss: float = Field(
         0.0,
@@ -201,6 +205,16 @@ class PretrainConfig(TrainConfig):
         le=1,
         description="Weight of log(Z)^2 of each target, which keeps the softmax's Z near 1; PaLM has 1e-4.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_the_dial(cls, given: Any) -> Any:
+        return laid_under(given) if isinstance(given, dict) else given
+
+    def resolved(self) -> dict[str, Any]:
+        """Those of every training stage, and what follows from the dial."""
+        follows = {} if self.dial is None else {"dial": dialled(self.dial).described()}
+        return {**super().resolved(), **follows}
 
 
 class SftConfig(TrainConfig):

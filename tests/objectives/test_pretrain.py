@@ -59,3 +59,13 @@ def test_compiled_training_follows_the_eager_one(stages, rows, checkpoint):
     torch._dynamo.reset()
     compiled_loss = stages("pretrain", config, input=rows).manifest.totals["loss"]
     assert compiled_loss == pytest.approx(stages("pretrain", eager, input=rows).manifest.totals["loss"], rel=1e-4)
+
+
+def test_a_run_by_the_dial_holds_it_against_the_rows(stages, rows):
+    dial = {"depth": 1, "seq_len": 32, "vocab_size": 300}
+    fields = {**QUICK, "steps": 2, "batch_rows": 4}
+    made = stages("pretrain", PretrainConfig.model_validate({**fields, "dial": dial}), input=rows)
+    assert made.manifest.semantic["parameters"] == PretrainConfig(dial=dial).resolved()["dial"]["parameters"]
+    with pytest.raises(UsageError, match="rows of 1024 tokens, and these have 32") as caught:
+        stages("pretrain", PretrainConfig.model_validate({**fields, "dial": {"depth": 1}}), input=rows)
+    assert caught.value.hint == "add dial.seq_len=32"
