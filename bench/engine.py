@@ -15,6 +15,7 @@ import torch
 
 from llmctl.config.model import ModelConfig
 from llmctl.inference.engine import Engine
+from llmctl.inference.linears import prepare
 from llmctl.inference.options import Options
 from llmctl.inference.request import Request
 from llmctl.model.transformer import Transformer
@@ -63,16 +64,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--precision", default="fp32", choices=DTYPES)
+    parser.add_argument("--weights", default="plain", choices=("plain", "int8", "int4"))
+    parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--sequences", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--output", type=int, default=128)
     parser.add_argument("--shared", type=int, default=0, help="tokens of a prefix that all sequences have")
     arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     model = Transformer(ModelConfig.model_validate(arguments.model), VOCAB).to(DTYPES[arguments.precision])
     model.init_weights(0)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     speed = bandwidth()
     print(f"memory {speed / 1e9:.1f} GB/s, weights {weights / 1e6:.0f} MB: {speed / weights:.1f} steps/s at most")
+    model = prepare(model, arguments.weights)
     with Engine(model, None, max_running=max(arguments.sequences), options=Options()) as engine:
         engine.generate([Request([1, 2, 3], max_tokens=4, stop_ids=())])
         for count in arguments.sequences:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -20,6 +21,8 @@ from llmctl.model.attention import PLAIN, Scoring, distances, scored
 
 BLOCK_TOKENS = 16
 TINY = 1e-30  # least scale
+LEAST_SHARED = 4
+"""Blocks that sequences must begin with in common for these to be read by themselves."""
 UNEVEN = 1.25  # longest over shortest context of sequences that one call of attention reads
 
 
@@ -100,37 +103,34 @@ class KVCache:
             merged = (merged / scales).round().to(torch.int8)
         self.data[layer].flatten(0, 1).index_copy_(0, places, merged)
 
-    def read(self, layer: int, group: Group) -> tuple[Tensor, Tensor]:
-        """Keys and values of a group's sequences, [B,S,K,E] both; a view where their blocks lie behind one another."""
-        count, blocks = group.shape
-        data = self._blocks(self.data[layer], group, "data")
+    def read(self, layer: int, held: Held) -> tuple[Tensor, Tensor]:
+        """Keys and values of sequences, [B,S,K,E] both; what the next call may write over.
+
+        They are a view where the blocks lie behind one another.
+        """
+        count, blocks = held.shape
+        data = self._blocks(self.data[layer], held, "data")
         if self.scales is not None:
-            data = (data * self._blocks(self.scales[layer], group, "scales")).to(self._dtype)
-        merged = data.view(count, blocks * self.block_tokens, *data.shape[2:])[:, : group.length]
+            data = (data * self._blocks(self.scales[layer], held, "scales")).to(self._dtype)
+        merged = data.view(count, blocks * self.block_tokens, *data.shape[2:])[:, : held.length]
         if self.latent is not None:
             return merged, merged[..., : self.latent.kv_rank]
         return merged[:, :, : self.heads], merged[:, :, self.heads :]
 
-    def _blocks(self, data: Tensor, group: Group, name: str) -> Tensor:
-        """The group's blocks of one layer, [B x blocks,block,...]: in place, or copied behind one another."""
-        if group.table is None:
-            return data[group.first_block : group.first_block + group.shape[1]]
+    def _blocks(self, data: Tensor, held: Held, name: str) -> Tensor:
+        """Blocks of one layer, [B x blocks,block,...]: in place, or copied behind one another."""
+        if held.table is None:
+            return data[held.first_block : held.first_block + held.shape[1]]
         # The same memory for every layer and step: taking it anew costs more than the copy.
-        shape = (len(group.table), *data.shape[1:])
-        held = self._copies.get(name)
-        if held is None or held.numel() < math.prod(shape):
-            held = self._copies[name] = torch.empty(math.prod(shape), dtype=data.dtype, device=data.device)
-        return torch.index_select(data, 0, group.table, out=held[: math.prod(shape)].view(shape))
+        shape = (len(held.table), *data.shape[1:])
+        copy = self._copies.get(name)
+        if copy is None or copy.numel() < math.prod(shape):
+            copy = self._copies[name] = torch.empty(math.prod(shape), dtype=data.dtype, device=data.device)
+        return torch.index_select(data, 0, held.table, out=copy[: math.prod(shape)].view(shape))
 
     def _group(self, spans: Sequence[Span], first: int) -> Group:
         device = self.data.device
         width, length = spans[0].count, max(span.length for span in spans)
-        blocks = -(-length // self.block_tokens)
-        tables = [[*span.blocks[:blocks], *([0] * (blocks - len(span.blocks)))] for span in spans]
-        flat = [block for table in tables for block in table]
-        table = None
-        if len(spans) > 1 or flat != list(range(flat[0], flat[0] + blocks)):
-            table = torch.tensor(flat, device=device)
         starts = torch.tensor([span.start for span in spans], device=device)
         fresh = all(span.start == 0 for span in spans)
 
@@ -142,7 +142,69 @@ class KVCache:
 
         alone = width == 1 and all(span.length == length for span in spans)
         mask = None if fresh or alone else away() >= 0
-        return Group(first, width, length, (len(spans), blocks), flat[0], table, mask, away, fresh=fresh)
+        return Group(first, width, self._held(spans, 0), mask, away, self._shared(spans, mask), fresh=fresh)
+
+    def _held(self, spans: Sequence[Span], skipped: int) -> Held:
+        """All blocks of sequences but the first `skipped`, each sequence's padded with block 0."""
+        length = max(span.length for span in spans)
+        blocks = -(-length // self.block_tokens)
+        tables = [[*span.blocks[skipped:blocks], *([0] * (blocks - len(span.blocks)))] for span in spans]
+        return self._found(tables, length - skipped * self.block_tokens)
+
+    def _found(self, tables: Sequence[Sequence[int]], length: int) -> Held:
+        flat = [block for table in tables for block in table]
+        behind = len(tables) == 1 and flat == list(range(flat[0], flat[0] + len(flat)))
+        table = None if behind else torch.tensor(flat, device=self.data.device)
+        return Held((len(tables), len(tables[0])), length, flat[0], table)
+
+    def _shared(self, spans: Sequence[Span], mask: Tensor | None) -> SharedPrefix | None:
+        """The blocks that all begin with, where they are enough and there is the kernel that tells the sums."""
+        if len(spans) == 1 or spans[0].count > 1 or self.latent is not None or self.data.device.type != "cpu":
+            return None
+        most = min(span.start for span in spans) // self.block_tokens
+        tables = [span.blocks[:most] for span in spans]
+        count = next((place for place, some in enumerate(zip(*tables, strict=True)) if len(set(some)) > 1), most)
+        if count < LEAST_SHARED:
+            return None
+        skipped = count * self.block_tokens
+        bias = None
+        if mask is not None:
+            mask = mask[..., skipped:]
+            bias = torch.zeros(mask.shape, dtype=self._dtype).masked_fill(~mask, -math.inf)
+        prefix = self._found([spans[0].blocks[:count]], skipped)
+        return SharedPrefix(prefix, self._held(spans, count), bias)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Where keys and values of B sequences are.
+
+    Attributes:
+        shape: B and how many blocks each has.
+        length: S, tokens of the longest.
+        first_block: where all blocks lie behind one another, the first.
+        table: int64 [B x blocks]; None where they lie behind one another.
+    """
+
+    shape: tuple[int, int]
+    length: int
+    first_block: int
+    table: Tensor | None
+
+
+@dataclass(frozen=True)
+class SharedPrefix:
+    """A beginning that B sequences share, read once for all of them.
+
+    Attributes:
+        prefix: its blocks, as of one sequence.
+        tails: what each sequence has behind it.
+        bias: added to the scores of the tails, [B,1,1,S]; None for nothing.
+    """
+
+    prefix: Held
+    tails: Held
+    bias: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -152,23 +214,19 @@ class Group:
     Attributes:
         first: place of their first token in the row.
         width: T.
-        length: S, the longest of their contexts.
-        shape: B and how many blocks each has, padded with block 0.
-        first_block: where all blocks lie behind one another, the first.
-        table: int64 [B x blocks]; None where they lie behind one another.
+        held: all that they see.
         mask: bool [B,1,T,S]; None where a causal mask, or none, says the same.
         away: gives the query's place less the key's, broadcastable to [B,1,T,S].
+        shared: what they share, where it is worth reading by itself.
         fresh: whether nothing was in the cache before.
     """
 
     first: int
     width: int
-    length: int
-    shape: tuple[int, int]
-    first_block: int
-    table: Tensor | None
+    held: Held
     mask: Tensor | None
     away: Callable[[], Tensor]
+    shared: SharedPrefix | None
     fresh: bool
 
 
@@ -187,17 +245,40 @@ class PagedAttention:
         self.cache.write(layer, self.places, k[0], v[0])  # all of them first: a sequence may share what another writes
         mixed = []
         for group in self.groups:
-            count, width = group.shape[0], group.width
+            count, width = group.held.shape[0], group.width
             rows = slice(group.first, group.first + count * width)
             queries = q[0, rows].view(count, width, *q.shape[2:])  # [B,T,H,E]
+            if group.shared is not None and scoring.is_plain:
+                mixed.append(self._by_parts(layer, queries, group.shared, scoring.scale).flatten(0, 1))
+                continue
             if group.fresh and self.cache.scales is None:  # what was rounded is read as all later tokens read it
                 keys, values = (x[0, rows].view(count, width, *x.shape[2:]) for x in (k, v))
             else:
-                keys, values = self.cache.read(layer, group)
+                keys, values = self.cache.read(layer, group.held)
             causal = group.mask is None and width > 1
             out = scored(queries, keys, values, group.mask, scoring, group.away, is_causal=causal)
             mixed.append(out.flatten(0, 1))
         return (mixed[0] if len(mixed) == 1 else torch.cat(mixed))[None]
+
+    def _by_parts(self, layer: int, q: Tensor, shared: SharedPrefix, scale: float | None) -> Tensor:
+        """Attention to a shared prefix by all queries at once, and to each sequence's own rest: [B,1,H,E] to the same.
+
+        The two are put together by the sums of their softmaxes (Juravsky et al. 2024, Hydragen, arXiv:2402.05099).
+        """
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001 (gives the sums too)
+        B, _, H, E = q.shape
+        K = self.cache.heads
+        keys, values = self.cache.read(layer, shared.prefix)  # [1,S,K,E]
+        by_head = q.view(B, K, H // K, E)
+        gathered = by_head.transpose(0, 1).reshape(1, K, B * H // K, E)  # one long row of queries for each head of keys
+        first, first_sum = kernel(gathered, keys.transpose(1, 2), values.transpose(1, 2), scale=scale)
+        keys, values = self.cache.read(layer, shared.tails)
+        rest, rest_sum = kernel(
+            by_head, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=shared.bias, scale=scale
+        )
+        first = first.view(K, B, H // K, E).transpose(0, 1)
+        share = torch.sigmoid(first_sum.view(K, B, H // K).transpose(0, 1) - rest_sum)[..., None].to(q.dtype)
+        return torch.lerp(rest, first, share).reshape(B, 1, H, E)
 
 
 def kept_shape(config: ModelConfig) -> tuple[int, int]:
@@ -236,24 +317,31 @@ def memory_bytes(device: torch.device) -> int:
 
 def step_order(spans: Sequence[Span]) -> list[int]:
     """Places of `spans` in an order that puts those behind one another which `KVCache.attend` can serve at once."""
-    return sorted(range(len(spans)), key=lambda index: _alike(spans[index]))
+    alike = _alike(spans)
+    return sorted(range(len(spans)), key=lambda index: (*alike[index], spans[index].length))
 
 
-def _alike(span: Span) -> tuple[int, bool, int]:
-    return span.count, span.start > 0, span.length
+def _alike(spans: Sequence[Span]) -> list[tuple[int, bool, int]]:
+    """What spans of one group have in common: how many tokens, whether any are in the cache, and a first block.
+
+    The first block counts where several sequences share it.
+    """
+    users = Counter(span.blocks[0] for span in spans)
+    return [
+        (span.count, span.start > 0, span.blocks[0] if users[span.blocks[0]] > 1 and span.count == 1 else -1)
+        for span in spans
+    ]
 
 
 def _groups(spans: Sequence[Span]) -> list[list[Span]]:
-    """Runs of spans with the same number of tokens and about the same length."""
+    """Runs of spans that are alike and have about the same length."""
     groups: list[list[Span]] = []
-    for span in spans:
-        first = groups[-1][0] if groups else None
-        if (
-            first is not None
-            and _alike(first)[:2] == _alike(span)[:2]
-            and first.length <= span.length <= first.length * UNEVEN + BLOCK_TOKENS
-        ):
+    before = None
+    for span, alike in zip(spans, _alike(spans), strict=True):
+        first = groups[-1][0] if groups else span
+        if alike == before and first.length <= span.length <= first.length * UNEVEN + BLOCK_TOKENS:
             groups[-1].append(span)
         else:
             groups.append([span])
+        before = alike
     return groups

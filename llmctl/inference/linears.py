@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,8 @@ READ_DIRECTLY = ("kv_b_proj", "router")
 TINY = 1e-30
 """Least scale, so that a row of zeros divides by something."""
 PACKED_ROWS = 32
+PART = 1 << 18
+"""Weights that are turned back at a time: 1 MiB in float32."""
 FEW_ROWS = 4
 """Up to so many rows the 8-bit kernel is faster than turning the weights back first (measured, docs/benchmarks.md)."""
 
@@ -71,10 +73,20 @@ class Int8Linear(nn.Module):
         if x.device.type == "cpu" and x.dtype == torch.bfloat16 and rows.shape[0] <= FEW_ROWS:
             out = torch._weight_int8pack_mm(rows, self.whole, self.scales)  # noqa: SLF001
         else:
-            out = functional.linear(rows, self.whole.to(x.dtype)) * self.scales
+            out = torch.cat([functional.linear(rows, some) for some in self._in_floats(x)], dim=-1) * self.scales
         if self.bias is not None:
             out = out + self.bias
         return out.view(*x.shape[:-1], -1)
+
+    def _in_floats(self, like: Tensor) -> Iterator[Tensor]:
+        """The whole numbers in the format of `like`, part by part on a CPU: a part stays in its nearest memory."""
+        if like.device.type != "cpu":
+            yield self.whole.to(like.dtype)
+            return
+        rows = max(1, PART // self.whole.shape[1])
+        part = torch.empty((min(rows, self.whole.shape[0]), self.whole.shape[1]), dtype=like.dtype)
+        for some in torch.split(self.whole, rows):
+            yield part[: len(some)].copy_(some)
 
     def dequantized(self) -> Tensor:
         """The weights that it stands for, [N,K] in float32."""

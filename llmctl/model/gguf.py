@@ -49,7 +49,7 @@ def open_gguf(path: Path) -> OpenedGguf:
         raise IntegrityError(f"{path} lacks the matrix {EMBEDDING}", hint="copy or download the file again")
     try:
         config = kin.read(file.metadata, file.stored.keys(), _llama3(file))
-        _refuse_other_factors(file, config)
+        _check_factors(file, config)
     except ValueError as error:
         raise InputError(
             f"{path}: {faults(error)}", hint=f"a {kin.architecture} with these metadata is not computed here"
@@ -58,13 +58,6 @@ def open_gguf(path: Path) -> OpenedGguf:
     shapes = our_shapes(config, vocab_size)
     weights = StoredWeights.open(file, kin.links(config, shapes), shapes, IDLE, "its metadata")
     return OpenedGguf(file, config, vocab_size, weights)
-
-
-def _refuse_other_factors(file: GgufFile, config: ModelConfig) -> None:
-    """A `ValueError` unless there is one frequency factor for each pair of a head, or none at all."""
-    if ROPE_FACTORS in file.stored and file.stored[ROPE_FACTORS].shape != (config.head_width // 2,):
-        count = file.stored[ROPE_FACTORS].shape[0]
-        raise ValueError(f"{ROPE_FACTORS} has {count} factors for heads of {config.head_width}")
 
 
 def _llama3(file: GgufFile) -> Llama3Scaling | None:
@@ -81,6 +74,13 @@ def _llama3(file: GgufFile) -> Llama3Scaling | None:
     if not torch.allclose(_divisors(2 * divisors.numel(), base, scaling), divisors, rtol=1e-4):
         raise ValueError(f"{ROPE_FACTORS} is not the scaling of Llama 3 from a context of {PUBLISHED_CONTEXT}")
     return scaling
+
+
+def _check_factors(file: GgufFile, config: ModelConfig) -> None:
+    """One factor for each pair that is turned; a `ValueError` where it is not so."""
+    if ROPE_FACTORS in file.stored and file.stored[ROPE_FACTORS].shape != (config.head_width // 2,):
+        count = file.stored[ROPE_FACTORS].shape[0]
+        raise ValueError(f"{ROPE_FACTORS} has {count} factors for heads of {config.head_width}")
 
 
 def _divisors(width: int, base: float, scaling: Llama3Scaling) -> Tensor:
@@ -122,8 +122,9 @@ def write(
             "no architecture of llama.cpp that is known here expresses this model",
             hint=f"known: {', '.join(KIN)}, without windows; export it with --format hf",
         )
-    links = kin.links(plain, weights.shapes)
-    shapes = {name: tuple(shape) for name, shape in their_shapes(links, weights.shapes).items()}
+    ours = our_shapes(plain, vocab_size)
+    links = kin.links(plain, ours)
+    shapes = {name: tuple(shape) for name, shape in their_shapes(links, ours).items()}
     make = Maker(weights, links)
     scaling, extra = plain.rope_scaling, {}
     if isinstance(scaling, Llama3Scaling):

@@ -109,9 +109,10 @@ def write(
         The family whose layout was taken.
     """
     family, plain = family_for(config, preferred)
-    links = family.links(plain, weights.shapes)
+    ours = our_shapes(plain, vocab_size)  # without what training alone needs, where the layout has no place for it
+    links = family.links(plain, ours)
     kinds = {theirs: dtype or weights.dtype(link.ours[0]) for link in links for theirs in link.theirs}
-    shapes = their_shapes(links, weights.shapes)
+    shapes = their_shapes(links, ours)
     planned = {name: Planned(kinds[name], tuple(shapes[name])) for name in shapes}
     directory.mkdir(parents=True, exist_ok=True)
     described = config_json(family, plain, vocab_size, dtype or common_dtype(weights), ids)

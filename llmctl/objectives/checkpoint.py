@@ -46,6 +46,8 @@ def publish(
     family = huggingface.save(model, job.out, tokenizer_directory)
     if family is OWN:
         job.progress.note("no Hugging Face layout expresses this model: the checkpoint opens in llmctl alone")
+    elif config.mtp is not None:
+        job.progress.note("the blocks of multi-token prediction have served training, and are left out")
     facts = {"architecture": family.architecture, "parameters": model.parameters_count(), **semantic}
     return Product(SCHEMA, semantic=facts, totals={**fitted.totals, **totals})
 

@@ -273,7 +273,8 @@ STAGES: dict[str, Stage] = {
             summary="Pack documents into rows of fixed length.",
             config="llmctl.config.tokens:PackConfig",
             run="llmctl.tokens.pack:run",
-            op_version=2,
+            derive="llmctl.pipeline.derive:tokenizer_of_tokens",
+            op_version=3,
             output="rows",
             inputs={
                 "input": Role(("tokens",), "token shards to pack"),
@@ -281,9 +282,10 @@ STAGES: dict[str, Stage] = {
                     ("tokens",), "several to mix, each with its weight", required=False, many=True, share="weights"
                 ),
             },
-            flags={"--seq-len": "seq_len", "--heldout": "heldout_fraction"},
+            flags={"--seq-len": "seq_len", "--heldout": "heldout_fraction", "--fim-rate": "fim.rate"},
             examples=(
                 "llmctl pack web.tokenize --seq-len 1024",
+                "llmctl pack code.tokenize --seq-len 2048 --fim-rate 0.5",
                 "llmctl pack web.tokenize=0.7 code.tokenize=0.3 --name corpus.pack",
                 (
                     "llmctl pack a:web.tokenize b:code.tokenize "
@@ -334,6 +336,25 @@ STAGES: dict[str, Stage] = {
             },
             flags={"--epochs": "epochs", **TRAINING_FLAGS},
             examples=("llmctl sft web.pretrain --chats chats.jsonl --epochs 3",),
+        ),
+        Stage(
+            command="import",
+            then="chat",
+            summary="Read a model or tokenizer of others.",
+            config="llmctl.config.inout:ImportConfig",
+            run="llmctl.model.importing:run",
+            decides="llmctl.model.located:kind_of",
+            fetch="llmctl.model.located:fetch",
+            sources="llmctl.model.importing:sources",
+            output="checkpoint",
+            words="sources",
+            flags={"--dtype": "dtype", "--license": "license", "--allow-private": "allow_private"},
+            examples=(
+                "llmctl import path/to/model --name base",
+                "llmctl import hf://HuggingFaceTB/SmolLM2-135M-Instruct",
+                "llmctl import model.Q4_K_M.gguf --dtype bf16",
+                "llmctl import path/to/tokenizer.json --name words",
+            ),
         ),
         Stage(
             command="eval",

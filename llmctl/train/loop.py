@@ -35,6 +35,7 @@ from llmctl.train.heldout import HeldOut, HeldOutRows
 from llmctl.train.launch import environment, give_up
 from llmctl.train.loader import Loader, Plan
 from llmctl.train.local import Local
+from llmctl.train.memory import exhaustion_explained
 from llmctl.train.objective import Fitted, Objective
 from llmctl.train.report import Report
 from llmctl.train.resume import States
@@ -61,7 +62,7 @@ def fit(
         DivergedError: a loss or gradient cannot be trusted, and the guard says stop.
         InputError: a step has no target at all.
         InterruptedRunError: on SIGINT or SIGTERM, after saving the state.
-        UsageError: the state in `job.work` is of another configuration.
+        UsageError: the state in `job.work` is of another configuration, or memory runs out.
     """
     strategy = choose_strategy(job.config)
     report = Report(job, strategy, model)
@@ -78,8 +79,9 @@ def fit(
     patience = job.config.watchdog_s if strategy.world_size > 1 and run.leads else 0.0
     watchdog = Watchdog(job.work, patience, functools.partial(give_up, job.work))
     with stopping as stop, Loader(objective.rows, run.plan) as loader, run.states.saver, watchdog, report:
-        while run.step < steps:
-            run.advance(loader, stop)
+        with exhaustion_explained(model, strategy.trained, job.config, run.shape):
+            while run.step < steps:
+                run.advance(loader, stop)
         run.states.saver.finish()
     return Fitted(strategy.weights(), run.totals())
 
@@ -134,6 +136,7 @@ class Run:
         self.states = States(job, strategy, self.plan, report.note)
         self.scale = LossScale() if self.config.precision == "fp16" else None
         self._beat = Beat(job.work, strategy.rank) if strategy.world_size > 1 else None
+        self._seq_len = 0
         self._stop_agreed = False
         self._started = time.perf_counter()
 
@@ -179,7 +182,8 @@ class Run:
         waited = time.perf_counter() - begun
         seen = sum(int(np.count_nonzero(batch.documents >= 0)) for batch in batches)
         targets, tokens = self._agree([sum(batch.targets for batch in batches), seen], stop)
-        self.report.start(batches[0].tokens.shape[1])
+        self._seq_len = batches[0].tokens.shape[1]
+        self.report.start(self._seq_len)
         if targets == 0:
             raise InputError(f"{self._where()} hold no target at all", hint=self._look() or "look at them")
         self._estimate_curvature(batches, targets)
@@ -359,6 +363,10 @@ class Run:
     def elapsed_s(self) -> float:
         """Seconds since the start, over all attempts, time between them left out."""
         return time.perf_counter() - self._started
+
+    def shape(self) -> tuple[int, int]:
+        """Rows and tokens of a row in one forward pass; of what came last."""
+        return self.plan.micro_rows, self._seq_len
 
     def totals(self) -> dict[str, int | float | str]:
         """Figures of the whole run."""

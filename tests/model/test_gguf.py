@@ -26,7 +26,7 @@ SHAPES: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"rope_scaling": {"name": "linear", "factor": 4}}),
     ("llama", {"rope_scaling": {"name": "yarn", "factor": 4, "original_context": 128}}),
     ("llama", {"experts": {"count": 4, "top": 2, "ffn_width": 32}}),
-    ("llama", {"attention": {"qkv_bias": True}}),
+    ("qwen2", {"attention": {"qkv_bias": True}}),
     ("qwen3", {"attention": {"qk_norm": True}, "head_width": 32}),
     ("qwen3moe", {"attention": {"qk_norm": True}, "experts": {"count": 4, "top": 2, "ffn_width": 32}}),
     (
@@ -147,7 +147,7 @@ def test_a_sound_file_opens_and_an_unknown_architecture_is_named(tmp_path: Path)
     file_of(tmp_path / "y.gguf", METADATA, TENSORS, "rwkv7")
     with pytest.raises(InputError, match="general.architecture is 'rwkv7', which is not known here") as caught:
         open_gguf(tmp_path / "y.gguf")
-    assert caught.value.hint == "known: llama, qwen2, qwen3, qwen3moe, gpt2"
+    assert caught.value.hint == "known: qwen2, llama, qwen3, qwen3moe, gpt2"
 
 
 def test_weights_that_are_not_numbers_are_found_when_they_are_read(tmp_path: Path) -> None:

@@ -124,10 +124,10 @@ class Family:
 def canonical(config: ModelConfig) -> ModelConfig:
     """The same computation in one form: fields that have no effect at their defaults, and no name.
 
-    `experts.balance_rate` matters to training alone, so no checkpoint keeps it.
+    What matters to training alone is left out: multi-token prediction, and how experts are balanced.
     """
     values = config.model_dump()
-    values["name"] = CUSTOM
+    values |= {"name": CUSTOM, "mtp": None}
     if config.positions != "rope":
         values["rope_base"] = 10_000.0
     if config.rope_scaling is not None and config.rope_scaling.name == "ntk":  # by definition a higher base
@@ -139,7 +139,7 @@ def canonical(config: ModelConfig) -> ModelConfig:
         attention["scale"] = None
     attention["window"], attention["pattern"] = _windows(config)
     if config.experts is not None:
-        values["experts"]["balance_rate"] = 1e-3
+        values["experts"] |= {"balance_rate": 1e-3, "balance_loss": 0.0, "z_loss": 0.0}
         if config.experts.first_dense == 0:
             values["ffn_width"] = config.experts.ffn_width
         if config.experts.groups_kept == config.experts.groups:

@@ -206,30 +206,40 @@ def _plain(fields: GgufFields, names: Collection[str], llama3: RopeScaling | Non
 
 def _qwen3(fields: GgufFields, names: Collection[str], llama3: RopeScaling | None) -> ModelConfig:
     config = _decoder(fields, names, llama3)
-    if not config.attention.qk_norm or config.experts is not None:
-        raise ValueError("a qwen3 has norms of queries and keys, and no experts")
-    return config
+    if config.experts is not None:
+        raise ValueError("a qwen3 has no experts")
+    return _without_biases(config)
 
 
 def _qwen3_experts(fields: GgufFields, names: Collection[str], llama3: RopeScaling | None) -> ModelConfig:
     config = _decoder(fields, names, llama3)
-    if not config.attention.qk_norm or config.experts is None:
-        raise ValueError("a qwen3moe has norms of queries and keys, and experts")
+    if config.experts is None:
+        raise ValueError("a qwen3moe has experts")
+    return _without_biases(config)
+
+
+def _without_biases(config: ModelConfig) -> ModelConfig:
+    """A Qwen3, if it is one."""
+    if config.attention.qkv_bias or config.attention.output_bias or config.feed_forward.bias:
+        raise ValueError("a qwen3 has no biases")
+    if not config.attention.qk_norm:
+        raise ValueError("a qwen3 has norms of queries and keys")
     return config
 
 
 def _qwen2(fields: GgufFields, names: Collection[str], llama3: RopeScaling | None) -> ModelConfig:
     config = _decoder(fields, names, llama3)
-    if config.experts is not None or not config.attention.qkv_bias:
-        raise ValueError("a qwen2 has biases of query, key and value, and no experts")
+    others = config.attention.output_bias or config.feed_forward.bias
+    if config.experts is not None or not config.attention.qkv_bias or others:
+        raise ValueError("a qwen2 has biases of query, key and value, no others, and no experts")
     return config
 
 
 KIN: Final = {
     kin.architecture: kin
     for kin in (
-        GgufKin("llama", _plain, turned),
         GgufKin("qwen2", _qwen2, name_by_name),
+        GgufKin("llama", _plain, turned),
         GgufKin("qwen3", _qwen3, name_by_name),
         GgufKin("qwen3moe", _qwen3_experts, name_by_name),
         GgufKin("gpt2", _gpt2, fused),

@@ -221,7 +221,9 @@ def test_every_preset_is_expressed_by_the_family_that_published_it() -> None:
         ({"norm": {"place": "sandwich"}}, "llmctl"),
         ({"experts": {"count": 4, "top": 2, "ffn_width": 16}}, "mixtral"),
         ({"experts": {"count": 4, "top": 2, "ffn_width": 16, "balance": "bias"}}, "llmctl"),
-        ({"experts": {"count": 4, "top": 2, "ffn_width": 16, "balance_rate": 0.1}}, "mixtral"),
+        ({"experts": {"count": 4, "top": 2, "ffn_width": 16, "balance_rate": 0.1, "z_loss": 0.1}}, "mixtral"),
+        ({"mtp": {"depth": 2}}, "llama"),  # which serves training alone
+        ({"mtp": {"depth": 2}, "positions": "alibi"}, "llmctl"),
     ],
 )
 def test_the_first_family_that_expresses_a_shape_is_taken(
