@@ -278,7 +278,7 @@ def test_kinds_are_told_by_content(documents: list[str], tmp_path: Path) -> None
 
 
 def wordpiece() -> bytes:
-    fast = FastTokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))  # noqa: S106 - no password
+    fast = FastTokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
     fast.decoder = decoders.WordPiece()
     fast.add_special_tokens([AddedToken("[UNK]", special=True)])
     return fast.to_str().encode()
