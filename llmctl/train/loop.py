@@ -75,7 +75,7 @@ def fit(
     run.resume()
     stopping = Stop(job.work, signals=strategy.world_size == 1, leads=run.leads)
     patience = job.config.watchdog_s if strategy.world_size > 1 and run.leads else 0.0
-    watchdog = Watchdog(job.work, patience, functools.partial(give_up, job.work))
+    watchdog = Watchdog(job.work, strategy.world_size, patience, functools.partial(give_up, job.work))
     with stopping as stop, Loader(objective.rows, run.plan) as loader, run.states.saver, watchdog, report:
         with exhaustion_explained(model, strategy.trained, job.config, run.shape):
             while run.step < steps:
