@@ -42,7 +42,7 @@ from llmctl.train.resume import States
 from llmctl.train.scaling import LossScale
 from llmctl.train.schedules import rate_factor
 from llmctl.train.stop import Stop
-from llmctl.train.strategy import Strategy, autocast_dtype, keep_freed_memory, precision_warning, set_threads
+from llmctl.train.strategy import Strategy, keep_freed_memory, precision_warning, set_threads
 from llmctl.train.watchdog import Beat, Watchdog
 
 SHOWN_ROWS = 16
@@ -71,9 +71,7 @@ def fit(
     if warning := precision_warning(job.config.precision, strategy.device):
         report.note(warning)
     report.note(f"{strategy.described()}; gradients clipped to a norm of {job.config.clip_norm:g}")
-    dtype = autocast_dtype(job.config.precision) or torch.float32
-    wanted, compiled = job.config.attention_backend, job.config.compile
-    report.note(set_backend(model, wanted, strategy.device, dtype, compiled=compiled))
+    report.note(set_backend(model, job.config, strategy.device))
     run.resume()
     stopping = Stop(job.work, signals=strategy.world_size == 1, leads=run.leads)
     patience = job.config.watchdog_s if strategy.world_size > 1 and run.leads else 0.0
