@@ -37,7 +37,7 @@ from llmctl.train.loader import Loader, Plan
 from llmctl.train.local import Local
 from llmctl.train.memory import exhaustion_explained
 from llmctl.train.objective import Fitted, Objective
-from llmctl.train.report import Report
+from llmctl.train.report import Report, bits_per_byte
 from llmctl.train.resume import States
 from llmctl.train.scaling import LossScale
 from llmctl.train.schedules import rate_factor
@@ -209,7 +209,7 @@ class Run:
         self.train_s += spent
         self.loss = loss
         lr, speed = self.config.optimizer.lr * factor, tokens / spent
-        measured = {**self._bits_per_byte(nll, size), **self.report.utilisation(speed), **self.report.memory()}
+        measured = {**bits_per_byte(nll, size), **self.report.utilisation(speed), **self.report.memory()}
         balance = end_step(self.model, self.strategy.sum)
         self._log(loss=loss, lr=lr, grad_norm=norm, tokens_per_s=speed, data_wait_s=waited, **measured, **balance)
         self.report.progress(self.step, self.plan.steps, loss=loss, lr=lr, tokens_per_s=speed)
@@ -383,11 +383,6 @@ class Run:
         if self.measured is not None:
             values |= self.measured.figures
         return values
-
-    @staticmethod
-    def _bits_per_byte(nll: float, size: float) -> dict[str, float]:
-        """Of the rows of a step, marks between documents included; nothing where the bytes are not known."""
-        return {"bits_per_byte": nll / math.log(2) / size} if size else {}
 
     def _at(self, doing: str) -> None:
         if self._beat is not None:
