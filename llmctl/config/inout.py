@@ -1,4 +1,4 @@
-"""Configuration of `import` and `export`: models of others, both ways."""
+"""Configuration of `import` and `export`: models and tokenizers of others, both ways."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from typing import Literal
 from pydantic import Field
 
 from llmctl.config.base import Config, execution
+from llmctl.config.tokens import ImportTokenizerConfig
 
 WeightType = Literal["keep", "fp32", "bf16", "fp16"]
 
 
 class ImportConfig(Config):
-    """What to read into a checkpoint."""
+    """What to read into a checkpoint, or into a tokenizer."""
 
     sources: tuple[str, ...] = execution(
         (),
         max_length=1,
-        description="a model's folder, hf://owner/name[@revision], or a .gguf file; identified by content",
+        description="a model's folder, hf://owner/name[@revision], a .gguf file, or a tokenizer's file or folder; "
+        "identified by content",
     )
     dtype: WeightType = Field(
         default="keep",
@@ -25,6 +27,9 @@ class ImportConfig(Config):
     )
     license: str = Field(default="", max_length=200, description="SPDX identifier, where the model does not say it")
     shard_bytes: int = Field(default=5_000_000_000, ge=1 << 16, le=1 << 50, description="most bytes of one file")
+    tokenizer: ImportTokenizerConfig = Field(
+        default=ImportTokenizerConfig(), description="what a tokenizer's file does not say"
+    )
     allow_private: bool = execution(
         False, description="fetch from addresses of this machine and its private networks too"
     )

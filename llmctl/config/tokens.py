@@ -12,6 +12,7 @@ from llmctl.config.heldout import HELDOUT_FRACTION
 SPECIAL_IDS = 6  # <unk> <s> </s> <pad> <|im_start|> <|im_end|>
 BYTE_IDS = 256
 LONGEST_ROW = 1 << 24
+LEAST_INFILL_ROW = 8
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
@@ -106,6 +107,19 @@ class StageConfig(Config):
         return value
 
 
+class FimConfig(Config):
+    """Fill-in-the-middle: documents rearranged so that the model learns to write what stands between two texts."""
+
+    rate: float = Field(0.0, ge=0, le=1, description="Share of the training documents that are rearranged, by id.")
+    spm_rate: float = Field(
+        0.5, ge=0, le=1, description="Share of those in which the suffix comes first (SPM); else the prefix does (PSM)."
+    )
+    ids: tuple[int, int, int] | None = Field(
+        None, description="Ids that mark prefix, suffix and middle; the tokenizer's own where left out."
+    )
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="Seed of which documents, and of where they are cut.")
+
+
 class PackConfig(Config):
     """How documents become rows."""
 
@@ -125,12 +139,22 @@ class PackConfig(Config):
         description="Share of the documents held out of training, chosen by the hash of their ids.",
     )
 
+    fim: FimConfig = Field(
+        default_factory=lambda: FimConfig.model_validate({}), description="Fill-in-the-middle; off where rate is 0."
+    )
+
     @field_validator("seq_len")
     @classmethod
     def _has_a_target(cls, value: int) -> int:
         if not 2 <= value <= LONGEST_ROW:
             raise ValueError(f"a row must hold 2 to {LONGEST_ROW} tokens: each is predicted from the ones before it")
         return value
+
+    @model_validator(mode="after")
+    def _has_room_for_marks(self) -> Self:
+        if self.fim.rate and self.seq_len < LEAST_INFILL_ROW:
+            raise ValueError(f"fim needs rows of {LEAST_INFILL_ROW} tokens at least: three of them are marks")
+        return self
 
     @model_validator(mode="after")
     def _one_mixture_at_a_time(self) -> Self:
@@ -147,10 +171,10 @@ class ImportTokenizerConfig(Config):
     """What a tokenizer's file does not say."""
 
     split: Literal["", "gpt2", "gpt4", "qwen2", "o200k"] = Field(
-        "",
+        default="",
         description="How text is cut before merges, for tiktoken ranks that are not OpenAI's own; gpt4 where left out.",
     )
     special: dict[str, int] | None = Field(
-        None, description="Special tokens and their ids, for tiktoken ranks; OpenAI's own are known."
+        default=None, description="Special tokens and their ids, for tiktoken ranks; OpenAI's own are known."
     )
-    chat_template: str = Field("", description="The chat template, in place of the one beside the file.")
+    chat_template: str = Field(default="", description="The chat template, in place of the one beside the file.")

@@ -9,7 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from llmctl.config.averages import AverageConfig
 from llmctl.config.base import INTEGER_LIMIT, Config, execution
 from llmctl.config.batches import Batches, BatchRampConfig
-from llmctl.config.devices import Device, TrainPrecision
+from llmctl.config.devices import AttentionBackend, Device, TrainPrecision
+from llmctl.config.dial import DialConfig, dialled, laid_under
 from llmctl.config.guards import GuardConfig
 from llmctl.config.heldout import HELDOUT_FRACTION
 from llmctl.config.keep import Keep
@@ -80,6 +81,10 @@ class TrainConfig(Config):
     )
     device: Device = execution("auto", description="auto: cuda where there is one.")
     compile: bool = execution(default=False, description="Compile the model with torch.compile (single process only).")
+    attention_backend: AttentionBackend = execution(
+        "auto",
+        description="Kernel of attention: SDPA, FlexAttention or FlashAttention; auto takes what works.",
+    )
     recompute: Literal["none", "selective", "full"] = execution(
         "none",
         description="What is made again in the backward pass to save memory: all activations, or all but products.",
@@ -194,6 +199,9 @@ class PretrainConfig(TrainConfig):
         default_factory=lambda: ModelConfig.model_validate({}),
         description="Architecture: a preset's name or fields.",
     )
+    dial: DialConfig | None = execution(
+        None, description="One number from which shape, batch, learning rate and steps follow, where not given."
+    )
     steps: int = Field(200, ge=1, le=10**9, description="Optimizer steps.")
     z_loss: float = Field(
         0.0,
@@ -201,6 +209,16 @@ class PretrainConfig(TrainConfig):
         le=1,
         description="Weight of log(Z)^2 of each target, which keeps the softmax's Z near 1; PaLM has 1e-4.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_the_dial(cls, given: Any) -> Any:
+        return laid_under(given) if isinstance(given, dict) else given
+
+    def resolved(self) -> dict[str, Any]:
+        """Those of every training stage, and what follows from the dial."""
+        follows = {} if self.dial is None else {"dial": dialled(self.dial).described()}
+        return {**super().resolved(), **follows}
 
 
 class SftConfig(TrainConfig):

@@ -100,7 +100,7 @@ class Engine:
     def __init__(
         self, model: Transformer, tokenizer: Tokenizer | None, *, max_running: int = 16, options: Options = DEFAULT
     ) -> None:
-        if tokenizer is not None and tokenizer.vocab_size != model.vocab_size:
+        if tokenizer is not None and tokenizer.vocab_size > model.vocab_size:
             raise InputError(
                 f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.vocab_size}",
                 hint="use the tokenizer that the model was trained with",
@@ -117,7 +117,7 @@ class Engine:
             )
         self.model = model
         self.context = model.config.context
-        self._tokenizer = tokenizer
+        self._tokenizer = tokenizer.padded(model.vocab_size) if tokenizer is not None else None
         self._scheduler = Scheduler(model, max_running, options)
         self._scoring: deque[ScoreJob] = deque()
         self._arrived: deque[SequenceState | ScoreJob] = deque()

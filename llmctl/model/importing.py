@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 
 from llmctl.config.inout import ImportConfig, WeightType
@@ -16,9 +17,10 @@ from llmctl.model import gguf, huggingface
 from llmctl.model.config_json import GENERATION_FILE, TOKEN_IDS, generation_json, read_object
 from llmctl.model.families import OWN, Family
 from llmctl.model.located import README, Located, locate
-from llmctl.model.tokenizer_files import copy_tokenizer, tokenizer_facts
+from llmctl.model.tokenizer_files import keep_tokenizer, tokenizer_facts, tokenizer_product, write_tokenizer
 from llmctl.model.weights import Weights
 from llmctl.pipeline.job import Job, Product
+from llmctl.tokens.gguf import from_gguf
 
 CHECKPOINT_SCHEMA = "llmctl.checkpoint/1"
 DTYPES: Final[dict[WeightType, torch.dtype | None]] = {
@@ -27,6 +29,7 @@ DTYPES: Final[dict[WeightType, torch.dtype | None]] = {
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+TOKENS_KEY = "tokenizer.ggml.tokens"
 GGUF_IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 NAME_ENDING = re.compile(r"\.gguf$|\.json$|\.model$|\.tiktoken$", re.IGNORECASE)
 LICENSE_LINE = re.compile(r"^license:\s*[\"']?([A-Za-z0-9.+-]+)[\"']?\s*$", re.MULTILINE)
@@ -55,7 +58,10 @@ def run(job: Job[ImportConfig]) -> Product:
         IntegrityError: the source is damaged; the file and the tensor or field are named.
     """
     located = locate(job.config, job.fetched)
-    model = _from_gguf(located.file) if located.is_gguf else _from_folder(job, located)
+    if located.is_tokenizer:
+        source = located.file if located.is_file else located.folder(job.work)
+        return tokenizer_product(source, job.config.tokenizer, job.out)
+    model = _from_gguf(job, located.file) if located.is_gguf else _from_folder(job, located)
     total = sum(shape.numel() * model.weights.dtype(name).itemsize for name, shape in model.weights.shapes.items())
     family = huggingface.write(
         job.out,
@@ -106,7 +112,7 @@ def _from_folder(job: Job[ImportConfig], located: Located) -> _Model:
     generation = generation_json(ids, described.config.context)
     if GENERATION_FILE in located.files:
         generation = read_object(folder / GENERATION_FILE)
-    copy_tokenizer(folder, job.out)
+    keep_tokenizer(folder, job.config.tokenizer, job.out, job.progress)
     return _Model(
         described.config,
         described.vocab_size,
@@ -118,17 +124,24 @@ def _from_folder(job: Job[ImportConfig], located: Located) -> _Model:
     )
 
 
-def _from_gguf(path: Path) -> _Model:
+def _from_gguf(job: Job[ImportConfig], path: Path) -> _Model:
     opened = gguf.open_gguf(path)
     metadata = opened.file.metadata
     ids = {name: _integer(metadata.get(f"tokenizer.ggml.{key}_token_id")) for name, key in GGUF_IDS.items()}
     stops = [ids["eos_token_id"], _integer(metadata.get("tokenizer.ggml.eot_token_id"))]
     stopping = list(dict.fromkeys(stop for stop in stops if stop is not None))
+    if TOKENS_KEY in metadata:
+        write_tokenizer(from_gguf(_plain(metadata)), job.out)
     generation = generation_json({**ids, "eos_token_id": stopping or None}, opened.config.context)
     told = metadata.get("general.license")
     return _Model(
         opened.config, opened.vocab_size, opened.weights, ids, generation, told if isinstance(told, str) else ""
     )
+
+
+def _plain(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata with lists for arrays."""
+    return {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in metadata.items()}
 
 
 def _integer(value: Any) -> int | None:

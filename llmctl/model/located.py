@@ -18,6 +18,7 @@ from llmctl.store.manifest import sha256_of
 
 GGUF = ".gguf"
 README = "README.md"
+BESIDE = ("tokenizer_config.json", "chat_template.jinja")  # of a tokenizer's file
 DESCRIPTIONS = (CONFIG_FILE, GENERATION_FILE, INDEX_FILE, README, *TOKENIZER_PARTS)
 
 
@@ -27,7 +28,7 @@ class Located:
 
     Attributes:
         name: of the folder or file.
-        files: by their names within it; one alone where the source is a file.
+        files: by their names within it; the file first where the source is one, and what describes it.
         is_file: whether the source is a file.
     """
 
@@ -44,6 +45,14 @@ class Located:
     def is_gguf(self) -> bool:
         """Whether the source is a GGUF file."""
         return self.is_file and self.name.lower().endswith(GGUF)
+
+    @property
+    def is_tokenizer(self) -> bool:
+        """Whether the source is a tokenizer without a model."""
+        if self.is_file:
+            return is_tokenizer_file(self.name)
+        weights = any(name.endswith((".safetensors", *ENDINGS)) for name in self.files)
+        return CONFIG_FILE not in self.files and not weights
 
     def fingerprint(self) -> str:
         """`sha256:…` of names and bytes."""
@@ -63,9 +72,23 @@ class Located:
         return linked
 
 
+def is_tokenizer_file(name: str) -> bool:
+    """Whether a file is a tokenizer, by its name."""
+    return name.endswith((".json", ".model", ".tiktoken"))
+
+
 def is_wanted(name: str) -> bool:
     """Whether a file of a model's folder is read: descriptions, tokenizers, safetensors; nothing of its subfolders."""
-    return "/" not in name and (name in DESCRIPTIONS or name.endswith(".safetensors"))
+    return "/" not in name and (name in DESCRIPTIONS or name.endswith((".safetensors", ".tiktoken")))
+
+
+def kind_of(config: ImportConfig) -> str:
+    """`checkpoint` or `tokenizer`, from the source's name and, on this disk, its files; nothing is fetched."""
+    source = _source(config)
+    if not _is_remote(source):
+        return "tokenizer" if _local(source).is_tokenizer else "checkpoint"
+    parts = source.partition("://")[2].split("/")
+    return "tokenizer" if len(parts) > 2 and is_tokenizer_file(parts[-1]) else "checkpoint"
 
 
 def fetch(config: ImportConfig, directory: Path, progress: Progress) -> Located | None:
@@ -125,12 +148,19 @@ def _local(source: str) -> Located:
             if not any(name.endswith(".safetensors") for name in files):
                 refuse_pickles_among(path, names)
             if not files:
-                raise InputError(f"{source} holds no model", hint="it must hold config.json and safetensors")
+                raise InputError(
+                    f"{source} holds no model", hint="it must hold config.json and safetensors, or a tokenizer"
+                )
             return Located(path.absolute().name, files, is_file=False)
         with open(path, "rb") as handle:
             refuse_pickle(path, handle.read(8))
     if path.suffix.lower() in ENDINGS:
         refuse_pickles_among(path.parent, [path.name])
-    if path.suffix.lower() != GGUF:
-        raise InputError(f"{source} is no .gguf file", hint="give the folder that holds config.json and safetensors")
-    return Located(path.name, {path.name: path}, is_file=True)
+    if path.suffix.lower() != GGUF and not is_tokenizer_file(path.name):
+        raise InputError(
+            f"{source} is neither a .gguf file nor a tokenizer",
+            hint="give the folder that holds config.json and safetensors",
+        )
+    beside = {name: path.parent / name for name in BESIDE if path.suffix.lower() != GGUF}
+    files = {name: file for name, file in beside.items() if file.is_file()}
+    return Located(path.name, {path.name: path, **files}, is_file=True)

@@ -39,6 +39,7 @@ def train(job: Job[PretrainConfig]) -> Product:
             f"rows of {rows.seq_len} tokens are longer than the model's context of {config.context}",
             hint=f"set model.context={rows.seq_len}, or pack with --seq-len {config.context}",
         )
+    _check_dial(job, rows.seq_len, tokenizer.vocab_size)
     model = Transformer(config, tokenizer.vocab_size)
     model.init_weights(job.config.seed)
     held_out = HeldOutRows(held, tokenizer.byte_lengths) if held.count else None
@@ -57,3 +58,24 @@ def train(job: Job[PretrainConfig]) -> Product:
         },
         totals={"epochs": seen / rows.count},
     )
+
+
+def _check_dial(job: Job[PretrainConfig], seq_len: int, vocab_size: int) -> None:
+    """Hold what the dial took for granted against the rows.
+
+    Raises:
+        UsageError: rows of another length, so that the number of steps is wrong.
+    """
+    dial = job.config.dial
+    if dial is None:
+        return
+    if dial.seq_len != seq_len:
+        raise UsageError(
+            f"the dial reckons with rows of {dial.seq_len} tokens, and these have {seq_len}",
+            hint=f"add dial.seq_len={seq_len}",
+        )
+    if dial.vocab_size != vocab_size:
+        job.progress.note(
+            f"the dial reckoned with {dial.vocab_size} ids, and the tokenizer has {vocab_size}: "
+            f"dial.vocab_size={vocab_size} would suit it"
+        )

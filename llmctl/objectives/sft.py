@@ -32,7 +32,7 @@ def train(job: Job[SftConfig]) -> Product:
         UsageError: rows longer than the model's context were asked for.
     """
     given = job.artifact()
-    tokenizer = Tokenizer.open(given.data)
+    tokenizer = Tokenizer.open(given.data).padded(int(given.manifest.semantic["vocab_size"]))
     model = open_model(given, tokenizer)
     length = job.config.max_tokens or int(given.manifest.semantic.get("seq_len", model.config.context))
     if length > model.config.context:

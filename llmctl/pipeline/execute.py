@@ -300,6 +300,7 @@ class _Attempt:
     def manifest(self, product: Product, started: str) -> Manifest:
         """Everything that is known about the run, with every file hashed."""
         call, stage = self.call, self.call.stage
+        kind = stage.makes(call.config)
         files = [_with_facts(entry, product) for entry in describe_files(self.run)]
         if not files:
             raise InputError(f"{stage.command} made no files", hint="check that its input is not empty")
@@ -308,9 +309,9 @@ class _Attempt:
         for role in self.digests.keys() - inputs.keys():
             inputs[role] = InputEntry(digest=self.digests[role], kind="source", ref=role)
         return Manifest(
-            kind=stage.output,
+            kind=kind,
             schema=product.schema,
-            digest=content_digest(stage.output, product.schema, product.semantic, files),
+            digest=content_digest(kind, product.schema, product.semantic, files),
             files=files,
             totals=product.totals,
             semantic=product.semantic,

@@ -144,7 +144,7 @@ def _check_input(
     if wanted is None:
         return Problem(where, "no such input", f"{stage.command} takes {', '.join(stage.inputs) or 'none'}")
     if ref in earlier:
-        made, kinds = earlier[ref].stage.output, wanted.kinds
+        made, kinds = earlier[ref].stage.makes(earlier[ref].config), wanted.kinds
         return None if made in kinds else Problem(where, f"{ref} makes {made}, not {' or '.join(kinds)}")
     if ref in written.steps:
         return Problem(where, f"{ref} comes later", f"move {ref} above {step_id}")

@@ -93,6 +93,7 @@ class Stage(Verb):
     Attributes:
         run: `module:function`, called as `run(job) -> Product`.
         output: kind of the artifact that it makes.
+        decides: `module:function` from the configuration to the kind, where it is not always `output`.
         op_version: bumped by hand when the same inputs would give other bytes; part of the action key.
         fetch: `module:function` from the configuration, a directory that outlives the run and a `Progress` to
             whatever `sources` and the body need of what lies elsewhere (`job.fetched`); called before them.
@@ -109,12 +110,17 @@ class Stage(Verb):
     run: str
     output: str
     op_version: int = 1
+    decides: str | None = None
     fetch: str | None = None
     sources: str | None = None
     derive: str | None = None
     nests: tuple[str, ...] = ()
     resumable: bool = False
     then: str = ""
+
+    def makes(self, config: Config) -> str:
+        """Kind of the artifact that a run with this configuration makes."""
+        return str(load(self.decides)(config)) if self.decides else self.output
 
 
 def load(reference: str) -> Any:

@@ -273,7 +273,8 @@ STAGES: dict[str, Stage] = {
             summary="Pack documents into rows of fixed length.",
             config="llmctl.config.tokens:PackConfig",
             run="llmctl.tokens.pack:run",
-            op_version=2,
+            derive="llmctl.pipeline.derive:tokenizer_of_tokens",
+            op_version=3,
             output="rows",
             inputs={
                 "input": Role(("tokens",), "token shards to pack"),
@@ -281,9 +282,10 @@ STAGES: dict[str, Stage] = {
                     ("tokens",), "several to mix, each with its weight", required=False, many=True, share="weights"
                 ),
             },
-            flags={"--seq-len": "seq_len", "--heldout": "heldout_fraction"},
+            flags={"--seq-len": "seq_len", "--heldout": "heldout_fraction", "--fim-rate": "fim.rate"},
             examples=(
                 "llmctl pack web.tokenize --seq-len 1024",
+                "llmctl pack code.tokenize --seq-len 2048 --fim-rate 0.5",
                 "llmctl pack web.tokenize=0.7 code.tokenize=0.3 --name corpus.pack",
                 (
                     "llmctl pack a:web.tokenize b:code.tokenize "
@@ -302,8 +304,16 @@ STAGES: dict[str, Stage] = {
             output="checkpoint",
             resumable=True,
             inputs={"input": Role(("rows",), "packed rows to train on")},
-            flags={"--model": "model.name", "--steps": "steps", **TRAINING_FLAGS},
+            flags={
+                "--model": "model.name",
+                "--depth": "dial.depth",
+                "--params": "dial.params",
+                "--steps": "steps",
+                **TRAINING_FLAGS,
+            },
             examples=(
+                "llmctl pretrain web.pack --depth 4",
+                "llmctl pretrain web.pack --params 50M --dry-run",
                 "llmctl pretrain web.pack --model tiny --steps 200",
                 "llmctl pretrain web.pack --model tiny model.layers=6 optimizer.lr=1e-3",
                 "llmctl pretrain web.pack --nproc 2 --zero 2",
@@ -330,9 +340,10 @@ STAGES: dict[str, Stage] = {
         Stage(
             command="import",
             then="chat",
-            summary="Read a model of others: Hugging Face or GGUF.",
+            summary="Read a model or tokenizer of others.",
             config="llmctl.config.inout:ImportConfig",
             run="llmctl.model.importing:run",
+            decides="llmctl.model.located:kind_of",
             fetch="llmctl.model.located:fetch",
             sources="llmctl.model.importing:sources",
             output="checkpoint",
@@ -342,6 +353,7 @@ STAGES: dict[str, Stage] = {
                 "llmctl import path/to/model --name base",
                 "llmctl import hf://HuggingFaceTB/SmolLM2-135M-Instruct",
                 "llmctl import model.Q4_K_M.gguf --dtype bf16",
+                "llmctl import path/to/tokenizer.json --name words",
             ),
         ),
         Stage(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 from numpy.typing import NDArray
 
 from llmctl.config.errors import InputError
@@ -33,6 +34,7 @@ class Corpus:
         tokens: int64, length.
         heldout: bool.
         source: int32, number of the source.
+        identity: uint64, xxh64 of the document's id.
     """
 
     shards: list[NDArray[Any]]
@@ -41,6 +43,7 @@ class Corpus:
     tokens: Ints
     heldout: NDArray[np.bool_]
     source: NDArray[np.int32]
+    identity: NDArray[np.uint64]
 
     def documents(self, split: str) -> Ints:
         """Indices of the documents of a split."""
@@ -76,6 +79,7 @@ def read_corpus(sources: Mapping[str, Artifact], heldout_fraction: float) -> Cor
     shards: list[NDArray[Any]] = []
     parts: list[tuple[NDArray[np.int32], Ints, Ints, NDArray[np.int32]]] = []
     positions: list[NDArray[np.float64]] = []
+    identities: list[NDArray[np.uint64]] = []
     for number, artifact in enumerate(sources.values()):
         dtype, tokens_seen = np.dtype(artifact.manifest.semantic["dtype"]), 0
         for path in artifact.files(suffix=".parquet"):
@@ -83,6 +87,7 @@ def read_corpus(sources: Mapping[str, Artifact], heldout_fraction: float) -> Cor
             for batch in read_parquet(path, ["id", "offset", "tokens"], TABLE_ROWS):
                 names = batch.column("id").to_pylist()
                 positions.append(np.fromiter(map(position, names), np.float64, len(names)))
+                identities.append(np.fromiter(map(_hash, names), np.uint64, len(names)))
                 offset, tokens = (batch.column(name).to_numpy().astype(np.int64) for name in ("offset", "tokens"))
                 places = (np.full(len(names), value, dtype=np.int32) for value in (len(shards), number))
                 shard, source = places
@@ -98,7 +103,7 @@ def read_corpus(sources: Mapping[str, Artifact], heldout_fraction: float) -> Cor
     held = where < heldout_fraction
     if heldout_fraction and not held.any() and held.size > 1:
         held[where.argmin()] = True
-    return Corpus(shards, shard, offset, tokens, held, source)
+    return Corpus(shards, shard, offset, tokens, held, source, np.concatenate(identities))
 
 
 def document_batches(sources: Mapping[str, Artifact]) -> Iterator[pa.RecordBatch]:
@@ -106,6 +111,10 @@ def document_batches(sources: Mapping[str, Artifact]) -> Iterator[pa.RecordBatch
     for artifact in sources.values():
         for path in artifact.files(suffix=".parquet"):
             yield from read_parquet(path, COLUMNS, TABLE_ROWS)
+
+
+def _hash(document_id: str) -> int:
+    return xxhash.xxh64_intdigest(document_id.encode())
 
 
 def _refuse_other_tokens(sources: Mapping[str, Artifact]) -> None:

@@ -16,9 +16,11 @@ from llmctl.pipeline.job import FileFacts, Job, Product
 from llmctl.store.artifact import Artifact
 from llmctl.store.files import explained, publish, publish_bytes
 from llmctl.tokens.blend import SOURCES, check_weights, mixture_of, say_passes
-from llmctl.tokens.corpus import Corpus, document_batches, read_corpus
+from llmctl.tokens.corpus import COLUMNS, Corpus, document_batches, read_corpus
 from llmctl.tokens.fit import Ints, Layout, fit, joined
+from llmctl.tokens.infill import Infill, mark_ids
 from llmctl.tokens.rows import SCHEMA, SPLITS
+from llmctl.tokens.tokenizer import Tokenizer
 
 CHUNK_TOKENS = 4 << 20  # written at a time
 
@@ -40,6 +42,7 @@ def run(job: Job[PackConfig]) -> Product:
     if corpus.heldout.all():
         raise InputError("every document is held out, none is left to train on", hint="use a smaller --heldout")
     first = next(iter(sources.values()))
+    corpus, infilled = _infilled(job, corpus, first)
     layouts: dict[str, Layout] = {}
     parts: dict[str, list[Layout]] = {}
     files: dict[str, FileFacts] = {}
@@ -62,8 +65,10 @@ def run(job: Job[PackConfig]) -> Product:
         "rows": {split: layout.rows for split, layout in layouts.items()},
         "targets": {split: int((layout.length - 1).sum()) for split, layout in layouts.items()},
     }
-    facts = {**kept, "seq_len": config.seq_len, "heldout_fraction": config.heldout_fraction, **by_split}
+    facts = {**kept, "seq_len": config.seq_len, "heldout_fraction": config.heldout_fraction, **by_split, **infilled}
     totals = _totals(corpus, layouts, config.seq_len)
+    if infilled:
+        totals["fim.documents"] = infilled["fim"]["documents"]
     if len(sources) > 1:
         mixture = mixture_of(config, sources, parts["train"])
         facts |= {"sources": list(sources), "mixture": mixture.facts()}
@@ -82,6 +87,20 @@ def _sources(job: Job[PackConfig]) -> dict[str, Artifact]:
         single = job.artifact()
         return {single.name: single}
     return several
+
+
+def _infilled(job: Job[PackConfig], corpus: Corpus, like: Artifact) -> tuple[Corpus, dict[str, Any]]:
+    """The corpus with a share of its documents rearranged, and what a reader must know of that."""
+    config, semantic = job.config, like.manifest.semantic
+    if not config.fim.rate:
+        return corpus, {}
+    tokenizer = Tokenizer.open(job.artifact("tokenizer").data) if "tokenizer" in job.inputs else None
+    marks = mark_ids(config.fim, tokenizer, semantic["vocab_size"])
+    infill = Infill(config.fim, marks, config.seq_len)
+    job.work.mkdir(parents=True, exist_ok=True)
+    with explained(str(job.work)):
+        changed = infill.applied(corpus, job.work / "infill.bin")
+    return changed, {"fim": {"marks": list(marks), "documents": int(infill.chosen(corpus).size)}}
 
 
 def _fit(corpus: Corpus, documents: Ints, sources: int, seq_len: int) -> tuple[list[Layout], Layout]:
@@ -158,9 +177,14 @@ def _write_documents(job: Job[PackConfig], sources: dict[str, Artifact], corpus:
     with contextlib.ExitStack() as opened:
         handles = {split: opened.enter_context(publish(job.out / f"{split}.documents.parquet")) for split in SPLITS}
         writers: dict[str, pq.ParquetWriter] = {}
-        for batch in document_batches(sources):
-            held = corpus.heldout[at : at + batch.num_rows]
-            at += batch.num_rows
+        for listed in document_batches(sources):
+            some = slice(at, at + listed.num_rows)
+            at += listed.num_rows
+            if at > corpus.tokens.size:
+                break
+            lengths = pa.array(corpus.tokens[some].astype(np.int32))  # of rearranged documents too
+            batch = listed.set_column(COLUMNS.index("tokens"), listed.schema.field("tokens"), lengths)
+            held = corpus.heldout[some]
             for split, handle in handles.items():
                 if split not in writers:
                     writers[split] = pq.ParquetWriter(handle, batch.schema, compression="zstd")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,11 +109,22 @@ def pieces_of_step(reading: Reading, step: int, rank: int | None = None) -> Iter
     spans = config.batches.spans(step)
     seen = np.concatenate([opened.rows_of_step(config.seed, number, size) for number, size in spans])
     micro = micro_rows(config, reading.world_size)
+    fim = rows.manifest.semantic.get("fim", {"marks": ()})
+    marks = dict(zip(fim["marks"], ("<PRE>", "<SUF>", "<MID>"), strict=False))
     for one in range(reading.world_size) if rank is None else (rank,):
         for number, row in enumerate(part_of_rank(seen, one, reading.world_size).tolist()):
             tokens = opened.batch(np.array([row])).tokens[0]
             place = 0
             for document, start, length in opened.slices_of(row).tolist():
-                text = tokenizer.decode(tokens[place : place + length].tolist())
+                text = _text(tokenizer, tokens[place : place + length].tolist(), marks)
                 yield Piece(row, ids[document], start, length, text, one, number // micro)
                 place += length
+
+
+def _text(tokenizer: Tokenizer, ids: list[int], marks: Mapping[int, str]) -> str:
+    """The text of ids, in which the marks of fill-in-the-middle can be seen."""
+    places = [place for place, index in enumerate(ids) if index in marks]
+    starts, ends = [0, *(place + 1 for place in places)], [*places, len(ids)]
+    shown = ["", *(marks[ids[place]] for place in places)]
+    texts = (tokenizer.decode(ids[start:end]) for start, end in zip(starts, ends, strict=True))
+    return "".join(mark + text for mark, text in zip(shown, texts, strict=True))

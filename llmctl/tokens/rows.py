@@ -31,6 +31,8 @@ class Rows:
         count: rows in the split.
         seq_len: tokens in a row.
         pad_id: id that fills the end of a row.
+        first: int64 [rows + 1], first slice of each row.
+        slices: int32 [slices, 3], document, start within it, length.
         mixture: in which shares training takes the rows of several sources; None where there is one.
     """
 
@@ -46,8 +48,8 @@ class Rows:
         self.pad_id = pad_id
         self.mixture = mixture
         self._tokens = tokens
-        self._first = first
-        self._slices = slices
+        self.first = first
+        self.slices = slices
 
     @classmethod
     def open(cls, artifact: Artifact, split: str) -> Rows:
@@ -86,7 +88,7 @@ class Rows:
 
     def slices_of(self, row: int) -> NDArray[np.int32]:
         """What one row is made of: int32 [slices, 3], document, start within it, length."""
-        return np.array(self._slices[self._first[row] : self._first[row + 1]])
+        return np.array(self.slices[self.first[row] : self.first[row + 1]])
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         """The rows at `indices`, in that order; [B, T] each."""
@@ -120,11 +122,11 @@ class Rows:
 
         The padding of each row is one more slice after its last, numbered `PADDING_DOCUMENT`; it may be empty.
         """
-        first = self._first[indices]
-        counts = self._first[indices + 1] - first
+        first = self.first[indices]
+        counts = self.first[indices + 1] - first
         total = np.cumsum(counts)
         found = ranges(first, counts)
-        of_slices = self._slices[found, 2].astype(np.int64)
+        of_slices = self.slices[found, 2].astype(np.int64)
         used = np.concatenate(([0], np.cumsum(of_slices)))
         gap = self.seq_len - (used[total] - used[total - counts])
         numbers = (found - np.repeat(first, counts)).astype(np.int32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -138,6 +139,16 @@ class Tokenizer:
     def piece_bytes(self, index: int) -> bytes:
         """The bytes that an id stands for; `b""` for special ids."""
         return self._pieces[index]
+
+    def padded(self, size: int) -> Tokenizer:
+        """The same tokenizer with ids below `size` that stand for nothing: embeddings are often rounded up."""
+        more = size - self.vocab_size
+        if more <= 0:
+            return self
+        padded = copy.copy(self)
+        padded._pieces = [*self._pieces, *[b""] * more]  # noqa: SLF001 (of a copy of this)
+        padded.byte_lengths = np.pad(self.byte_lengths, (0, more))
+        return padded
 
     def with_template(self, chat_template: str) -> Tokenizer:
         """The same tokenizer with another chat template."""

@@ -19,6 +19,7 @@ from llmctl.config.errors import InputError, InterruptedRunError
 from llmctl.config.optimizers import SophiaConfig
 from llmctl.config.train import TrainConfig
 from llmctl.model.device import choose_device
+from llmctl.model.kernels import set_backend
 from llmctl.model.likelihood import Tensors
 from llmctl.model.transformer import Transformer
 from llmctl.pipeline.job import Job
@@ -34,13 +35,14 @@ from llmctl.train.heldout import HeldOut, HeldOutRows
 from llmctl.train.launch import environment, give_up
 from llmctl.train.loader import Loader, Plan
 from llmctl.train.local import Local
+from llmctl.train.memory import exhaustion_explained
 from llmctl.train.objective import Fitted, Objective
 from llmctl.train.report import Report
 from llmctl.train.resume import States
 from llmctl.train.scaling import LossScale
 from llmctl.train.schedules import rate_factor
 from llmctl.train.stop import Stop
-from llmctl.train.strategy import Strategy, keep_freed_memory, precision_warning, set_threads
+from llmctl.train.strategy import Strategy, autocast_dtype, keep_freed_memory, precision_warning, set_threads
 from llmctl.train.watchdog import Beat, Watchdog
 
 SHOWN_ROWS = 16
@@ -60,7 +62,7 @@ def fit(
         DivergedError: a loss or gradient cannot be trusted, and the guard says stop.
         InputError: a step has no target at all.
         InterruptedRunError: on SIGINT or SIGTERM, after saving the state.
-        UsageError: the state in `job.work` is of another configuration.
+        UsageError: the state in `job.work` is of another configuration, or memory runs out.
     """
     strategy = choose_strategy(job.config)
     report = Report(job, strategy, model)
@@ -69,13 +71,17 @@ def fit(
     if warning := precision_warning(job.config.precision, strategy.device):
         report.note(warning)
     report.note(f"{strategy.described()}; gradients clipped to a norm of {job.config.clip_norm:g}")
+    dtype = autocast_dtype(job.config.precision) or torch.float32
+    wanted, compiled = job.config.attention_backend, job.config.compile
+    report.note(set_backend(model, wanted, strategy.device, dtype, compiled=compiled))
     run.resume()
     stopping = Stop(job.work, signals=strategy.world_size == 1, leads=run.leads)
     patience = job.config.watchdog_s if strategy.world_size > 1 and run.leads else 0.0
-    watchdog = Watchdog(job.work, patience, functools.partial(give_up, job.work))
+    watchdog = Watchdog(job.work, strategy.world_size, patience, functools.partial(give_up, job.work))
     with stopping as stop, Loader(objective.rows, run.plan) as loader, run.states.saver, watchdog, report:
-        while run.step < steps:
-            run.advance(loader, stop)
+        with exhaustion_explained(model, strategy.trained, job.config, run.shape):
+            while run.step < steps:
+                run.advance(loader, stop)
         run.states.saver.finish()
     return Fitted(strategy.weights(), run.totals())
 
@@ -130,6 +136,7 @@ class Run:
         self.states = States(job, strategy, self.plan, report.note)
         self.scale = LossScale() if self.config.precision == "fp16" else None
         self._beat = Beat(job.work, strategy.rank) if strategy.world_size > 1 else None
+        self._seq_len = 0
         self._stop_agreed = False
         self._started = time.perf_counter()
 
@@ -175,7 +182,8 @@ class Run:
         waited = time.perf_counter() - begun
         seen = sum(int(np.count_nonzero(batch.documents >= 0)) for batch in batches)
         targets, tokens = self._agree([sum(batch.targets for batch in batches), seen], stop)
-        self.report.start(batches[0].tokens.shape[1])
+        self._seq_len = batches[0].tokens.shape[1]
+        self.report.start(self._seq_len)
         if targets == 0:
             raise InputError(f"{self._where()} hold no target at all", hint=self._look() or "look at them")
         self._estimate_curvature(batches, targets)
@@ -356,6 +364,10 @@ class Run:
         """Seconds since the start, over all attempts, time between them left out."""
         return time.perf_counter() - self._started
 
+    def shape(self) -> tuple[int, int]:
+        """Rows and tokens of a row in one forward pass; of what came last."""
+        return self.plan.micro_rows, self._seq_len
+
     def totals(self) -> dict[str, int | float | str]:
         """Figures of the whole run."""
         values: dict[str, int | float | str] = {
@@ -363,6 +375,7 @@ class Run:
             "tokens": self.tokens,
             "tokens_per_s": self.tokens / max(self.train_s, 1e-9),
             "train_s": self.train_s,
+            "attention": self.model.attention_backend,
         }
         values |= {**self.report.utilisation(self.tokens / max(self.train_s, 1e-9)), **self.report.memory()}
         if math.isfinite(self.loss):  # some step was good

@@ -46,7 +46,7 @@ def manifest(root: Path, ref: str) -> Any:
 def test_one_input_or_many(llmctl: Any, tokens: Path) -> None:
     mixed = manifest(tokens, "corpus.mixed")
     assert mixed.semantic["sources"] == ["code", "web"]
-    assert set(mixed.inputs) == {"sources.code", "sources.web"}
+    assert set(mixed.inputs) == {"sources.code", "sources.web", "tokenizer"}
     assert "mixture" not in manifest(tokens, "corpus.plain").semantic
     words = ("web:corpus.web=1", "code:corpus.code=1", "--seq-len", "32", "--name", "corpus.mixed")
     again = llmctl("pack", *words)

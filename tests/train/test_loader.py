@@ -122,7 +122,7 @@ def test_the_next_step_is_read_while_this_one_computes() -> None:
             return super().batch(indices)
 
     plain = rows_of([5] * 40, 16)
-    watched = Watched(plain._tokens, plain._first, plain._slices, PAD)
+    watched = Watched(plain._tokens, plain.first, plain.slices, PAD)
     with Loader(watched, plans(4, 1, 4, 3)[0]) as loader:
         for step in range(3):
             loader.take(step)
