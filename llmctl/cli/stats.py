@@ -108,7 +108,7 @@ def _run(given: Given, sink: Sink) -> None:
 
 
 def _run_rows(artifact: Artifact, png: Path | None, sink: Sink) -> None:
-    from llmctl.cli.row_stats import tables
+    from llmctl.cli.stats_rows import tables
     from llmctl.tokens.row_stats import measure_rows
 
     figures = measure_rows(artifact)

@@ -45,7 +45,7 @@ class ServeConfig(Config):
     cache_tokens: int | None = Field(
         None,
         ge=1,
-        description="tokens of the KV cache, all sequences together; left out: what fits a quarter of memory",
+        description="tokens of the KV cache, all sequences together; left out: an eighth of memory at most",
     )
     step_tokens: int = Field(
         512, ge=16, le=1 << 20, description="tokens of one step; smaller keeps streams smoother beside long prompts"

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from llmctl.config.averages import AverageConfig
 from llmctl.config.base import INTEGER_LIMIT, Config, execution
 from llmctl.config.batches import Batches, BatchRampConfig
-from llmctl.config.devices import Device, TrainPrecision
+from llmctl.config.devices import AttentionBackend, Device, TrainPrecision
 from llmctl.config.dial import DialConfig, dialled, laid_under
 from llmctl.config.guards import GuardConfig
 from llmctl.config.heldout import HELDOUT_FRACTION
@@ -81,6 +81,10 @@ class TrainConfig(Config):
     )
     device: Device = execution("auto", description="auto: cuda where there is one.")
     compile: bool = execution(default=False, description="Compile the model with torch.compile (single process only).")
+    attention_backend: AttentionBackend = execution(
+        "auto",
+        description="Kernel of attention: SDPA, FlexAttention or FlashAttention; auto takes what works.",
+    )
     recompute: Literal["none", "selective", "full"] = execution(
         "none",
         description="What is made again in the backward pass to save memory: all activations, or all but products.",

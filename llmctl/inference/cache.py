@@ -302,7 +302,7 @@ def cache_for(
         heads, width = kept_shape(config)
         of_head = width * dtype.itemsize if bits is None else width + torch.float32.itemsize
         of_block = config.layers * BLOCK_TOKENS * heads * of_head
-        wanted = min(rows * blocks, memory_bytes(device) // 4 // of_block)
+        wanted = min(rows * blocks, memory_bytes(device) // (2 if device.type == "cuda" else 8) // of_block)
     else:
         wanted = -(-tokens // BLOCK_TOKENS)
     return KVCache(config, max(blocks, wanted), dtype, device, bits=bits)

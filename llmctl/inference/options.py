@@ -15,7 +15,8 @@ class Options:
 
     Attributes:
         cache_tokens: tokens that the KV cache holds, of all sequences together; None for what all of them can need at
-            most, or less where that would take more than a quarter of the machine's memory. One context always fits.
+            most, or less where that would take more than an eighth of the machine's memory, or half of what is free of
+            an accelerator's. One context always fits. Old prefixes stay until all of it is used, so in time all is.
         step_tokens: most tokens of one step, which bounds how long a prompt keeps running sequences waiting.
         prefix_cache: whether what is still in the cache is used again by requests that begin alike.
         weights: format of the weights of a model that the engine opens itself: `plain` as they are, `int8` or `int4`.

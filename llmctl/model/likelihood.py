@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from llmctl.model.attention import Attend, holds_one_each, packed
+from llmctl.model.attention import Attend, holds_one_each
+from llmctl.model.kernels import attend_through
 from llmctl.model.transformer import Transformer
 from llmctl.tokens.batch import IGNORE, Batch
 
@@ -96,7 +97,7 @@ def target_losses(
 
 def hidden_states(model: Transformer, batch: Tensors) -> tuple[Tensor, Attend]:
     """[B,T,D] of packed rows, and what each of their positions sees."""
-    attend = packed(batch.documents, one_each=batch.one_each)
+    attend = attend_through(model.attention_backend, batch.documents, one_each=batch.one_each)
     return model(batch.tokens, batch.positions, attend), attend
 
 

@@ -117,6 +117,7 @@ class Transformer(nn.Module):
         config: its shape.
         vocab_size: V.
         layers: the blocks, and behind them those of multi-token prediction.
+        attention_backend: the kernel that packed rows are to attend through (`llmctl.model.kernels`).
         tally: figures of training since they were last taken, by name: a sum and what to divide it by.
     """
 
@@ -133,6 +134,7 @@ class Transformer(nn.Module):
         self.lm_head: nn.Module | None = (
             None if config.tied_embeddings else nn.Linear(config.width, vocab_size, bias=False)
         )
+        self.attention_backend = "sdpa"
         self.tally: dict[str, tuple[Tensor, int]] = {}
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:

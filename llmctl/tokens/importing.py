@@ -1,4 +1,4 @@
-"""Importing a tokenizer from files of others, as a stage body: what `llmctl import` runs for such files."""
+"""Finding a tokenizer in files of others: what `llmctl import` reads of them."""
 
 from __future__ import annotations
 
@@ -6,27 +6,14 @@ from pathlib import Path
 
 from llmctl.config.errors import InputError
 from llmctl.config.tokens import ImportTokenizerConfig
-from llmctl.pipeline.job import Job, Product
-from llmctl.store.artifact import Artifact
-from llmctl.store.files import explained, publish_bytes
+from llmctl.pipeline.job import Product
+from llmctl.store.files import explained
 from llmctl.tokens.imports import from_sentencepiece, from_tiktoken, from_tokenizer_json, is_tiktoken, parsed
 from llmctl.tokens.tokenizer import CONFIG_FILE, FAST_FILE, MODEL_FILE, TEMPLATE_FILE, Tokenizer
 from llmctl.tokens.train import SCHEMA
 
 KNOWN = "known: tokenizer.json, a SentencePiece .model, a .tiktoken ranks file, or a directory that holds one"
 LARGEST = 1 << 30  # bytes of one file; the largest published one has some 35 MB
-
-
-def run(job: Job[ImportTokenizerConfig]) -> Product:
-    """Import the file `input`; what lies beside it under the names of transformers is read too."""
-    given = job.inputs["input"]
-    if isinstance(given, Artifact):
-        raise InputError(f"{given.ref} is an artifact: there is nothing to import", hint="give a file")
-    files = tokenizer_files(given.path, job.config)
-    with explained(str(job.out)):
-        for name, content in files.items():
-            publish_bytes(job.out / name, content)
-    return product(Tokenizer.open(job.out), given.path.name)
 
 
 def product(tokenizer: Tokenizer, source: str) -> Product:

@@ -13,7 +13,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jinja2
@@ -27,6 +27,7 @@ MAX_CHARS = 16_000_000  # in one string, and written by one rendering
 MAX_NUMBER = 1_000_000  # that a call, a repetition or a product may be given
 # Filters that can make a long text of a short one by a width or a form, and which no chat template needs.
 LEFT_OUT = ("batch", "center", "filesizeformat", "format", "indent", "pprint", "slice", "urlize", "wordwrap", "xmlattr")
+CHANCE = ("random", "lipsum")  # no prompt follows from chance
 LONG_WIDTH = re.compile(r"\d{4}")
 
 _steps: contextvars.ContextVar[list[int] | None] = contextvars.ContextVar("steps", default=None)
@@ -40,7 +41,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def __init__(self, extensions: tuple[type[Extension], ...]) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[*extensions, "jinja2.ext.loopcontrols"])
         self.globals["raise_exception"] = _raise_exception
-        self.filters = {name: used for name, used in self.filters.items() if name not in LEFT_OUT}
+        self.filters = {name: used for name, used in self.filters.items() if name not in (*LEFT_OUT, *CHANCE)}
+        self.globals.pop("lipsum")
         self.filters |= {"tojson": _tojson, "counted": _counted, "sized": _sized}
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -59,9 +61,14 @@ class Sandbox(ImmutableSandboxedEnvironment):
         _step()
         if any(isinstance(value, int) and abs(value) > MAX_NUMBER for value in (*args, *kwargs.values())):
             raise SecurityError(f"a call with a number beyond {MAX_NUMBER:,}")
-        if getattr(called, "__name__", "") in ("format", "format_map") and LONG_WIDTH.search(str(called.__self__)):
-            raise SecurityError("a form with a width of four digits")
         return _sized(super().call(context, called, *args, **kwargs))
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """`str.format`, unless its form has a huge width."""
+        wrapped = super().wrap_str_format(value)
+        if wrapped is not None and LONG_WIDTH.search(str(value.__self__)):
+            raise SecurityError("a form with a width of four digits")
+        return wrapped
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """`left + right` and so on, if what it makes has a sane size."""

@@ -19,6 +19,7 @@ from llmctl.config.errors import InputError, InterruptedRunError
 from llmctl.config.optimizers import SophiaConfig
 from llmctl.config.train import TrainConfig
 from llmctl.model.device import choose_device
+from llmctl.model.kernels import set_backend
 from llmctl.model.likelihood import Tensors
 from llmctl.model.transformer import Transformer
 from llmctl.pipeline.job import Job
@@ -41,7 +42,7 @@ from llmctl.train.resume import States
 from llmctl.train.scaling import LossScale
 from llmctl.train.schedules import rate_factor
 from llmctl.train.stop import Stop
-from llmctl.train.strategy import Strategy, keep_freed_memory, precision_warning, set_threads
+from llmctl.train.strategy import Strategy, autocast_dtype, keep_freed_memory, precision_warning, set_threads
 from llmctl.train.watchdog import Beat, Watchdog
 
 SHOWN_ROWS = 16
@@ -70,10 +71,13 @@ def fit(
     if warning := precision_warning(job.config.precision, strategy.device):
         report.note(warning)
     report.note(f"{strategy.described()}; gradients clipped to a norm of {job.config.clip_norm:g}")
+    dtype = autocast_dtype(job.config.precision) or torch.float32
+    wanted, compiled = job.config.attention_backend, job.config.compile
+    report.note(set_backend(model, wanted, strategy.device, dtype, compiled=compiled))
     run.resume()
     stopping = Stop(job.work, signals=strategy.world_size == 1, leads=run.leads)
     patience = job.config.watchdog_s if strategy.world_size > 1 and run.leads else 0.0
-    watchdog = Watchdog(job.work, patience, functools.partial(give_up, job.work))
+    watchdog = Watchdog(job.work, strategy.world_size, patience, functools.partial(give_up, job.work))
     with stopping as stop, Loader(objective.rows, run.plan) as loader, run.states.saver, watchdog, report:
         with exhaustion_explained(model, strategy.trained, job.config, run.shape):
             while run.step < steps:
@@ -371,6 +375,7 @@ class Run:
             "tokens": self.tokens,
             "tokens_per_s": self.tokens / max(self.train_s, 1e-9),
             "train_s": self.train_s,
+            "attention": self.model.attention_backend,
         }
         values |= {**self.report.utilisation(self.tokens / max(self.train_s, 1e-9)), **self.report.memory()}
         if math.isfinite(self.loss):  # some step was good

@@ -35,6 +35,7 @@ class Beat:
 
     def __init__(self, work: Path, rank: int) -> None:
         self._path = work / BEATS.replace("*", f"{rank:05d}")
+        self._path.unlink(missing_ok=True)  # of an earlier attempt
         self._count = 0
 
     def at(self, step: int, doing: str) -> None:
@@ -60,13 +61,13 @@ def stalled(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
     return f"rank {names} hangs in {where}, and the others wait for it"
 
 
-def beats(work: Path) -> dict[str, str]:
-    """What each rank noted last, by the name of its file."""
+def beats(work: Path, world_size: int) -> dict[str, str]:
+    """What each rank noted last, by the name of its file; an earlier attempt may have had more ranks."""
     found = {}
-    for path in work.glob(BEATS):
+    for path in (work / BEATS.replace("*", f"{rank:05d}") for rank in range(world_size)):
         try:
             found[path.name] = path.read_text(encoding="utf-8")
-        except OSError:  # being replaced
+        except OSError:  # not there yet
             continue
     return found
 
@@ -76,19 +77,20 @@ class Watchdog:
 
     Args:
         work: where the beats are.
+        world_size: number of ranks.
         patience_s: seconds in which some rank must have moved; 0 looks at nothing.
         bark: called once, from the thread, with the error.
     """
 
-    def __init__(self, work: Path, patience_s: float, bark: Callable[[StalledError], None]) -> None:
-        self._work, self._patience, self._bark = work, patience_s, bark
+    def __init__(self, work: Path, world_size: int, patience_s: float, bark: Callable[[StalledError], None]) -> None:
+        self._work, self._world_size, self._patience, self._bark = work, world_size, patience_s, bark
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def _watch(self) -> None:
-        before, since = beats(self._work), time.monotonic()
+        before, since = beats(self._work, self._world_size), time.monotonic()
         while not self._over.wait(self._patience / CHECKS):
-            now = beats(self._work)
+            now = beats(self._work, self._world_size)
             if now != before:
                 before, since = now, time.monotonic()
             elif time.monotonic() - since >= self._patience and (found := stalled(before, now)) is not None:
@@ -97,8 +99,6 @@ class Watchdog:
                 return
 
     def __enter__(self) -> Self:
-        for stale in self._work.glob(BEATS):
-            stale.unlink(missing_ok=True)
         if self._patience > 0:
             self._thread.start()
         return self

@@ -18,13 +18,13 @@ from llmctl.data.lessons.documentation import summary_sentences
 from llmctl.data.split import split_mark
 
 LENGTH = 10_000
-MOST_SECONDS = 0.4  # of CPU time a string: 12 times what the slowest step takes, less than a quadratic one takes
+MOST_SECONDS = 1.0  # of CPU time a string: a bound that stops what is far from linear; bench/hostile.py measures
 UNITS = (
     "a A _ @ . - 1 [ ] ( < > & ; = * # : / ? é Ã© あ ' ~ ` | [[ {{ {| [[a| '' :// a@ a. a@a. a.a@ 1- 1. 1: (1 0: a- <a "
-    "<!-- </ &# &#x [//a __A e.g. foo(a) eyJ sk- \\x41 \\u0041 0x41, DE00 ~1 [edit .html a… -----BEGIN "
-    "-----BEGIN-PRIVATE-KEY-----"
+    "<!-- </ &# &#x [//a __A e.g. foo(a) eyJ sk- \\x41 \\u0041 0x41, DE00 ~1 [edit .html a… -----BEGIN"
 ).split()
 SPACED = [
+    "-----BEGIN PRIVATE KEY-----",
     " ",
     "\t",
     "\n",
@@ -118,7 +118,10 @@ def test_no_step_of_clean_is_slow_on_any_string(tmp_path: Path) -> None:
     assert not slow
 
 
-@pytest.mark.parametrize("step", [plain_text, summary_sentences, split_mark])
+READERS: list[Callable[[str], object]] = [plain_text, summary_sentences, split_mark]
+
+
+@pytest.mark.parametrize("step", READERS)
 def test_no_reader_is_slow_on_any_string(step: Callable[[str], object]) -> None:
     seconds = [cpu_seconds(step, (unit * LENGTH)[:LENGTH] + end) for unit in STRINGS for end in ("", "!", "~~1")]
     assert max(seconds) < MOST_SECONDS

@@ -275,7 +275,7 @@ def test_a_source_that_is_not_there_is_named(store: Store, tmp_path: Path) -> No
 
 
 PEAK = """
-import resource, sys
+import re, sys
 from pathlib import Path
 from llmctl.config.inout import ExportConfig, ImportConfig
 from llmctl.model import exporting, importing
@@ -284,24 +284,28 @@ from llmctl.pipeline.job import Silent
 from llmctl.pipeline.stages import stage_named
 from llmctl.store.store import Store
 store = Store.open(sys.argv[2], create=True)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak(): # of this process alone: what getrusage tells begins with that of the parent
+    return int(re.search("VmHWM: *([0-9]+)", Path("/proc/self/status").read_text().replace("\t", " "))[1]) * 1024
+before = peak()
 config = ImportConfig(sources=(sys.argv[1],), shard_bytes=32 << 20)
 execute(Call(stage_named("import"), config, {}, "big"), store, Silent())
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(peak() - before)
 """
 
 
-def test_memory_stays_below_twice_the_file(tmp_path: Path) -> None:
-    """Mapped pages count as memory here, so the whole file is in the figure; what is more is what was copied."""
+def test_memory_stays_below_the_size_of_the_file(tmp_path: Path) -> None:
+    """One parameter is mapped at a time, and one is written."""
     shape = {"width": 512, "layers": 12, "heads": 8, "kv_heads": 8, "ffn_width": 1536, "context": 64}
     model = Transformer(ModelConfig.model_validate({"name": "nano", **shape}), 8000)
     model.init_weights(0)
     save(model, tmp_path / "model", None)
     size = (tmp_path / "model" / "model.safetensors").stat().st_size
     assert size > 150e6
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs /proc to see the peak of memory")
     command = [sys.executable, "-c", PEAK, str(tmp_path / "model"), str(tmp_path / "store")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert int(done.stdout.splitlines()[-1]) < 1.5 * size
+    assert int(done.stdout.splitlines()[-1]) < size
 
 
 def byte_level_folder(directory: Path, rows: int) -> Path:
@@ -317,9 +321,8 @@ def byte_level_folder(directory: Path, rows: int) -> Path:
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     trainer = trainers.BpeTrainer(vocab_size=280, special_tokens=special, initial_alphabet=alphabet)
     fast.train_from_iterator(TEXTS, trainer)
-    reader = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=fast, eos_token="<|im_end|>", bos_token="<|endoftext|>", pad_token="<|endoftext|>"
-    )
+    named = {"eos_token": special[2], "bos_token": special[0], "pad_token": special[0]}
+    reader = transformers.PreTrainedTokenizerFast(tokenizer_object=fast, **named)
     reader.chat_template = (
         "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -18,11 +18,9 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from llmctl.config.errors import InputError
 from llmctl.config.tokens import ImportTokenizerConfig
-from llmctl.pipeline.job import Job, Silent
-from llmctl.store.artifact import FileInput
 from llmctl.tokens.bytelevel import BYTES, bytes_of
 from llmctl.tokens.gguf import STYLES, from_gguf
-from llmctl.tokens.importing import run, tokenizer_files
+from llmctl.tokens.importing import product, tokenizer_files
 from llmctl.tokens.imports import from_sentencepiece, from_tiktoken, from_tokenizer_json
 from llmctl.tokens.tokenizer import Tokenizer
 
@@ -247,26 +245,19 @@ def test_a_damaged_gguf_names_the_key(changed: dict[str, object], fault: str, do
         from_gguf(gguf_of(byte_level(documents[:30] + documents[-1:]), **changed))
 
 
-def not_called(*_: object) -> Any:
-    raise AssertionError
-
-
-def test_the_stage_finds_what_lies_beside(documents: list[str], tmp_path: Path) -> None:
+def test_what_lies_beside_is_read(documents: list[str], tmp_path: Path) -> None:
     given = tmp_path / "given"
     given.mkdir()
     (given / "tokenizer.json").write_text(byte_level(documents).to_str())
     (given / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>"}')
     (given / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    out = tmp_path / "out"
-    out.mkdir()
-    inputs = {"input": FileInput.of(given / "tokenizer.json", "tokenizer")}
-    product = run(Job(OPTIONS, inputs, out, tmp_path, tmp_path / "metrics", Silent(), not_called))
-    assert product.schema == "llmctl.tokenizer/1"
-    assert product.semantic["special"] == {"<|endoftext|>": 0, "<|im_end|>": 1}
-    assert product.totals == {"vocab_size": 700}
-    ours = Tokenizer.open(out)
+    ours = opened(tmp_path / "out", tokenizer_files(given / "tokenizer.json", OPTIONS))
     assert (ours.eos_id, ours.chat_template) == (1, "{{ messages[0].content }}")
-    assert tokenizer_files(given, OPTIONS) == {path.name: path.read_bytes() for path in out.iterdir()}
+    assert tokenizer_files(given, OPTIONS) == tokenizer_files(given / "tokenizer.json", OPTIONS)
+    made = product(ours, "tokenizer.json")
+    assert made.schema == "llmctl.tokenizer/1"
+    assert made.semantic["special"] == {"<|endoftext|>": 0, "<|im_end|>": 1}
+    assert made.totals == {"vocab_size": 700}
 
 
 def test_kinds_are_told_by_content(documents: list[str], tmp_path: Path) -> None:
@@ -278,7 +269,7 @@ def test_kinds_are_told_by_content(documents: list[str], tmp_path: Path) -> None
 
 
 def wordpiece() -> bytes:
-    fast = FastTokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))  # noqa: S106 - no password
+    fast = FastTokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
     fast.decoder = decoders.WordPiece()
     fast.add_special_tokens([AddedToken("[UNK]", special=True)])
     return fast.to_str().encode()

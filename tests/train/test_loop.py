@@ -15,6 +15,7 @@ from synthetic_run import VOCAB, Counting, MadeUpRows, curve, make_job, train
 from llmctl.config.errors import InputError, IntegrityError, InterruptedRunError, UsageError
 from llmctl.model.transformer import Transformer
 from llmctl.objectives.losses import next_token
+from llmctl.pipeline.job import Silent
 from llmctl.store.artifact import Artifact
 from llmctl.store.manifest import Manifest
 from llmctl.tokens.batch import IGNORE, Batch
@@ -39,6 +40,21 @@ def test_two_runs_are_bitwise_equal(tmp_path):
     assert [row["step"] for row in rows if "heldout_loss" in row] == [5, 10, 12]
     assert (totals["loss"], totals["heldout_loss"]) == (rows[-2]["loss"], rows[-1]["heldout_loss"])
     assert totals["heldout_loss"] < math.log(VOCAB)
+
+
+def test_the_kernel_of_attention_is_said_and_kept(tmp_path):
+    class Noting(Silent):
+        def __init__(self):
+            self.notes = []
+
+        def note(self, text):
+            self.notes.append(text)
+
+    job = make_job(tmp_path / "a", progress=Noting(), steps=1)
+    assert train(job).totals["attention"] == "sdpa"
+    assert "attention through sdpa (on a CPU)" in job.progress.notes
+    with pytest.raises(UsageError, match="flash: it runs on GPUs alone"):
+        train(make_job(tmp_path / "b", attention_backend="flash"))
 
 
 def test_learns_to_count(tmp_path):

@@ -58,8 +58,7 @@ def test_two_ranks_follow_the_single_process(tmp_path, single, zero):
         assert difference.max() < 3e-4, name
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
-@pytest.mark.parametrize("name", ["muon", "lion"])
+@pytest.mark.parametrize(("name", "zero"), [("muon", 0), ("muon", 1), ("muon", 2), ("muon", 3), ("lion", 2)])
 def test_optimizers_follow_the_single_process_at_every_stage(tmp_path, name, zero):
     # 1.0 is the whole size of a Lion update where the sign of a rounding error differs; Muon has no such steps.
     fields = {**FIELDS, "optimizer": {"name": name, "lr": 1e-3}}
@@ -79,7 +78,7 @@ def test_optimizers_follow_the_single_process_at_every_stage(tmp_path, name, zer
         assert counts == [0, 0]
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize("zero", [0, 2, 3])
 def test_growing_batches_follow_the_single_process(tmp_path, zero):
     fields = {"model": WIDE, "steps": 6, "micro_batch_rows": 1, "eval_every_steps": 0, "batch_rows": 6}
     fields["batch_ramp"] = {"start_rows": 2, "steps": 5}  # 1, 1, 1, 2, 2 and 3 micro-batches of each of two ranks
@@ -151,7 +150,7 @@ def test_what_a_launcher_of_ones_own_cannot_run_is_refused_before_work(tmp_path,
         strategy.prepare(None, job.config, 1)
 
 
-@pytest.mark.parametrize("zero", [0, 2, 3])
+@pytest.mark.parametrize("zero", [0, 3])
 def test_fp16_and_recomputing_ranks_follow_the_single_process(tmp_path, zero):
     fields = {**FIELDS, "precision": "fp16", "recompute": "full"}
     alone, ranks = make_job(tmp_path / "alone", **fields), make_job(tmp_path / "ranks", **fields, nproc=2, zero=zero)
