@@ -77,14 +77,16 @@ def run(job: Job[ImportConfig]) -> Product:
     )
     if family is OWN:
         job.progress.note("no Hugging Face layout expresses this model: the checkpoint opens in llmctl alone")
+    parameters = sum(shape.numel() for shape in model.weights.shapes.values())
     facts = {
         "architecture": family.architecture,
-        "parameters": sum(shape.numel() for shape in model.weights.shapes.values()),
+        "parameters": parameters,
         "vocab_size": model.vocab_size,
         "seq_len": model.config.context,
         **tokenizer_facts(job.out, model.vocab_size, job.progress),
     }
-    return Product(CHECKPOINT_SCHEMA, semantic=facts, license=_licenses(job.config, model.license))
+    shown: dict[str, int | float | str] = {"parameters": parameters, "ids": model.vocab_size}
+    return Product(CHECKPOINT_SCHEMA, semantic=facts, totals=shown, license=_licenses(job.config, model.license))
 
 
 @dataclass(frozen=True)

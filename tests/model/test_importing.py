@@ -84,7 +84,7 @@ def test_a_folder_becomes_a_checkpoint_with_its_tokenizer(store: Store, folder: 
     assert torch.equal(logits_of(load(made.data)), logits_of(model))
     facts = made.manifest.semantic
     assert (facts["architecture"], facts["vocab_size"], facts["seq_len"]) == ("LlamaForCausalLM", VOCAB, 512)
-    assert facts["parameters"] == model.parameters_count()
+    assert facts["parameters"] == made.manifest.totals["parameters"] == model.parameters_count()
     assert facts["chat"] is True
     assert made.manifest.license == ["Apache-2.0"]
     ours, theirs = Tokenizer.open(made.data), Tokenizer.open(folder)
