@@ -29,7 +29,7 @@ class KenlmConfig(Config):
         description="binary: a trie by KenLM's build_binary, small and mapped into memory; arpa: text, slow to load",
     )
     memory_fraction: float = execution(
-        0.5, ge=0.01, le=0.95, description="share of this machine's memory that lmplz sorts in; the rest goes to disk"
+        0.2, ge=0.01, le=0.95, description="share of this machine's memory that lmplz sorts in; the rest goes to disk"
     )
 
     @model_validator(mode="after")

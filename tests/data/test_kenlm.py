@@ -103,7 +103,8 @@ def test_a_model_tells_its_own_kind_of_text(documents: Callable, stage: Callable
     pytest.importorskip("kenlm")
     config = KenlmConfig(order=3, format=form, memory_fraction=0.05)
     product, model = stage(kenlm.run, config, documents(prose(200, 1)))
-    again = stage(kenlm.run, config, documents(prose(200, 1)))[1]
+    other = KenlmConfig(order=3, format=form, memory_fraction=0.02)
+    again = stage(kenlm.run, other, documents(prose(200, 1)))[1]
     assert [entry.sha256 for entry in model.manifest.files] == [entry.sha256 for entry in again.manifest.files]
     assert [path.name for path in model.files()] == [kenlm.MODEL_FILES[form]]
     assert (product.totals["documents"], product.totals["lines"], product.totals["words"]) == (200, 200, 8000)
