@@ -21,7 +21,7 @@ OTHERS = {
     "ls": "List the artifacts of the store, or the versions of one.",
     "show": "Show what an artifact holds: totals, files, results.",
     "plot": "Draw the curves of runs, in the terminal and to a PNG.",
-    "stats": "Measure documents (sizes, languages, n-grams), or rows.",
+    "stats": "Measure documents, rows, or a tokenizer on documents.",
     "to-megatron": "Write token ids as Megatron's .bin and .idx.",
     "cat": "Send an artifact into a pipe as a receipt.",
     "verify": "Check stored bytes against their manifests.",

@@ -17,6 +17,7 @@ from torch import Tensor
 from llmctl.config.devices import AttentionBackend
 from llmctl.config.errors import UsageError
 from llmctl.config.model import ModelConfig
+from llmctl.config.train import TrainConfig
 from llmctl.model.attention import PLAIN, Attend, Scoring, packed
 from llmctl.model.transformer import Transformer
 
@@ -165,10 +166,10 @@ def attend_through(backend: str, documents: Tensor, *, one_each: bool | None = N
     return packed(documents, one_each=one_each)
 
 
-def set_backend(
-    model: Transformer, wanted: AttentionBackend, device: torch.device, dtype: torch.dtype, *, compiled: bool
-) -> str:
-    """`choose_backend` for `model`, which then attends through it; the line that says so."""
+def set_backend(model: Transformer, config: TrainConfig, device: torch.device) -> str:
+    """`choose_backend` for the training of `model`, which then attends through it; the line that says so."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision, torch.float32)
+    wanted, compiled = config.attention_backend, config.compile
     model.attention_backend, told = choose_backend(wanted, model.config, device, dtype, compiled=compiled)
     return told
 

@@ -63,7 +63,7 @@ STAGES: dict[str, Stage] = {
                 "hardwords": Role(("list",), "file of words of which one drops a document", required=False, files=True),
                 "softwords": Role(("list",), "file of words of which a few may occur", required=False, files=True),
                 "classifier": Role(("classifier",), "classifier that scores quality", required=False, files=True),
-                "kenlm": Role(("kenlm",), "KenLM model file that measures perplexity", required=False, files=True),
+                "kenlm": Role(("kenlm",), "KenLM model that measures perplexity", required=False, files=True),
             },
             flags={
                 "--main-content": "main_content",
@@ -81,6 +81,7 @@ STAGES: dict[str, Stage] = {
                 "llmctl clean web --main-content --lang en,de --min-score 0.65 --pii redact",
                 "llmctl clean web --blocklist domains.txt --keep-rejected",
                 "llmctl clean web --classifier good.classifier --keep-quantile 0.5",
+                "llmctl clean web --kenlm good perplexity.max_perplexity=1000",
                 "llmctl collect notes/ | llmctl clean quality.min_stop_words=0",
             ),
         ),
@@ -98,6 +99,16 @@ STAGES: dict[str, Stage] = {
             examples=("llmctl classifier books.clean --negative web.clean",),
         ),
         Stage(
+            command="kenlm",
+            summary="Train an n-gram model with KenLM, for perplexity.",
+            config="llmctl.config.kenlm:KenlmConfig",
+            run="llmctl.data.kenlm:run",
+            output="kenlm",
+            inputs={"input": Role(("documents",), "documents that are good", files=True)},
+            flags={"--order": "order"},
+            examples=("llmctl kenlm books.clean --name good", "llmctl kenlm web.clean --order 3 'prune=[0, 0, 1]'"),
+        ),
+        Stage(
             command="dedup",
             then="tokenize",
             summary="Remove exact and near duplicates (MinHash).",
@@ -109,9 +120,7 @@ STAGES: dict[str, Stage] = {
             inputs={
                 "input": DOCUMENTS,
                 "against": Role(
-                    ("documents",),
-                    "earlier documents, deduplicated with index=true: what is among them goes",
-                    required=False,
+                    ("documents",), "earlier documents, deduplicated with index=true; theirs go", required=False
                 ),
             },
             flags={

@@ -37,12 +37,12 @@ from llmctl.train.loader import Loader, Plan
 from llmctl.train.local import Local
 from llmctl.train.memory import exhaustion_explained
 from llmctl.train.objective import Fitted, Objective
-from llmctl.train.report import Report
+from llmctl.train.report import Report, bits_per_byte
 from llmctl.train.resume import States
 from llmctl.train.scaling import LossScale
 from llmctl.train.schedules import rate_factor
 from llmctl.train.stop import Stop
-from llmctl.train.strategy import Strategy, autocast_dtype, keep_freed_memory, precision_warning, set_threads
+from llmctl.train.strategy import Strategy, keep_freed_memory, precision_warning, set_threads
 from llmctl.train.watchdog import Beat, Watchdog
 
 SHOWN_ROWS = 16
@@ -71,9 +71,7 @@ def fit(
     if warning := precision_warning(job.config.precision, strategy.device):
         report.note(warning)
     report.note(f"{strategy.described()}; gradients clipped to a norm of {job.config.clip_norm:g}")
-    dtype = autocast_dtype(job.config.precision) or torch.float32
-    wanted, compiled = job.config.attention_backend, job.config.compile
-    report.note(set_backend(model, wanted, strategy.device, dtype, compiled=compiled))
+    report.note(set_backend(model, job.config, strategy.device))
     run.resume()
     stopping = Stop(job.work, signals=strategy.world_size == 1, leads=run.leads)
     patience = job.config.watchdog_s if strategy.world_size > 1 and run.leads else 0.0
@@ -211,7 +209,7 @@ class Run:
         self.train_s += spent
         self.loss = loss
         lr, speed = self.config.optimizer.lr * factor, tokens / spent
-        measured = {**self._bits_per_byte(nll, size), **self.report.utilisation(speed), **self.report.memory()}
+        measured = {**bits_per_byte(nll, size), **self.report.utilisation(speed), **self.report.memory()}
         balance = end_step(self.model, self.strategy.sum)
         self._log(loss=loss, lr=lr, grad_norm=norm, tokens_per_s=speed, data_wait_s=waited, **measured, **balance)
         self.report.progress(self.step, self.plan.steps, loss=loss, lr=lr, tokens_per_s=speed)
@@ -385,11 +383,6 @@ class Run:
         if self.measured is not None:
             values |= self.measured.figures
         return values
-
-    @staticmethod
-    def _bits_per_byte(nll: float, size: float) -> dict[str, float]:
-        """Of the rows of a step, marks between documents included; nothing where the bytes are not known."""
-        return {"bits_per_byte": nll / math.log(2) / size} if size else {}
 
     def _at(self, doing: str) -> None:
         if self._beat is not None:

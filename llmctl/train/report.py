@@ -92,3 +92,8 @@ class Report:
     ) -> None:
         for tracker in self._trackers:
             tracker.close()
+
+
+def bits_per_byte(nll: float, size: float) -> dict[str, float]:
+    """Of the rows of a step, marks between documents included; nothing where the bytes are not known."""
+    return {"bits_per_byte": nll / math.log(2) / size} if size else {}

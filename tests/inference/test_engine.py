@@ -375,7 +375,7 @@ def test_an_idle_engine_sleeps(engine: Engine) -> None:
     assert time.process_time() - before < 0.15
 
 
-def test_a_tokenizer_of_more_ids_than_the_model_is_refused(tokenizer: Tokenizer) -> None:
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tokenizer: Tokenizer) -> None:
     model = Transformer(ModelConfig(name="nano"), VOCAB - 1)
     with pytest.raises(InputError, match="the tokenizer has 512 ids, the model 511"):
         Engine(model, tokenizer)

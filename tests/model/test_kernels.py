@@ -68,6 +68,12 @@ def test_flash_is_given_each_document_apart() -> None:
         assert torch.allclose(together[row, part], alone[0], atol=1e-5)
 
 
+def test_what_flash_is_called_with_suits_it() -> None:
+    q, k, v = (x.bfloat16() for x in heads())
+    with pytest.raises(NotImplementedError, match="flash_attention_forward.*'CPU' backend"):  # and no earlier fault
+        flash_packed(documents())(0, q, k, v, Scoring(scale=0.3, window=4))
+
+
 def config(**changes: Any) -> ModelConfig:
     return ModelConfig.model_validate({**SHAPE, **changes})
 
