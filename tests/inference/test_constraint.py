@@ -12,9 +12,11 @@ import jsonschema
 import pytest
 
 from llmctl.config.errors import UsageError
+from llmctl.config.model import ModelConfig
 from llmctl.inference.engine import Engine
 from llmctl.inference.options import Options
 from llmctl.inference.request import Completion, Constraint, Request
+from llmctl.model.transformer import Transformer
 from llmctl.tokens.tokenizer import Tokenizer
 from tests.inference.conftest import lively
 
@@ -114,6 +116,16 @@ def test_forms_go_with_guesses_logprobs_and_a_crowd(tokenizer: Tokenizer, engine
             again = ask(other, form, logprobs=2, logprobs_of="sampled")
             assert [answer.token_ids for answer in again] == [answer.token_ids for answer in plain]
     assert all(entry.logprob <= 0 for answer in plain for entry in answer.logprobs or ())
+
+
+def test_ids_that_only_pad_the_vocabulary_are_in_no_form(tokenizer: Tokenizer) -> None:
+    model = Transformer(ModelConfig(name="nano"), 520)
+    model.init_weights(0)
+    with Engine(model, tokenizer) as padded:
+        for answer in ask(padded, Constraint("regex", r"[a-c]{3}"), 4, logit_bias={515: 50.0}):
+            assert re.fullmatch(r"[a-c]{3}", answer.text)
+        (free,) = padded.generate([Request([1], max_tokens=3, temperature=0.0, logit_bias={515: 50.0})])
+        assert (free.token_ids, free.text) == ((515,) * 3, "")
 
 
 def test_a_form_that_the_bans_make_impossible_is_cut(engine: Engine) -> None:
