@@ -3,16 +3,16 @@
 import copy
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
 import jsonschema
 import pytest
 
+from tests.conftest import DATA
 from tests.serve.conftest import MODEL, Running
 
-OPENAPI = Path("/work/shared/data/openai_openapi/openapi.json")
+OPENAPI = DATA / "openai_openapi" / "openapi.json"
 CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "the list"}], "max_tokens": 6}
 TEXT: dict[str, Any] = {"model": MODEL, "prompt": "the list", "max_tokens": 6}
 
