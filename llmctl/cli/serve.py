@@ -55,8 +55,8 @@ def _run(given: Given, sink: Sink) -> None:
         sink.write(given.config().model_dump_json(indent=2))
         return
     config, refs = given.resolve()
+    refs, piped = take_pipe(SERVE, refs)  # first: the stage before it may still make the store
     store = Store.open(given.options["store"])
-    refs, piped = take_pipe(SERVE, refs)
     checkpoint = resolve_inputs(SERVE, refs, store, piped)["input"]
     assert isinstance(checkpoint, Artifact)
     assert isinstance(config, ServeConfig)

@@ -73,8 +73,8 @@ def _run(given: Given, sink: Sink) -> None:
     if given.options["print_config"]:
         sink.write(config.model_dump_json(indent=2))
         return
+    refs, piped = take_pipe(STATS, refs)  # first: the stage before it may still make the store
     store = Store.open(given.options["store"])
-    refs, piped = take_pipe(STATS, refs)
     inputs = resolve_inputs(STATS, refs, store, piped)
     artifact = inputs["input"]
     assert isinstance(artifact, Artifact)

@@ -146,3 +146,10 @@ def test_stats_of_a_tokenizer(llmctl: Any, sources: Path) -> None:
         refused = llmctl("stats", *words)
         assert refused.returncode == 2
         assert "llmctl stats TOKENIZER --on DOCUMENTS" in refused.stderr
+
+
+def test_a_fresh_pipe_is_measured_where_there_was_no_store(shell: Any, tmp_path: Path) -> None:
+    (tmp_path / "page.txt").write_text("a page of five words\n")
+    done = shell("llmctl collect page.txt | llmctl stats --json ngram_words=[1]")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["words"] == 5
