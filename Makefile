@@ -12,7 +12,7 @@ CHAT := $(BIN)/llmctl chat demo.sft --store $(STORE) --max-tokens 60
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-$(VENV)/.installed: pyproject.toml setup.py llmctl/data/dedup/kernel.c
+$(VENV)/.installed: pyproject.toml setup.py llmctl/data/clean/markup.c llmctl/data/dedup/kernel.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "llmctl needs Python 3.11 or newer: make PYTHON=python3.11 ..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .

@@ -1,16 +1,17 @@
-"""What pyproject.toml cannot say yet without a warning: the one compiled file.
+"""What pyproject.toml cannot say yet without a warning: the compiled files.
 
-It is loaded through ctypes, so it needs a C compiler but no Python headers.
+They are loaded through ctypes, so they need a C compiler but no Python headers.
 """
 
 from setuptools import Extension, setup
 
+KERNELS = {
+    "llmctl.data.clean._markup": "llmctl/data/clean/markup.c",
+    "llmctl.data.dedup._kernel": "llmctl/data/dedup/kernel.c",
+}
+
 setup(
     ext_modules=[
-        Extension(
-            "llmctl.data.dedup._kernel",
-            sources=["llmctl/data/dedup/kernel.c"],
-            extra_compile_args=["-std=gnu11", "-O3"],
-        )
+        Extension(name, sources=[source], extra_compile_args=["-std=gnu11", "-O3"]) for name, source in KERNELS.items()
     ]
 )

@@ -2,10 +2,10 @@
 
 The corpus is what bench/corpus.py wrote: documentation, and copies of it in which a known share of the words is
 replaced. Every tool reads the same Parquet parts and writes what it keeps; its wall time is that of its whole
-process, start-up included. All use 5-word shingles of case-folded words and the bands and rows that llmctl takes.
-rensa may live in another interpreter (--rensa).
+process, start-up included. All use 5-word shingles of case-folded words and the bands and rows that llmctl takes
+(datatrove splits words with its own tokenizer). rensa and datatrove may live in another interpreter.
 
-    python bench/dedup.py WORK --rensa PEERS/bin/python --repeat 3
+    python bench/dedup.py WORK --peer-python PEERS/bin/python --repeat 3
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 RARE = np.uint64(8)  # one shingle in so many is enough for two documents with J >= 0.5 to meet
-PEERS = ("daft", "rensa", "datasketch")
+PEERS = ("daft", "rensa", "datasketch", "datatrove")
+ELSEWHERE = {"rensa", "datatrove"}
 
 
 def make(directory: Path) -> None:
@@ -44,14 +45,14 @@ def parts(directory: Path, name: str) -> list[Path]:
     return sorted((directory / "dedup-store" / pointer["run"] / "data").glob("part-*.parquet"))
 
 
-def timed(directory: Path, tool: str, rensa: str) -> tuple[float, Path]:
+def timed(directory: Path, tool: str, peer_python: str) -> tuple[float, Path]:
     """(seconds, folder of what the tool kept) of one run."""
     out = directory / f"kept-{tool}"
     begun = time.perf_counter()
     if tool == "llmctl":
         llmctl(directory, "dedup", "corpus", "--force", "-q")
         return time.perf_counter() - begun, parts(directory, "corpus.dedup")[0].parent
-    python = rensa if tool == "rensa" else sys.executable
+    python = peer_python if tool in ELSEWHERE else sys.executable
     script = Path(__file__).with_name("dedup_peers.py")
     subprocess.run([python, str(script), tool, str(parts(directory, "corpus")[0].parent), str(out)], check=True)
     return time.perf_counter() - begun, out
@@ -74,7 +75,7 @@ def quality(directory: Path, kept: Path) -> dict[str, float]:
     found = shingles(normalise(table["text"].combine_chunks()), 5).sets()
     place = {name: number for number, name in enumerate(ids)}
     gone = [number for number, name in enumerate(ids) if name not in stays]
-    best = nearest(found, gone, [place[name] for name in stays], ShingleSets([found]))
+    best = nearest(found, gone, [place[name] for name in stays], ShingleSets(found))
     for threshold in (0.5, 0.7, 0.8):
         result[f"precision J>={threshold}"] = float(np.mean(best >= threshold))
     return result
@@ -108,7 +109,7 @@ def used() -> float:
     return children.ru_utime + children.ru_stime
 
 
-def measure(directory: Path, tools: list[str], rensa: str, repeat: int) -> None:
+def measure(directory: Path, tools: list[str], peer_python: str, repeat: int) -> None:
     given = parts(directory, "corpus")
     rows = sum(pq.read_metadata(path).num_rows for path in given)
     size = sum(pc.sum(pc.binary_length(pq.read_table(path, columns=["text"])["text"])).as_py() for path in given)
@@ -118,7 +119,7 @@ def measure(directory: Path, tools: list[str], rensa: str, repeat: int) -> None:
     for _ in range(repeat):  # turn by turn, so that a busy minute meets all of them
         for tool in tools:
             before = used()
-            took, kept[tool] = timed(directory, tool, rensa)
+            took, kept[tool] = timed(directory, tool, peer_python)
             processor[tool] += (used() - before) / repeat
             seconds[tool].append(took)
     for tool in tools:
@@ -135,12 +136,12 @@ def measure(directory: Path, tools: list[str], rensa: str, repeat: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="where bench/corpus.py wrote its corpus")
-    parser.add_argument("--rensa", default=sys.executable, help="an interpreter that has rensa")
+    parser.add_argument("--peer-python", default=sys.executable, help="an interpreter that has rensa and datatrove")
     parser.add_argument("--tools", nargs="*", default=["llmctl", *PEERS])
     parser.add_argument("--repeat", type=int, default=3)
     given = parser.parse_args()
     make(given.work)
-    measure(given.work, given.tools, given.rensa, given.repeat)
+    measure(given.work, given.tools, given.peer_python, given.repeat)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 WORD = re.compile(r"\w+")
-PERMUTATIONS, BANDS, ROWS, WORDS, SEED = 126, 18, 7, 5, 1  # llmctl's bands for 0.8 with up to 128
+PERMUTATIONS, BANDS, ROWS, WORDS, SEED = 144, 24, 6, 5, 1  # llmctl's bands for 0.8 with up to 160
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -138,12 +138,49 @@ def daft_plan(folder: Path, out: Path) -> None:
         path.rename(out / f"part-{number:05d}.parquet")
 
 
+def datatrove_pipeline(folder: Path, out: Path) -> None:
+    """Datatrove's four steps on its own executors; its tokenizer, and shingles of xxh64 in place of SHA-1."""
+    from datatrove.executor import LocalPipelineExecutor
+    from datatrove.pipeline.dedup import MinhashDedupCluster, MinhashDedupFilter, MinhashDedupSignature
+    from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupBuckets
+    from datatrove.pipeline.readers import ParquetReader
+    from datatrove.pipeline.writers import ParquetWriter
+    from datatrove.utils.hashing import HashConfig
+    from datatrove.utils.text import TextNormConfig
+
+    config = MinhashConfig(
+        n_grams=WORDS, num_buckets=BANDS, hashes_per_bucket=ROWS, seed=SEED,
+        norm_config=TextNormConfig(norm_numbers=False), hash_config=HashConfig(hash_fc="xxhash", precision=64),
+    )  # fmt: skip
+    parts = len(list(folder.glob("part-*.parquet")))
+    work = out.with_name(out.name + "-work")
+    shutil.rmtree(work, ignore_errors=True)
+    signatures, buckets, removed = (str(work / name) for name in ("signatures", "buckets", "removed"))
+    steps = (
+        ([ParquetReader(str(folder), glob_pattern="part-*.parquet"), MinhashDedupSignature(signatures, config)], parts),
+        ([MinhashDedupBuckets(signatures, buckets, config=config)], BANDS),
+        ([MinhashDedupCluster(buckets, removed, config)], 1),
+        (
+            [
+                ParquetReader(str(folder), glob_pattern="part-*.parquet"),
+                MinhashDedupFilter(removed),
+                ParquetWriter(str(out), "part-${rank}.parquet", compression="zstd", max_file_size=-1),
+            ],
+            parts,
+        ),
+    )
+    for pipeline, tasks in steps:
+        LocalPipelineExecutor(pipeline, tasks=tasks, workers=2, skip_completed=False).run()
+    shutil.rmtree(work)
+
+
 def main() -> None:
     tool, folder, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    if tool == "daft":
-        daft_plan(folder, out)
+    plans = {"daft": daft_plan, "datatrove": datatrove_pipeline}
+    if tool in plans:
+        plans[tool](folder, out)
     else:
         by_signatures({"rensa": rensa_signatures, "datasketch": datasketch_signatures}[tool], folder, out)
 

@@ -19,6 +19,7 @@ from llmctl.store.artifact import Input
 from llmctl.store.store import Store
 
 LLMCTL = [sys.executable, "-m", "llmctl"]
+DATA = Path(os.environ.get("LLMCTL_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))  # beside the checkout
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -23,6 +23,8 @@ HEAVY = {
     "fastapi",
     "scipy",
     "matplotlib",
+    "plotext",
+    "tensorboard",
     "daft",
     "ray",
 }

@@ -5,20 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import sentencepiece
-
 from llmctl.config.tokens import TokenizerConfig
-from llmctl.tokens.huggingface import companion_files
-from llmctl.tokens.tokenizer import MODEL_FILE
-from llmctl.tokens.train import sentences_of, train
+from llmctl.tokens.train import trained_files
 
 
 def write_tokenizer(directory: Path, texts: Iterable[str], config: TokenizerConfig) -> Path:
-    """Train a SentencePiece model on `texts` and write every file of a tokenizer into `directory`."""
-    model = train((part for text in texts for part in sentences_of(text)), config)
+    """Train a tokenizer on `texts` and write its files into `directory`."""
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / MODEL_FILE).write_bytes(model)
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    for name, content in companion_files(processor, config.model).items():
+    for name, content in trained_files(iter(texts), config).items():
         (directory / name).write_bytes(content)
     return directory

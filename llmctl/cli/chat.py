@@ -47,8 +47,8 @@ def _run(given: Given, sink: Sink) -> None:
         sink.write(given.config().model_dump_json(indent=2))
         return
     config, refs = given.resolve()
+    refs, piped = take_pipe(CHAT, refs)  # first: the stage before it may still make the store
     store = Store.open(given.options["store"])
-    refs, piped = take_pipe(CHAT, refs)
     checkpoint = resolve_inputs(CHAT, refs, store, piped)["input"]
     assert isinstance(checkpoint, Artifact)
     assert isinstance(config, ChatConfig)
@@ -56,8 +56,10 @@ def _run(given: Given, sink: Sink) -> None:
         raise UsageError("no question was given", hint="the pipe takes the terminal's place: give questions as words")
 
     from llmctl.inference.conversation import converse, open_engine
+    from llmctl.inference.options import Options
 
-    with open_engine(checkpoint.data, device=config.device, precision=config.precision) as engine:
+    options = Options(weights=config.weights)
+    with open_engine(checkpoint.data, device=config.device, precision=config.precision, options=options) as engine:
         talks: list[Iterable[str]] = [[question] for question in config.questions]
         for talk in talks or [_typed()]:
             turns = converse(engine, talk, max_tokens=config.max_tokens, temperature=config.temperature)

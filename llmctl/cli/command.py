@@ -82,7 +82,7 @@ class Given:
         from llmctl.cli.words import named_inputs
 
         verb, words = self.verb, self._split()[1]
-        if verb.many:
+        if self._names_many(words):
             return {**self.refs, **{f"{verb.many}.{name}": ref for name, ref in named_inputs(words)[0].items()}}
         return {**self.refs, **({"input": words[0]} if words and "input" in verb.inputs else {})}
 
@@ -97,12 +97,13 @@ class Given:
 
         verb = self.verb
         overrides, words = self._split()
-        words = words[1:] if "input" in verb.inputs else words
+        names_many = self._names_many(words)
+        words = words[1:] if "input" in verb.inputs and not names_many else words
         layer: dict[str, Any] = {}
         for path, value in self.flags.items():
             set_path(layer, path, value)
         problems: list[Problem] = []
-        if verb.many:
+        if names_many:
             if shares := named_inputs(words)[1]:
                 set_path(layer, verb.inputs[verb.many].share, shares)
         elif words and verb.words:
@@ -117,6 +118,11 @@ class Given:
         if problems:
             raise ConfigError(problems)
         return config
+
+    def _names_many(self, words: Sequence[str]) -> bool:
+        """Whether the words are the many inputs of the verb; one without a value is the `input` where it has that."""
+        single = len(words) < 2 and "input" in self.verb.inputs and all("=" not in word for word in words)
+        return bool(self.verb.many) and not single
 
     def _split(self) -> tuple[list[str], list[str]]:
         """(overrides, other words) in the order typed."""

@@ -16,10 +16,13 @@ from llmctl.pipeline.stages import STAGES
 OTHERS = {
     "serve": "Serve a checkpoint over HTTP, speaking the OpenAI protocol.",
     "chat": "Ask a checkpoint questions in the terminal.",
+    "export": "Write a checkpoint as a Hugging Face folder or a GGUF file.",
     "run": "Run a recipe's steps through the cache.",
     "ls": "List the artifacts of the store, or the versions of one.",
     "show": "Show what an artifact holds: totals, files, results.",
-    "stats": "Measure documents: sizes, languages, domains, n-grams.",
+    "plot": "Draw the curves of runs, in the terminal and to a PNG.",
+    "stats": "Measure documents, rows, or a tokenizer on documents.",
+    "to-megatron": "Write token ids as Megatron's .bin and .idx.",
     "cat": "Send an artifact into a pipe as a receipt.",
     "verify": "Check stored bytes against their manifests.",
     "lineage": "Show what an artifact was made from, back to the sources.",
@@ -47,7 +50,7 @@ def build_app(chosen: str | None) -> typer.Typer:
         callback = _listed if command != chosen else _stage_callback(command)
         app.command(command, help=help_text(stage), short_help=stage.summary)(callback)
     for command, summary in OTHERS.items():
-        callback = _listed if command != chosen else importlib.import_module(f"llmctl.cli.{command}").command
+        callback = _listed if command != chosen else importlib.import_module(_module_of(command)).command
         app.command(command, help=callback.__doc__ if command == chosen else None, short_help=summary)(callback)
     return app
 
@@ -56,6 +59,10 @@ def _stage_callback(command: str) -> Callable[..., None]:
     from llmctl.cli.stage import stage_command
 
     return stage_command(STAGES[command])
+
+
+def _module_of(command: str) -> str:
+    return f"llmctl.cli.{command.replace('-', '_')}"
 
 
 def _listed() -> None:

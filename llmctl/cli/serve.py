@@ -20,10 +20,18 @@ SERVE = Verb(
         "--port": "port",
         "--model-name": "model_name",
         "--api-key-env": "api_key_env",
+        "--api-key-file": "api_key_file",
+        "--tls-cert": "tls_cert",
+        "--tls-key": "tls_key",
         "--precision": "precision",
         "--device": "device",
     },
-    examples=("llmctl serve web.sft", "llmctl serve web.sft --port 9000 --api-key-env LLMCTL_KEY"),
+    examples=(
+        "llmctl serve web.sft",
+        "llmctl serve web.sft --port 9000 --api-key-env LLMCTL_KEY",
+        "llmctl serve web.sft --host 0.0.0.0 --api-key-file keys.txt --tls-cert cert.pem --tls-key key.pem",
+        "llmctl serve web.sft requests_per_minute=60 tokens_per_minute=20000 log_format=json",
+    ),
 )
 COMMON: dict[str, tuple[Any, Any]] = {
     "store": (StoreOption, DEFAULT_STORE),
@@ -47,8 +55,8 @@ def _run(given: Given, sink: Sink) -> None:
         sink.write(given.config().model_dump_json(indent=2))
         return
     config, refs = given.resolve()
+    refs, piped = take_pipe(SERVE, refs)  # first: the stage before it may still make the store
     store = Store.open(given.options["store"])
-    refs, piped = take_pipe(SERVE, refs)
     checkpoint = resolve_inputs(SERVE, refs, store, piped)["input"]
     assert isinstance(checkpoint, Artifact)
     assert isinstance(config, ServeConfig)

@@ -22,10 +22,17 @@ def command(
     batch_rows: Annotated[
         int | None, typer.Option(help="With --step on packed rows: rows of a step; pretrain's default.", min=1)
     ] = None,
+    rank: Annotated[int | None, typer.Option(help="With --step: only what this rank saw, from 0.", min=0)] = None,
+    world_size: Annotated[
+        int | None, typer.Option(help="With --step: ranks of the run; by default as many as --nproc was.", min=1)
+    ] = None,
     rejected: Annotated[
         str | None, typer.Option(metavar="RULE", help="Show documents that this rule of clean dropped.")
     ] = None,
     limit: Annotated[int, typer.Option(help="With --rejected: most documents to show.", min=1)] = 5,
+    incidents: Annotated[
+        bool, typer.Option("--incidents", help="Show the steps of a run that its guards left out, and what they saw.")
+    ] = False,
     store: StoreOption = DEFAULT_STORE,
     as_json: JsonOption = False,
 ) -> None:
@@ -38,15 +45,19 @@ def command(
       llmctl show web.clean --rejected too_few_words
       llmctl show web.pack --json            the manifest
       llmctl show web.pretrain --step 120    what that step of the run saw
-      llmctl show web.pack --step 120 --seed 1 --batch-rows 8
+      llmctl show web.pretrain --step 120 --rank 3
+      llmctl show web.pack --step 120 --seed 1 --batch-rows 8 --rank 1 --world-size 4
+      llmctl show web.pretrain --incidents   steps with a spike or NaN, and their rows
     """
     sink = Sink("show", as_json=as_json, human=True)
-    if rejected is not None:
+    if incidents:
+        guarded(sink, lambda: _show_incidents(ref, store, sink))
+    elif rejected is not None:
         guarded(sink, lambda: _show_rejected(ref, rejected, limit, store, sink))
     elif step is None:
         guarded(sink, lambda: _run(ref, store, sink))
     else:
-        guarded(sink, lambda: _show_step(ref, step, seed, batch_rows, store, sink))
+        guarded(sink, lambda: _show_step(ref, step, seed, batch_rows, store, sink, rank, world_size))
 
 
 def _show_rejected(ref: str, rule: str, limit: int, location: str, sink: Sink) -> None:
@@ -61,21 +72,47 @@ def _show_rejected(ref: str, rule: str, limit: int, location: str, sink: Sink) -
             sink.write(f"== {row['id']} ({where}), {rule} {row['value']:.4g}\n{excerpt(row['text'], EXCERPT)}\n")
 
 
-def _show_step(ref: str, step: int, seed: int | None, batch_rows: int | None, location: str, sink: Sink) -> None:
+def _show_incidents(ref: str, location: str, sink: Sink) -> None:
+    from llmctl.store.metrics import incidents_of
+    from llmctl.store.store import Store
+
+    artifact = Store.open(location).resolve(ref)
+    found = incidents_of(artifact)
+    readable = artifact.manifest.producer.command == "pretrain"
+    for row in found:
+        if sink.mode is Mode.RECEIPTS:
+            sink.write_json(row)
+        else:
+            sink.write(f"step {row['step']}: {row['incident']}: {row['action']}; rows {row['rows']}\n")
+        if readable:
+            _show_step(ref, row["step"], None, None, location, sink)
+    if not found:
+        sink.note(f"{artifact.ref}: no step was left out")
+
+
+def _show_step(
+    ref: str,
+    step: int,
+    seed: int | None,
+    batch_rows: int | None,
+    location: str,
+    sink: Sink,
+    rank: int | None = None,
+    world_size: int | None = None,
+) -> None:
     from dataclasses import asdict
 
     from llmctl.store.store import Store
     from llmctl.tokens.reading import Reading, pieces_of_step
 
     store = Store.open(location)
-    reading = Reading.of(store.resolve(ref), store, seed, batch_rows)
-    for piece in pieces_of_step(reading, step - 1):
+    reading = Reading.of(store.resolve(ref), store, seed, batch_rows, world_size)
+    for piece in pieces_of_step(reading, step - 1, rank):
         if sink.mode is Mode.RECEIPTS:
             sink.write_json(asdict(piece))
         else:
-            sink.write(
-                f"== row {piece.row}, {piece.document}, {piece.tokens} tokens from {piece.start}\n{piece.text}\n"
-            )
+            where = f"rank {piece.rank}, micro-batch {piece.micro_batch}, row {piece.row}"
+            sink.write(f"== {where}, {piece.document}, {piece.tokens} tokens from {piece.start}\n{piece.text}\n")
 
 
 def _run(ref: str, location: str, sink: Sink) -> None:

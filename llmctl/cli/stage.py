@@ -85,7 +85,7 @@ def _run(stage: Stage, given: Given, sink: Sink) -> None:
     store = Store.expected(options["store"]) if options["dry_run"] else Store.open(options["store"], create=True)
     call = Call(stage, config, {}, options["name"], options["force"], tuple(sys.argv[1:]))
     if not options["dry_run"]:
-        sink.begin(receipts.begin(call.run_id, stage.command, stage.output, store))
+        sink.begin(receipts.begin(call.run_id, stage.command, stage.makes(config), store))
     refs, piped = take_pipe(stage, refs)
     call = call.with_inputs(resolve_inputs(stage, refs, store, piped))
     if options["dry_run"]:
@@ -100,7 +100,7 @@ def take_pipe(verb: Verb, refs: Mapping[str, str]) -> tuple[dict[str, str], dict
     from llmctl.pipeline.receipts import receive
 
     rest = {role: ref for role, ref in refs.items() if not (role == "input" and ref == "-")}
-    if "input" not in verb.inputs or "input" in rest:
+    if "input" not in verb.inputs or not verb.lacks("input", rest):
         return rest, {}
     stdin = piped_stdin()
     if stdin is None and "input" not in refs:

@@ -19,22 +19,30 @@ from llmctl.cli.command import (
 from llmctl.cli.failures import guarded
 from llmctl.cli.output import Mode, Sink
 from llmctl.cli.stage import take_pipe
+from llmctl.config.errors import UsageError
 from llmctl.pipeline.stage import Role, Verb
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+    from llmctl.store.artifact import Artifact
+
 STATS = Verb(
     command="stats",
-    summary="Measure documents: sizes, languages, domains, n-grams.",
+    summary="Measure documents, rows, or a tokenizer on documents.",
     config="llmctl.config.stats:StatsConfig",
-    inputs={"input": Role(("documents",), "documents to measure")},
+    inputs={
+        "input": Role(("documents", "rows", "tokenizer"), "documents, packed rows or tokenizer to measure"),
+        "on": Role(("documents",), "documents to measure a tokenizer on", required=False, files=True),
+    },
     flags={"--top": "top"},
     examples=(
         "llmctl stats web.clean",
+        "llmctl stats web.tokenizer --on web.dedup",
         "llmctl stats corpus --png corpus.png --top 20",
         "llmctl stats web.dedup --json ngram_words=[2,5]",
+        "llmctl stats web.pack --png rows.png",
     ),
 )
 PngOption = Annotated[
@@ -65,11 +73,25 @@ def _run(given: Given, sink: Sink) -> None:
     if given.options["print_config"]:
         sink.write(config.model_dump_json(indent=2))
         return
+    refs, piped = take_pipe(STATS, refs)  # first: the stage before it may still make the store
     store = Store.open(given.options["store"])
-    refs, piped = take_pipe(STATS, refs)
-    artifact = resolve_inputs(STATS, refs, store, piped)["input"]
+    inputs = resolve_inputs(STATS, refs, store, piped)
+    artifact = inputs["input"]
     assert isinstance(artifact, Artifact)
     assert isinstance(config, StatsConfig)
+    if (artifact.kind == "tokenizer") != ("on" in inputs):
+        raise UsageError(
+            f"{artifact.ref} is of kind {artifact.kind}: --on goes with a tokenizer, and a tokenizer with --on",
+            hint="llmctl stats TOKENIZER --on DOCUMENTS, or llmctl stats DOCUMENTS",
+        )
+    if artifact.kind == "rows":
+        _run_rows(artifact, given.options["png"], sink)
+        return
+    if "on" in inputs:
+        from llmctl.cli.stats_tokenizer import show
+
+        show(artifact, inputs["on"], config.top, sink)
+        return
 
     from llmctl.data.stats import measure, report
 
@@ -83,6 +105,22 @@ def _run(given: Given, sink: Sink) -> None:
         sink.write_json(figures)
     else:
         sink.render(*_tables(figures))
+
+
+def _run_rows(artifact: Artifact, png: Path | None, sink: Sink) -> None:
+    from llmctl.cli.stats_rows import tables
+    from llmctl.tokens.row_stats import measure_rows
+
+    figures = measure_rows(artifact)
+    if png is not None:
+        from llmctl.tokens.row_picture import draw_rows
+
+        draw_rows(figures, png)
+        sink.note(f"drew {png}")
+    if sink.mode is Mode.RECEIPTS:
+        sink.write_json({key: value for key, value in figures.items() if key != "first_rows"})
+    else:
+        sink.render(*tables(figures))
 
 
 def _tables(figures: dict[str, Any]) -> Iterator[RenderableType]:

@@ -161,6 +161,13 @@ class ExpertsConfig(Config):
         default="none", description="bias: a bias on the choice alone rises for experts with too few tokens"
     )
     balance_rate: float = Field(default=1e-3, gt=0, lt=1, description="by how much the bias moves at each step")
+    balance_loss: float = Field(
+        default=0.0,
+        ge=0,
+        le=10,
+        description="weight of the loss for uneven choices within a row; Switch has 1e-2, DeepSeek-V3 1e-4",
+    )
+    z_loss: float = Field(default=0.0, ge=0, le=10, description="weight of the loss for large scores; ST-MoE has 1e-3")
 
     @model_validator(mode="after")
     def _choice_is_possible(self) -> Self:
@@ -172,6 +179,10 @@ class ExpertsConfig(Config):
         if self.top > size * self.groups_kept:
             raise ValueError(
                 f"top {self.top} exceeds the experts to choose from; give at most {size * self.groups_kept}"
+            )
+        if self.top == 1 and self.normalise:
+            raise ValueError(
+                "with top 1 a normalised weight is always 1, and the router learns nothing; set normalise=false"
             )
         return self
 
@@ -187,3 +198,16 @@ class LatentConfig(Config):
         ge=2, le=65536, description="part of head_width that carries positions, shared by all heads"
     )
     value_width: int = Field(ge=1, le=65536, description="width of one head's values")
+
+
+class PredictionConfig(Config):
+    """Multi-token prediction (DeepSeek-V3, arXiv:2412.19437, section 2.2): blocks behind the model, in training only.
+
+    Block k predicts the token k places behind the next one from the state of the block before it and the tokens up to
+    the one before that token.
+    """
+
+    depth: int = Field(default=1, ge=1, le=8, description="tokens behind the next one that are predicted too")
+    weight: float = Field(
+        default=0.3, gt=0, le=10, description="of their mean loss; DeepSeek-V3 has 0.3, and 0.1 for its last third"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from llmctl.config.base import Config
-from llmctl.config.devices import Device, Precision
+from llmctl.config.devices import Device, Precision, Weights
 
 
 class ChatConfig(Config):
@@ -16,3 +16,4 @@ class ChatConfig(Config):
     max_tokens: int = Field(128, ge=1, description="longest answer in tokens")
     device: Device = Field("auto", description="where the model runs; auto takes an accelerator where there is one")
     precision: Precision = Field("fp32", description="number format of the weights and the KV cache")
+    weights: Weights = Field("plain", description="int8, int4: round the weights as they are opened")

@@ -88,7 +88,10 @@ class QualityModelConfig(Config):
 class PerplexityConfig(Config):
     """What the perplexity by the input `kenlm` decides; without a limit it is only written as `perplexity`."""
 
-    lowercase: bool = Field(default=True, description="lower-case the text, as the model's training text was")
+    lowercase: bool = Field(
+        default=True,
+        description="lower-case the text, as the training text of a model file was; a model by `llmctl kenlm` knows it",
+    )
     min_perplexity: float | None = Field(default=None, ge=1, description="drop documents below")
     max_perplexity: float | None = Field(default=None, ge=1, description="drop documents above")
 

@@ -29,7 +29,7 @@ class DedupConfig(EngineConfig):
         le=1.0,
         description="smallest Jaccard similarity of word n-gram sets that counts as duplicate",
     )
-    permutations: int = Field(default=128, ge=16, le=1024, description="hash functions of a MinHash signature")
+    permutations: int = Field(default=160, ge=16, le=1024, description="hash functions of a MinHash signature")
     ngram_words: int = Field(default=5, ge=1, le=100, description="words per shingle")
     keep: str = Field(
         default="longest",

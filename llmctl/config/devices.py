@@ -9,6 +9,13 @@ Device = Literal["auto", "cpu", "cuda"]
 """`auto` takes an accelerator where there is one."""
 
 Precision = Literal["fp32", "bf16"]
+TrainPrecision = Literal["fp32", "bf16", "fp16"]
+
+AttentionBackend = Literal["auto", "sdpa", "flex", "flash"]
+"""Through which kernel packed rows attend."""
+
+Weights = Literal["plain", "int8", "int4"]
+"""How a model that only answers keeps its weights: in its precision, or rounded to 8 or 4 bits as it is opened."""
 
 
 def cores() -> int:

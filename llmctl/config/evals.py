@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from llmctl.config.base import INTEGER_LIMIT, Config, execution
-from llmctl.config.devices import Device, Precision
+from llmctl.config.devices import Device, Precision, Weights
 
 RESULTS_FILE = "results.json"
 """Where an `eval` artifact keeps its figures, with what decided them."""
@@ -33,6 +33,9 @@ class EvalConfig(Config):
     )
     seed: int = Field(0, ge=0, lt=INTEGER_LIMIT, description="seed of the untrained model's weights")
     precision: Precision = Field("fp32", description="number format of weights and activations")
+    weights: Weights = Field(
+        "plain", description="int8, int4: round the weights, and measure beside it what that loses"
+    )
     batch_tokens: int = execution(
         8192, ge=1, le=1 << 24, description="tokens of one forward pass; a memory bound, padding included"
     )

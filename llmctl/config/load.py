@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -154,6 +154,9 @@ def _field_names(model: type[BaseModel], parents: list[str]) -> list[str]:
     for key in parents:
         field = model.model_fields.get(key)
         annotation = field.annotation if field else None
+        blocks = [kind for kind in get_args(annotation) if kind is not type(None)]
+        if len(blocks) == 1:  # a block that may be left out
+            annotation = blocks[0]
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
         model = annotation

@@ -15,6 +15,7 @@ from llmctl.config.blocks import (
     FeedForwardConfig,
     LatentConfig,
     NormConfig,
+    PredictionConfig,
     RopeScaling,
     ScaleConfig,
 )
@@ -89,6 +90,7 @@ class ModelConfig(Config):
     )
     latent: LatentConfig | None = Field(default=None, description="multi-head latent attention")
     experts: ExpertsConfig | None = Field(default=None, description="mixture of experts")
+    mtp: PredictionConfig | None = Field(default=None, description="multi-token prediction, in training")
 
     @model_validator(mode="before")
     @classmethod
@@ -159,15 +161,6 @@ class ModelConfig(Config):
         """How much of a head rotary positions turn."""
         return self.head_width if self.latent is None else self.latent.rope_width
 
-    def beyond_llama(self) -> list[str]:
-        """The fields whose value a plain Llama's `config.json` cannot express, as dotted names."""
-        shape = {field: getattr(self, field) for field in LLAMA_FIELDS}
-        plain = _flat(ModelConfig(name=CUSTOM, **shape).model_dump(exclude={"name"}))
-        own = _flat(self.model_dump(exclude={"name"}))
-        differing = {field for field in own.keys() | plain.keys() if own.get(field) != plain.get(field)}
-        blocks = {name for name, value in plain.items() if value is None}  # that no Llama has: their name says enough
-        return sorted({field.split(".")[0] if field.split(".")[0] in blocks else field for field in differing})
-
 
 def _laid_over(preset: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """What is given over the preset's values; a block is laid over a block unless it is named and the name changes."""
@@ -183,14 +176,3 @@ def _laid_over(preset: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
         else:
             merged[field] = value
     return merged
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted name."""
-    flat: dict[str, Any] = {}
-    for field, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{field}.")
-        else:
-            flat[prefix + field] = value
-    return flat

@@ -2,60 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from llmctl.config.averages import AverageConfig
 from llmctl.config.base import INTEGER_LIMIT, Config, execution
-from llmctl.config.devices import Device, Precision
+from llmctl.config.batches import Batches, BatchRampConfig
+from llmctl.config.devices import AttentionBackend, Device, TrainPrecision
+from llmctl.config.dial import DialConfig, dialled, laid_under
+from llmctl.config.guards import GuardConfig
 from llmctl.config.heldout import HELDOUT_FRACTION
+from llmctl.config.keep import Keep
 from llmctl.config.model import ModelConfig
-
-
-class AdamWConfig(Config):
-    """AdamW (Loshchilov & Hutter, 2019): Adam with weight decay apart from the gradient."""
-
-    name: Literal["adamw"] = Field(default="adamw", description="Which optimizer.")
-    lr: float = Field(default=3e-3, gt=0, lt=10, description="Peak learning rate, reached at the end of the warm-up.")
-    betas: tuple[float, float] = Field(default=(0.9, 0.95), description="Decay of the averages of gradient and square.")
-    eps: float = Field(default=1e-8, gt=0, lt=1, description="Added to the root of the second moment.")
-    weight_decay: float = Field(
-        default=0.1,
-        ge=0,
-        lt=10,
-        description="Decay of matrices, times the learning rate; gains and biases do not decay.",
-    )
-
-    @field_validator("betas")
-    @classmethod
-    def _below_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
-        if not all(0.0 <= beta < 1.0 for beta in betas):
-            raise ValueError("each beta must lie in [0, 1)")
-        return betas
-
-
-class _Schedule(Config):
-    """Warm-up, which every schedule has: linear from lr/warm-up steps to lr."""
-
-    warmup_steps: int | None = Field(default=None, ge=0, description="Steps of warm-up, in place of warmup_fraction.")
-    warmup_fraction: float = Field(default=0.05, ge=0, lt=1, description="Warm-up as a share of all steps, rounded up.")
-    final_fraction: float = Field(default=0.1, ge=0, le=1, description="Last learning rate, as a share of the peak.")
-
-
-class CosineConfig(_Schedule):
-    """Half a cosine from the peak to the final rate (Loshchilov & Hutter, 2017)."""
-
-    name: Literal["cosine"] = Field(default="cosine", description="Which schedule.")
-
-
-class WsdConfig(_Schedule):
-    """Warm-up, stable, decay: constant, then a fall by 1 - sqrt at the end (Hägele et al., 2024)."""
-
-    name: Literal["wsd"] = Field(default="wsd", description="Which schedule.")
-    decay_fraction: float = Field(default=0.2, gt=0, le=1, description="Share of all steps in which the rate falls.")
-
-
-ScheduleConfig = Annotated[CosineConfig | WsdConfig, Field(discriminator="name")]
+from llmctl.config.optimizers import AdamWConfig, OptimizerConfig
+from llmctl.config.schedules import CosineConfig, ScheduleConfig, ceil, decay_steps, warmup_steps
 
 
 def _named(value: Any, default: str) -> Any:
@@ -84,13 +45,21 @@ class TrainConfig(Config):
         le=2**20,
         description="Rows in one forward pass of one rank; at most 4 where left out. Changes memory, not the result.",
     )
-    optimizer: AdamWConfig = Field(default=AdamWConfig(), description="Optimizer and its constants.")
+    batch_ramp: BatchRampConfig | None = Field(
+        None, description="Smaller batches in the first steps: {start_rows: 4, steps: 100}."
+    )
+    optimizer: OptimizerConfig = Field(default=AdamWConfig(), description="Optimizer and its constants.")
     schedule: ScheduleConfig = Field(default=CosineConfig(), description="Learning rate over the steps.")
     clip_norm: float = Field(1.0, gt=0, description="Largest 2-norm of the whole gradient; it is scaled down to this.")
-    precision: Precision = Field(
+    guard: GuardConfig = Field(default=GuardConfig(), description="What happens to steps that cannot be trusted.")
+    average: AverageConfig | None = Field(
+        None, description="ema or tail: publish an average of the weights over steps; the last ones where left out."
+    )
+    precision: TrainPrecision = Field(
         "fp32",
         description="bf16: matrix products under autocast, with fp32 weights, gradients and optimizer state. "
-        "Fast on GPUs and on CPUs with AMX or AVX512-BF16, very slow on others.",
+        "Fast on GPUs and on CPUs with AMX or AVX512-BF16, very slow on others. fp16: the same with a scaled loss, "
+        "for GPUs without bf16.",
     )
     seed: int = Field(
         0, ge=0, lt=INTEGER_LIMIT, description="Seed of the initial weights and of the order of the rows."
@@ -98,14 +67,38 @@ class TrainConfig(Config):
     checkpoint_every_steps: int = execution(
         100, ge=0, description="Steps between resumable states; 0: none. A killed run loses at most so many."
     )
+    keep: str = execution(
+        "last:2", description="Which states stay while the run lasts: last:N,every:N,best:N (by held-out loss)."
+    )
     eval_every_steps: int = execution(
         100, ge=0, description="Steps between measurements on held-out rows; 0: at the end only."
     )
     heldout_rows: int = execution(64, ge=0, description="Held-out rows in each measurement, a fixed sample; 0: all.")
     nproc: int = execution(1, ge=1, le=4096, description="Ranks on this machine; above 1 they run under DeepSpeed.")
     zero: int = execution(0, ge=0, le=3, description="ZeRO stage: what DeepSpeed shards over the ranks; 0 is nothing.")
+    offload: Literal["none", "cpu"] = execution(
+        "none", description="cpu: the optimizer's state stays in the machine's memory, at zero=3 the parameters too."
+    )
     device: Device = execution("auto", description="auto: cuda where there is one.")
     compile: bool = execution(default=False, description="Compile the model with torch.compile (single process only).")
+    attention_backend: AttentionBackend = execution(
+        "auto",
+        description="Kernel of attention: SDPA, FlexAttention or FlashAttention; auto takes what works.",
+    )
+    recompute: Literal["none", "selective", "full"] = execution(
+        "none",
+        description="What is made again in the backward pass to save memory: all activations, or all but products.",
+    )
+    peak: Literal["measured", "vendor"] = execution(
+        "measured", description="What utilisation (mfu) is a share of: a product timed at the start, or a data sheet."
+    )
+    track: tuple[Literal["tensorboard", "trackio", "wandb", "mlflow"], ...] = execution(
+        (), description="Trackers that get the metrics too, from the extras of the same names."
+    )
+    track_to: str | None = execution(None, description="Folder that trackers write to.")
+    watchdog_s: float = execution(
+        1800.0, ge=0, le=10**7, description="Seconds after which ranks that stand still are ended, naming the culprit."
+    )
     threads: int = execution(0, ge=0, le=1024, description="CPU threads of a rank; 0: cores divided by ranks.")
 
     @field_validator("optimizer", mode="before")
@@ -121,13 +114,61 @@ class TrainConfig(Config):
     def _schedule_by_name(cls, value: Any) -> Any:
         return _named(value, "cosine")
 
+    @field_validator("average", mode="before")
+    @classmethod
+    def _average_by_name(cls, value: Any) -> Any:
+        return None if value is None else _named(value, "ema")
+
+    @model_validator(mode="after")
+    def _trackers_have_a_place(self) -> TrainConfig:
+        if self.track and not self.track_to:
+            raise ValueError("track needs track_to, the folder that trackers may write to")
+        return self
+
+    @field_validator("keep")
+    @classmethod
+    def _keep_reads(cls, value: str) -> str:
+        Keep.parse(value)
+        return value
+
+    @model_validator(mode="after")
+    def _ramp_fits(self) -> TrainConfig:
+        if self.batch_ramp is not None and self.batch_rows % self.batch_ramp.start_rows:
+            start = self.batch_ramp.start_rows
+            raise ValueError(f"batch_rows ({self.batch_rows}) must be a multiple of batch_ramp.start_rows ({start})")
+        return self
+
     @model_validator(mode="after")
     def _divisible(self) -> TrainConfig:
         if self.batch_rows % self.nproc:
             raise ValueError(f"batch_rows ({self.batch_rows}) must be a multiple of nproc ({self.nproc})")
         if self.compile and self.uses_deepspeed:
             raise ValueError("compile works in a single process only: leave out nproc and zero, or compile")
+        if self.compile and self.recompute != "none":
+            raise ValueError("compile chooses itself what it recomputes: leave out recompute, or compile")
         return self
+
+    @model_validator(mode="after")
+    def _offload_has_shards(self) -> TrainConfig:
+        if self.offload != "none" and not self.zero:
+            raise ValueError("offload moves what ZeRO shards: give zero=1, 2 or 3 with it")
+        return self
+
+    @model_validator(mode="after")
+    def _optimizer_takes_shards(self) -> TrainConfig:
+        if self.zero and not self.optimizer.shards:
+            raise ValueError(
+                f"{self.optimizer.name} needs whole parameters, and zero={self.zero} gives each rank a shard without "
+                "their shapes: leave out zero, or take adamw, muon or lion"
+            )
+        if self.optimizer.name == "sophia" and self.nproc > 1:
+            raise ValueError("sophia runs in a single process only: leave out nproc, or take another optimizer")
+        return self
+
+    @property
+    def batches(self) -> Batches:
+        """How many rows each step has."""
+        return Batches(self.batch_rows, self.batch_ramp)
 
     @property
     def uses_deepspeed(self) -> bool:
@@ -158,13 +199,32 @@ class PretrainConfig(TrainConfig):
         default_factory=lambda: ModelConfig.model_validate({}),
         description="Architecture: a preset's name or fields.",
     )
+    dial: DialConfig | None = execution(
+        None, description="One number from which shape, batch, learning rate and steps follow, where not given."
+    )
     steps: int = Field(200, ge=1, le=10**9, description="Optimizer steps.")
+    z_loss: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Weight of log(Z)^2 of each target, which keeps the softmax's Z near 1; PaLM has 1e-4.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_the_dial(cls, given: Any) -> Any:
+        return laid_under(given) if isinstance(given, dict) else given
+
+    def resolved(self) -> dict[str, Any]:
+        """Those of every training stage, and what follows from the dial."""
+        follows = {} if self.dial is None else {"dial": dialled(self.dial).described()}
+        return {**super().resolved(), **follows}
 
 
 class SftConfig(TrainConfig):
     """How a checkpoint is fine-tuned on chats, with the loss on the assistant's tokens only."""
 
-    optimizer: AdamWConfig = Field(
+    optimizer: OptimizerConfig = Field(
         default=AdamWConfig(lr=5e-4, weight_decay=0.0), description="Optimizer and its constants."
     )
     epochs: float = Field(3.0, gt=0, le=10_000, description="Passes over the packed chats; rounded up to whole steps.")
@@ -188,32 +248,17 @@ class SftConfig(TrainConfig):
     )
 
 
-def warmup_steps(schedule: CosineConfig | WsdConfig, steps: int) -> int:
-    """Steps of warm-up in a run of `steps`, never more than there are."""
-    if schedule.warmup_steps is not None:
-        return min(schedule.warmup_steps, steps)
-    return _ceil(schedule.warmup_fraction * steps)
-
-
-def decay_steps(schedule: CosineConfig | WsdConfig, steps: int) -> int:
-    """Steps in which the rate falls, in a run of `steps`."""
-    after_warmup = steps - warmup_steps(schedule, steps)
-    if isinstance(schedule, CosineConfig):
-        return after_warmup
-    return min(_ceil(schedule.decay_fraction * steps), after_warmup)
-
-
 def micro_rows(config: TrainConfig, ranks: int) -> int:
     """Rows in one forward pass of one rank."""
     per_rank = config.batch_rows // ranks
     return min(per_rank, config.micro_batch_rows or 4)
 
 
-def steps_of_epochs(epochs: float, rows: int, batch_rows: int) -> int:
+def steps_of_epochs(epochs: float, rows: int, batches: Batches) -> int:
     """Optimizer steps that see `rows` rows `epochs` times, the last step filled up."""
-    return max(1, _ceil(epochs * rows / batch_rows))
-
-
-def _ceil(value: float) -> int:
-    """Round up, forgiving the last bit: 0.05 x 20 is 1, not 2."""
-    return int(-(-(value - 1e-9) // 1)) if value > 0 else 0
+    ramp = 0 if batches.ramp is None else batches.ramp.steps
+    in_ramp = batches.first_of(ramp)
+    wanted = epochs * rows
+    if wanted > in_ramp:
+        return max(1, ramp + ceil((wanted - in_ramp) / batches.batch_rows))
+    return max(1, next(step for step in range(ramp + 1) if batches.first_of(step) >= wanted - 1e-9))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 import xxhash
 
 HASH_RANGE = 2**64
-MARK = re.compile(r"(?<=.)(?:~([0-9]{1,9}))+\Z", re.DOTALL)
+MOST_DIGITS = 9
 
 
 def split_mark(document_id: str) -> tuple[str, int]:
@@ -15,8 +13,14 @@ def split_mark(document_id: str) -> tuple[str, int]:
 
     The number of an id without a mark is 1; of several marks the last one counts.
     """
-    found = MARK.search(document_id) if "~" in document_id else None
-    return (document_id, 1) if found is None else (document_id[: found.start()], int(found[1]))
+    end, number = len(document_id), None
+    while (tilde := document_id.rfind("~", 0, end)) > 0:
+        digits = document_id[tilde + 1 : end]
+        if not (len(digits) <= MOST_DIGITS and digits.isascii() and digits.isdigit()):
+            break
+        number = int(digits) if number is None else number
+        end = tilde
+    return document_id[:end], 1 if number is None else number
 
 
 def original(document_id: str) -> str:

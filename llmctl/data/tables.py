@@ -90,6 +90,9 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """`batch` with exactly the columns of `schema`.
 
     Those of `FILLED_WITH_BLANK` may be absent and are then "", those that may be null are null then.
+
+    Raises:
+        InputError: another one is absent, so the batch is of no artifact that llmctl wrote.
     """
     columns = []
     for field in schema:
@@ -97,6 +100,11 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
             columns.append(pa.nulls(batch.num_rows, field.type))
         elif field.name not in batch.schema.names and field.name in FILLED_WITH_BLANK:
             columns.append(pa.repeat("", batch.num_rows).cast(field.type))
+        elif field.name not in batch.schema.names:
+            hint = "`llmctl verify` of the input names the file that was changed"
+            raise InputError(
+                f"rows without the column {field.name!r}; they have: {', '.join(batch.schema.names)}", hint=hint
+            )
         else:
             columns.append(batch.column(field.name).cast(field.type))
     return pa.RecordBatch.from_arrays(columns, schema=schema)
@@ -161,15 +169,38 @@ def read_part(part: Part, columns: Sequence[str] | None = None) -> Iterator[pa.R
 def read_parquet(
     path: Path, columns: Sequence[str] | None = None, batch_rows: int = BATCH_ROWS
 ) -> Iterator[pa.RecordBatch]:
-    """Batches of at most `batch_rows` rows of one Parquet file, with its damage named."""
+    """Batches of at most `batch_rows` rows of one Parquet file.
+
+    Raises:
+        InputError: naming the file that is damaged, lacks a column, or holds text that is not UTF-8.
+    """
     with readable(path), _parquet_damage(path), open(path, "rb") as handle:
         table = pq.ParquetFile(handle)
         names = table.schema_arrow.names
         missing = [name for name in columns or () if name not in names]
         if missing:
             raise InputError(f"{path} has no column {missing[0]!r}", hint=f"it has: {', '.join(names)}")
+        first = 1
         for batch in table.iter_batches(batch_size=batch_rows, columns=None if columns is None else list(columns)):
+            _check_cells(batch, path, first)
+            first += batch.num_rows
             yield batch if columns is None else batch.select(list(columns))
+
+
+def _check_cells(batch: pa.RecordBatch, path: Path, first: int) -> None:
+    """Refuse what Arrow reads without a look at it: a string is whatever bytes the file has there."""
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid:
+        for place, name in itertools.product(range(batch.num_rows), batch.schema.names):
+            try:
+                batch.column(name)[place : place + 1].validate(full=True)
+            except pa.ArrowInvalid as error:
+                reason = "not UTF-8" if "UTF8" in str(error) else str(error)
+                raise InputError(
+                    f"{path} row {first + place}: {name!r} is {reason}", hint="write the file again, its text as UTF-8"
+                ) from error
+        raise
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from llmctl.store.files import explained, publish_bytes
 from llmctl.train.heldout import HeldOut
 
 SCHEMA = "llmctl.eval/1"
-CHECKPOINT, UNTRAINED = "checkpoint", "untrained"
+CHECKPOINT, UNTRAINED, UNROUNDED = "checkpoint", "untrained", "unrounded"
 
 Figures = dict[str, Estimate]
 """Estimates by `task.metric`."""
@@ -110,7 +110,8 @@ def choice_figures(answers: Sequence[Answered]) -> Figures:
 def flat(figures: Mapping[str, Figures]) -> dict[str, int | float | str]:
     """Headline figures for the manifest (`choices.acc`, `choices.acc.stderr`, `untrained.choices.acc`).
 
-    What does not depend on the model (chance) is listed once.
+    What does not depend on the model (chance) is listed once. Where weights were rounded,
+    `heldout.bits_per_byte.lost` is what that added.
     """
     totals: dict[str, int | float | str] = {}
     for model, named in figures.items():
@@ -121,6 +122,9 @@ def flat(figures: Mapping[str, Figures]) -> dict[str, int | float | str]:
             totals[key] = estimate.value
             if estimate.stderr is not None:
                 totals[f"{key}.stderr"] = estimate.stderr
+    bits = "heldout.bits_per_byte"
+    if bits in figures.get(UNROUNDED, {}):
+        totals[f"{bits}.lost"] = figures[CHECKPOINT][bits].value - figures[UNROUNDED][bits].value
     return totals
 
 
@@ -154,9 +158,9 @@ def write(
 
 
 def _by_task(figures: Mapping[str, Figures]) -> dict[str, dict[str, Any]]:
-    """The checkpoint's estimates by task and metric, each beside chance and the untrained model's."""
+    """The checkpoint's estimates by task and metric, beside chance, the untrained and the unrounded model's."""
     tasks: dict[str, dict[str, Any]] = {}
-    mine, untrained = figures[CHECKPOINT], figures.get(UNTRAINED, {})
+    mine, untrained, unrounded = figures[CHECKPOINT], figures.get(UNTRAINED, {}), figures.get(UNROUNDED, {})
     for name, estimate in mine.items():
         task, _, metric = name.partition(".")
         if metric == "chance":
@@ -166,4 +170,6 @@ def _by_task(figures: Mapping[str, Figures]) -> dict[str, dict[str, Any]]:
             entry["chance"] = guessing.value
         if (floor := untrained.get(name)) is not None:
             entry |= {"untrained": floor.value, "untrained_stderr": floor.stderr}
+        if (exact := unrounded.get(name)) is not None:
+            entry |= {"unrounded": exact.value, "unrounded_stderr": exact.stderr}
     return tasks

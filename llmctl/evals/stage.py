@@ -15,6 +15,7 @@ from llmctl.evals.questions import Asked, ask, read_questions
 from llmctl.evals.results import Answered, Figures
 from llmctl.inference.conversation import open_engine
 from llmctl.inference.engine import Engine
+from llmctl.inference.options import Options
 from llmctl.model.transformer import Transformer
 from llmctl.pipeline.job import Job, Product
 from llmctl.store.artifact import Artifact, Input
@@ -44,18 +45,24 @@ class EvaluationData:
 def run(job: Job[EvalConfig]) -> Product:
     """Measure the checkpoint, and an untrained model of its shape where asked; write the figures and every sample.
 
+    Where its weights are rounded, it is measured unrounded too.
+
     Raises:
         InputError: there is nothing to measure on, or a question cannot be scored; it says which and why.
     """
     config, checkpoint = job.config, job.artifact()
     figures: dict[str, Figures] = {}
     answers: dict[str, list[Answered]] = {}
-    with open_engine(checkpoint.data, device=config.device, precision=config.precision) as engine:
+    options = Options(weights=config.weights)
+    with open_engine(checkpoint.data, device=config.device, precision=config.precision, options=options) as engine:
         data = gather(job, engine.tokenizer, engine.context)
         figures[results.CHECKPOINT], answers[results.CHECKPOINT] = measured(job, engine, data)
         if config.baseline:
             with untrained(engine, config.seed) as floor:
                 figures[results.UNTRAINED], answers[results.UNTRAINED] = measured(job, floor, data)
+    if config.weights != "plain":
+        with open_engine(checkpoint.data, device=config.device, precision=config.precision) as engine:
+            figures[results.UNROUNDED], answers[results.UNROUNDED] = measured(job, engine, data)
 
     for name, named in figures.items():
         job.log({"model": name} | {metric: estimate.value for metric, estimate in named.items()})
@@ -63,6 +70,7 @@ def run(job: Job[EvalConfig]) -> Product:
         "chat": data.chat,
         "delimiter": config.delimiter,
         "precision": config.precision,
+        "weights": config.weights,
         "seed": config.seed,
     }
     files = results.write(job.out, figures, answers, settings)

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from llmctl.config.devices import Device, Precision
-from llmctl.inference.engine import Engine
+from llmctl.inference.engine import DEFAULT, Engine
+from llmctl.inference.linears import prepare
+from llmctl.inference.options import Options
 from llmctl.inference.request import Completion, Request
+from llmctl.model import huggingface
 from llmctl.model.device import choose_device
 from llmctl.tokens.chat import render_prompt
 
 DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def open_engine(directory: Path, *, device: Device, precision: Precision, max_running: int = 1) -> Engine:
+def open_engine(
+    directory: Path,
+    *,
+    device: Device,
+    precision: Precision,
+    max_running: int = 1,
+    options: Options = DEFAULT,
+    draft: Path | None = None,
+) -> Engine:
     """The engine over a checkpoint.
 
     Args:
@@ -24,13 +36,18 @@ def open_engine(directory: Path, *, device: Device, precision: Precision, max_ru
         device: where the model runs.
         precision: number format of the weights and the KV cache, whatever the file's is.
         max_running: most sequences generated at one time.
+        options: how the engine works.
+        draft: checkpoint of a small model that guesses ahead.
 
     Raises:
-        InputError: the checkpoint cannot be opened.
+        InputError: a checkpoint cannot be opened, or the two do not fit each other.
         UsageError: cuda was asked for and there is none.
     """
     place = choose_device(device)
-    return Engine.open(directory, dtype=DTYPES[precision], device=place, max_running=max_running)
+    if draft is not None:
+        small = huggingface.load(draft, dtype=DTYPES[precision], device=place)
+        options = replace(options, draft=prepare(small, options.weights))
+    return Engine.open(directory, dtype=DTYPES[precision], device=place, max_running=max_running, options=options)
 
 
 def answer(engine: Engine, messages: Sequence[Mapping[str, str]], *, max_tokens: int, temperature: float) -> Completion:

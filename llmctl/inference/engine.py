@@ -6,20 +6,26 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
 import torch
 
 from llmctl.config.errors import InputError, UsageError
+from llmctl.inference.constraint import Forms, Matcher
 from llmctl.inference.detokenizer import Detokenizer
-from llmctl.inference.request import Completion, Event, FinishReason, Request, Score, TokenLogprob
-from llmctl.inference.scheduler import Scheduler, SequenceState
+from llmctl.inference.linears import prepare
+from llmctl.inference.options import Options
+from llmctl.inference.request import Completion, Constraint, Event, FinishReason, Request, Score, TokenLogprob
+from llmctl.inference.scheduler import Counts, Scheduler
 from llmctl.inference.score import Pair, ScoreJob
+from llmctl.inference.sequence import SequenceState
 from llmctl.model import huggingface
 from llmctl.model.transformer import Transformer
 from llmctl.tokens.tokenizer import Tokenizer
 
+DEFAULT = Options()
 Deliver = Callable[[Event | BaseException], None]
 """Takes the events of one request, or what ended the engine before the last of them; runs on the engine's thread."""
 
@@ -65,14 +71,16 @@ class Handle:
         ids: list[int] = []
         texts: list[str] = []
         logprobs: list[TokenLogprob] = []
+        prompt: tuple[TokenLogprob | None, ...] | None = None
         reason: FinishReason = "cancelled"
         for event in self:
+            prompt = event.prompt_logprobs or prompt
             ids += event.token_ids
             texts.append(event.text)
             logprobs += event.logprobs or ()
             reason = event.finish_reason or reason
         wanted = self.request.logprobs is not None
-        return Completion(tuple(ids), "".join(texts), reason, tuple(logprobs) if wanted else None)
+        return Completion(tuple(ids), "".join(texts), reason, tuple(logprobs) if wanted else None, prompt)
 
 
 class Engine:
@@ -81,23 +89,36 @@ class Engine:
     Args:
         model: owned by the engine's thread from now on.
         tokenizer: the model's; None for requests in ids with stop_ids of their own, whose text stays empty.
-        max_running: most sequences generated at one time; further ones wait. KV memory is max_running x context.
+        max_running: most sequences generated at one time; further ones wait.
+        options: see there.
 
     Attributes:
         model: as given.
         context: most tokens of a sequence, prompt included; that of the model.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer | None, *, max_running: int = 16) -> None:
-        if tokenizer is not None and tokenizer.vocab_size != model.vocab_size:
+    def __init__(
+        self, model: Transformer, tokenizer: Tokenizer | None, *, max_running: int = 16, options: Options = DEFAULT
+    ) -> None:
+        if tokenizer is not None and tokenizer.vocab_size > model.vocab_size:
             raise InputError(
                 f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.vocab_size}",
                 hint="use the tokenizer that the model was trained with",
             )
+        if options.draft is not None and options.draft.vocab_size != model.vocab_size:
+            raise InputError(
+                f"the drafting model has {options.draft.vocab_size} ids, the model {model.vocab_size}",
+                hint="draft with a model that was trained with the same tokenizer",
+            )
+        if options.draft is not None and options.draft.config.context < model.config.context:
+            raise InputError(
+                f"the drafting model reads {options.draft.config.context} tokens, the model {model.config.context}",
+                hint="draft with a model of the same context at least",
+            )
         self.model = model
         self.context = model.config.context
-        self._tokenizer = tokenizer
-        self._scheduler = Scheduler(model, max_running, self.context)
+        self._tokenizer = tokenizer.padded(model.vocab_size) if tokenizer is not None else None
+        self._scheduler = Scheduler(model, max_running, options)
         self._scoring: deque[ScoreJob] = deque()
         self._arrived: deque[SequenceState | ScoreJob] = deque()
         self._wake = threading.Condition()
@@ -113,11 +134,12 @@ class Engine:
         dtype: torch.dtype | None = None,
         device: str | torch.device = "cpu",
         max_running: int = 16,
+        options: Options = DEFAULT,
     ) -> Engine:
         """Open a checkpoint directory, its tokenizer with it. Errors are those of `huggingface.load`."""
         tokenizer = Tokenizer.open(directory)
-        model = huggingface.load(directory, dtype=dtype, device=device)
-        return cls(model, tokenizer, max_running=max_running)
+        model = prepare(huggingface.load(directory, dtype=dtype, device=device), options.weights)
+        return cls(model, tokenizer, max_running=max_running, options=options)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -137,6 +159,17 @@ class Engine:
         return sum(not sequence.done for sequence in tuple(self._scheduler.running))
 
     @property
+    def counts(self) -> Counts:
+        """What happened since the engine began."""
+        return self._scheduler.counts
+
+    @property
+    def cache_usage(self) -> float:
+        """Share of the KV cache that sequences occupy, 0 to 1; prefixes that are only kept do not count."""
+        pool = self._scheduler.pool
+        return 1 - pool.unused / pool.count
+
+    @property
     def waiting(self) -> int:
         """Sequences that wait for a place in the batch."""
         return len(self._scheduler.waiting) + len(self._arrived)
@@ -150,7 +183,8 @@ class Engine:
                 neither block nor raise: every sequence waits for it. None to read the events from the handle.
 
         Raises:
-            UsageError: the prompt leaves no room in the context, or holds an id that there is none of.
+            UsageError: the prompt leaves no room in the context, or holds an id that there is none of; the constraint
+                cannot be compiled.
             EngineClosedError: the engine is closed, or a step failed; the cause is attached.
         """
         prompt = request.prompt_ids
@@ -163,14 +197,16 @@ class Engine:
             raise UsageError(
                 f"the prompt holds a token id outside 0..{self.model.vocab_size - 1}", hint="use the model's tokenizer"
             )
+        self._check_ids(request)
         room = self.context - len(prompt)
         handle = Handle(request, deliver)
         sequence = SequenceState(
             request,
             self._stop_ids(request),
-            min(request.max_tokens or room, room),
+            room if request.max_tokens is None else min(request.max_tokens, room),
             self._detokenizer(request),
             deliver or handle._events.put,  # noqa: SLF001
+            self._matcher(request),
         )
         handle._sequence = sequence  # noqa: SLF001 (the two are one thing seen from two threads)
         self._enqueue(sequence)
@@ -213,6 +249,29 @@ class Engine:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+    def check_constraint(self, constraint: Constraint) -> None:
+        """Compile a constraint, which may take a while; `submit` then finds it at hand.
+
+        Raises:
+            UsageError: it cannot be compiled.
+        """
+        self._forms.matcher(constraint)
+
+    def _matcher(self, request: Request) -> Matcher | None:
+        return None if request.constraint is None else self._forms.matcher(request.constraint)
+
+    @cached_property
+    def _forms(self) -> Forms:
+        return Forms(self.tokenizer)
+
+    def _check_ids(self, request: Request) -> None:
+        vocab = self.model.vocab_size
+        strange = next((index for index in request.named_ids if not 0 <= index < vocab), None)
+        if strange is not None:
+            raise UsageError(f"token id {strange} is outside 0..{vocab - 1}", hint="use the model's tokenizer")
+        if len(set(request.banned_ids)) == vocab:
+            raise UsageError("banned_ids holds every id, so nothing can be generated", hint="ban fewer")
 
     def _stop_ids(self, request: Request) -> frozenset[int]:
         if request.stop_ids is not None:

@@ -2,64 +2,143 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from llmctl.inference.adjust import Turn, adjusted
 from llmctl.inference.request import Request, TokenLogprob
 
 FIRST_CANDIDATES = 128
 
 
-def uniforms(seed: int | None) -> np.random.Generator:
-    """A request's own stream of random numbers, one for each token (Philox, the same on every platform)."""
-    return np.random.Generator(np.random.Philox(secrets.randbits(64) if seed is None else seed))
-
-
-def sample(logits: Tensor, requests: Sequence[Request], streams: Sequence[np.random.Generator]) -> list[int]:
-    """Choose the next token of each row.
-
-    A row's choice depends on its own logits, settings and stream only. Temperature comes first, then top-k, then
-    top-p. The token is the inverse of the cumulative distribution, in order of ids, at one uniform number.
+class Numbers:
+    """A request's own uniform random numbers, one for each token of its answer (Philox, the same on every platform).
 
     Args:
-        logits: float32 [B,V].
-        requests: B settings.
-        streams: B sources of uniform numbers; a row at temperature 0 draws none.
+        seed: None for a fresh one.
     """
-    best, greedy = logits.max(dim=-1)
-    drawn = greedy
-    if any(request.temperature > 0 for request in requests):
-        numbers = [
-            stream.random() if request.temperature > 0 else 0.0
-            for request, stream in zip(requests, streams, strict=True)
-        ]
-        picked = _inverse(probabilities(logits, requests), numbers)
-        cold = [request.temperature == 0 for request in requests]
-        drawn = torch.where(torch.tensor(cold, device=logits.device), greedy, picked)
-    if not bool(torch.isfinite(best).all()):
+
+    def __init__(self, seed: int | None) -> None:
+        self._stream = np.random.Generator(np.random.Philox(secrets.randbits(64) if seed is None else seed))
+        self._drawn: list[float] = []
+
+    def at(self, index: int) -> float:
+        """The number of the token at `index`, however often and in whatever order it is asked for."""
+        while len(self._drawn) <= index:
+            self._drawn.append(float(self._stream.random()))
+        return self._drawn[index]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The tokens of one step.
+
+    Attributes:
+        tokens: B ids; -1 where bans and grammar leave nothing to choose.
+        logprobs: B, for the rows that asked for them.
+    """
+
+    tokens: list[int]
+    logprobs: list[TokenLogprob | None]
+
+
+def draw(logits: Tensor, turns: Sequence[Turn]) -> Drawn:
+    """Choose the next token of each row.
+
+    A row's choice depends on its own logits and turn only: penalties and bans (`adjusted`), temperature, top-k, top-p,
+    min-p, typical, in this order. The token is the inverse of the cumulative distribution, in order of ids, at one
+    uniform number; at temperature 0 the likeliest.
+
+    Args:
+        logits: float32 [B,V], as the model gave them.
+        turns: B.
+    """
+    if not bool(torch.isfinite(logits.amax(dim=-1)).all()):
         raise FloatingPointError("the model's logits are not finite, so no token can be chosen")
-    chosen: list[int] = drawn.tolist()
-    return chosen
+    bent = adjusted(logits, turns)
+    best, greedy = bent.max(dim=-1)
+    mass, picked = None, greedy
+    if any(turn.request.temperature > 0 for turn in turns):
+        mass = probabilities(bent, [turn.request for turn in turns])
+        cold = torch.tensor([turn.request.temperature == 0 for turn in turns], device=logits.device)
+        picked = torch.where(cold, greedy, _inverse(mass, [turn.number for turn in turns]))
+    tokens: list[int] = picked.tolist()
+    if bent is not logits:
+        possible = (best > -torch.inf).tolist()
+        tokens = [token if fine else -1 for token, fine in zip(tokens, possible, strict=True)]
+    return Drawn(tokens, _logprobs(logits, mass, tokens, [turn.request for turn in turns]))
+
+
+def _logprobs(
+    logits: Tensor, mass: Tensor | None, tokens: Sequence[int], requests: Sequence[Request]
+) -> list[TokenLogprob | None]:
+    """What the rows that ask for log-probabilities get."""
+    found: list[TokenLogprob | None] = [None] * len(requests)
+    rows = [row for row, request in enumerate(requests) if request.logprobs is not None and tokens[row] >= 0]
+    warm = [row for row in rows if requests[row].logprobs_of == "sampled" and requests[row].temperature > 0]
+    raw = [row for row in rows if requests[row].logprobs_of == "raw"]
+    for row in set(rows) - {*warm, *raw}:  # at temperature 0 all of the distribution is on one token
+        top = ((tokens[row], 0.0),) if requests[row].logprobs else ()
+        found[row] = TokenLogprob(tokens[row], 0.0, top)
+    for some, table in ((raw, logits), (warm, mass)):
+        if some and table is not None:
+            scores = table[some] if table is logits else table[some].log()
+            counts = [requests[row].logprobs or 0 for row in some]
+            for row, entry in zip(some, logprobs_of(scores, [tokens[row] for row in some], counts), strict=True):
+                found[row] = entry
+    return found
 
 
 def probabilities(logits: Tensor, requests: Sequence[Request]) -> Tensor:
-    """The distributions that are sampled from: [B,V], float32, not normalised after top-p."""
-    device = logits.device
-    heat = torch.tensor([request.temperature or 1.0 for request in requests], device=device)
+    """The distributions that are sampled from: [B,V], float32, not normalised after truncation."""
+    device, vocab = logits.device, logits.shape[-1]
+
+    def column(values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=device)[:, None]  # [B,1]
+
+    heat = column([request.temperature or 1.0 for request in requests])
     heat = heat.clamp(min=torch.finfo(torch.float32).tiny)  # a positive temperature must not round to 0
     # The likeliest goes to 0 first: at a tiny temperature the logits themselves would overflow, and it with them.
-    scaled = (logits - logits.amax(dim=-1, keepdim=True)) / heat[:, None]
-    limits = [min(request.top_k or logits.shape[-1], logits.shape[-1]) for request in requests]
-    if any(limit < logits.shape[-1] for limit in limits):
+    best = logits.amax(dim=-1, keepdim=True)
+    scaled = (logits - best.nan_to_num(neginf=0.0)) / heat
+    limits = [min(request.top_k or vocab, vocab) for request in requests]
+    if any(limit < vocab for limit in limits):
         scaled = _keep_top_k(scaled, limits)
     mass = scaled.softmax(dim=-1)
     if any(request.top_p < 1 for request in requests):
         mass = _keep_top_p(mass, torch.tensor([request.top_p for request in requests], device=device))
+    if any(request.min_p > 0 for request in requests):
+        mass = mass.masked_fill(mass < column([request.min_p for request in requests]) * mass.amax(-1, True), 0.0)
+    for row, request in enumerate(requests):
+        if request.typical_p < 1:
+            mass[row] = _keep_typical(mass[row], request.typical_p)
     return mass
+
+
+def _keep_typical(mass: Tensor, typical_p: float) -> Tensor:
+    """Put 0 outside the fewest ids nearest to the expected surprise that reach `typical_p`; ties with the last stay.
+
+    Surprise is -log p and its expectation the entropy (Meister et al. 2023, arXiv:2202.00666, section 4).
+
+    Args:
+        mass: [V], of any sum.
+        typical_p: of the sum.
+    """
+    exact = mass.double() / mass.double().sum()
+    surprise = -exact.log()
+    entropy = torch.special.entr(exact).sum()
+    away = torch.where(exact > 0, (surprise - entropy).abs(), torch.inf)
+    order = away.argsort()
+    reached = exact[order].cumsum(0)
+    count = int((reached < typical_p).sum()) + 1
+    last = away[order[min(count, len(order)) - 1]]
+    return mass.masked_fill(away > last, 0.0)
 
 
 def _keep_top_k(scaled: Tensor, limits: Sequence[int]) -> Tensor:
@@ -101,26 +180,23 @@ def _inverse(mass: Tensor, numbers: Sequence[float]) -> Tensor:
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=mass.shape[-1] - 1)
 
 
-def raw_logprobs(logits: Tensor, chosen: Sequence[int], requests: Sequence[Request]) -> list[TokenLogprob | None]:
-    """Log-probabilities of the chosen tokens and of the likeliest, for the rows that asked for them.
+def logprobs_of(logits: Tensor, tokens: Sequence[int], counts: Sequence[int]) -> list[TokenLogprob]:
+    """Log-probability of one token of each row, and of the row's likeliest.
 
     Args:
-        logits: float32 [B,V], as the model gave them.
-        chosen: B ids.
-        requests: B; a row whose `logprobs` is None gets None.
+        logits: float32 [B,V], of any offset; -inf for an id that cannot come, which is never among the likeliest.
+        tokens: B ids.
+        counts: B numbers of likeliest tokens to report.
     """
-    found: list[TokenLogprob | None] = [None] * len(requests)
-    rows = [row for row, request in enumerate(requests) if request.logprobs is not None]
-    if not rows:
-        return found
-    table = logits[rows].log_softmax(dim=-1)
-    picked = torch.tensor([chosen[row] for row in rows], device=logits.device)
-    own = table.gather(1, picked[:, None])[:, 0].tolist()
-    most = min(max(requests[row].logprobs or 0 for row in rows), table.shape[-1])
-    top = table.topk(most, dim=-1)
+    table = logits.log_softmax(dim=-1)
+    own = table.gather(1, torch.tensor(tokens, device=logits.device)[:, None])[:, 0].tolist()
+    top = table.topk(min(max(counts), table.shape[-1]), dim=-1)
     ids, values = top.indices.tolist(), top.values.tolist()
-    for place, row in enumerate(rows):
-        count = requests[row].logprobs or 0
-        pairs = tuple(zip(ids[place][:count], values[place][:count], strict=True))
-        found[row] = TokenLogprob(chosen[row], own[place], pairs)
-    return found
+    return [
+        TokenLogprob(token, own[row], _pairs(ids[row][:count], values[row][:count]))
+        for row, (token, count) in enumerate(zip(tokens, counts, strict=True))
+    ]
+
+
+def _pairs(ids: Sequence[int], values: Sequence[float]) -> tuple[tuple[int, float], ...]:
+    return tuple((index, value) for index, value in zip(ids, values, strict=True) if value > -math.inf)

@@ -1,70 +1,42 @@
-"""Continuous batching: at every step new sequences join the batch and finished ones leave it (Orca, OSDI 2022)."""
+"""Continuous batching: at every step sequences join the batch and leave it (Orca, OSDI 2022).
+
+A step has a budget of tokens. Sequences that generate take one each, and prompts what is left, cut into chunks where
+they are long (Sarathi, arXiv:2308.16369), so that no prompt keeps the others waiting.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
-
-from llmctl.inference.cache import KVCache
-from llmctl.inference.detokenizer import Detokenizer
-from llmctl.inference.request import Event, FinishReason, Request
-from llmctl.inference.sampler import raw_logprobs, sample, uniforms
+from llmctl.inference.blocks import BlockPool
+from llmctl.inference.cache import cache_for
+from llmctl.inference.draft import drafter_for
+from llmctl.inference.options import Options
+from llmctl.inference.request import Event
+from llmctl.inference.runner import Part, Runner
+from llmctl.inference.sequence import SequenceState
 from llmctl.model.transformer import Transformer
 
-PREFILL_TOKENS = 2048
 
+@dataclass
+class Counts:
+    """What happened since the engine began; only ever grows.
 
-class SequenceState:
-    """One sequence that runs or waits, prompt and what was generated so far.
-
-    Args:
-        request: what was asked.
-        stop_ids: ids that end it.
-        limit: most tokens to generate.
-        detokenizer: makes its text.
-        deliver: takes its events.
+    Attributes:
+        prefix_queries: tokens of prompts that were looked up among cached prefixes.
+        prefix_hits: those of them that were found, so were not computed again.
+        preemptions: sequences that lost their blocks to others and were put back into the queue.
+        drafted: tokens that were guessed ahead.
+        accepted: those of them that turned out right.
     """
 
-    def __init__(
-        self,
-        request: Request,
-        stop_ids: frozenset[int],
-        limit: int,
-        detokenizer: Detokenizer,
-        deliver: Callable[[Event | BaseException], None],
-    ) -> None:
-        self.request = request
-        self.stop_ids = stop_ids
-        self.limit = limit
-        self.detokenizer = detokenizer
-        self.deliver = deliver
-        self.stream = uniforms(request.seed)
-        self.generated = 0
-        self.last = -1
-        self.cancelled = False  # set by another thread
-        self.done = False
-
-    @property
-    def cached(self) -> int:
-        """Tokens whose keys and values are in the cache: all but the last one chosen."""
-        return len(self.request.prompt_ids) + self.generated - 1
-
-    def accept(self, token: int) -> tuple[str, FinishReason | None]:
-        """Append a chosen token; return the text that became final and why the answer ends, if it does."""
-        self.generated += 1
-        self.last = token
-        ended = token in self.stop_ids
-        text, stopped = ("", False) if ended else self.detokenizer.add(token)
-        if not stopped and (ended or self.generated >= self.limit):
-            self.done = True
-            rest, stopped = self.detokenizer.finish()
-            text += rest
-        self.done = self.done or stopped
-        reason: FinishReason = "stop" if ended or stopped else "length"
-        return text, reason if self.done else None
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    preemptions: int = 0
+    drafted: int = 0
+    accepted: int = 0
 
 
 class Scheduler:
@@ -73,15 +45,24 @@ class Scheduler:
     Args:
         model: generates.
         rows: most sequences in the batch.
-        context: most tokens of one sequence.
+        options: of the engine; a step never has fewer tokens than one for each sequence that generates.
+
+    Attributes:
+        running: in the order of their admission; the last is the first to lose its blocks.
     """
 
-    def __init__(self, model: Transformer, rows: int, context: int) -> None:
-        self.model = model
+    def __init__(self, model: Transformer, rows: int, options: Options) -> None:
         self.rows = rows
-        self.cache = KVCache(model.config, rows, context, model.dtype, model.device)
+        self.cache = cache_for(model.config, rows, options.cache_tokens, model.dtype, model.device, options.cache_bits)
+        self.pool = BlockPool(self.cache.blocks, self.cache.block_tokens)
+        self.runner = Runner(model, self.cache)
+        self.drafter = drafter_for(options.draft, self.cache) if options.draft_tokens else None
+        self.counts = Counts()
         self.waiting: deque[SequenceState] = deque()
-        self.running: list[SequenceState] = []  # the sequence in place i owns row i of the cache
+        self.running: list[SequenceState] = []
+        self._draft_tokens = options.draft_tokens
+        self._step_tokens = options.step_tokens
+        self._prefix_cache = options.prefix_cache
 
     @property
     def busy(self) -> bool:
@@ -89,73 +70,141 @@ class Scheduler:
         return bool(self.running or self.waiting)
 
     def step(self) -> None:
-        """Drop what was cancelled, let new sequences in, and give every other one its next token."""
+        """Drop what was cancelled, let new sequences in, and run the next tokens of as many as the budget allows."""
         self._drop_cancelled()
-        before = len(self.running)
-        joined = self._admit()
-        if before:
-            self._decode(before)
-        if joined:
-            self._prefill(before, joined)
+        before = self.counts.preemptions
+        budget = max(self._step_tokens, len(self.running))
+        parts = self._continue(budget)
+        if self.counts.preemptions == before:
+            parts += self._admit(budget - sum(part.count for part in parts))
+        if parts:
+            self._run(self._with_drafts(parts, budget - sum(part.count for part in parts)))
         self._leave()
 
     def _drop_cancelled(self) -> None:
         for sequence in (*self.running, *self.waiting):
             if sequence.cancelled:
-                sequence.done = True
-                sequence.deliver(Event((), "", "cancelled"))
+                self._end(sequence, Event((), "", "cancelled"))
         self.waiting = deque(sequence for sequence in self.waiting if not sequence.done)
         self._leave()
 
-    def _admit(self) -> list[SequenceState]:
-        """Take from the queue what fits into free rows and into one padded prompt batch of bounded size."""
-        joined: list[SequenceState] = []
-        longest = 0
-        while self.waiting and len(self.running) < self.rows:
-            longest = max(longest, len(self.waiting[0].request.prompt_ids))
-            if joined and longest * (len(joined) + 1) > PREFILL_TOKENS:
+    def _continue(self, budget: int) -> list[Part]:
+        """The next tokens of what runs, the oldest first; where blocks run out, the youngest gives up its own."""
+        parts: list[Part] = []
+        place = 0
+        while place < len(self.running) and budget:
+            sequence = self.running[place]
+            count = min(len(sequence.tokens) - sequence.computed, budget)
+            while not self._grow(sequence, sequence.computed + count):
+                youngest = self.running.pop()
+                self._preempt(youngest)
+                if youngest is sequence:
+                    return parts
+            parts.append(self._part(sequence, count))
+            budget -= count
+            place += 1
+        return parts
+
+    def _admit(self, budget: int) -> list[Part]:
+        """Take sequences from the queue while there are rows, tokens of the budget, and blocks for a whole prompt."""
+        parts: list[Part] = []
+        while self.waiting and len(self.running) < self.rows and budget:
+            sequence = self.waiting[0]
+            shared = self._cached_prefix(sequence)
+            self.pool.share(shared)
+            if self.pool.blocks_for(len(sequence.tokens)) - len(shared) > self.pool.unused:
+                self.pool.release(shared)
                 break
-            joined.append(self.waiting.popleft())
-            self.running.append(joined[-1])
-        return joined
+            sequence.blocks, sequence.registered = shared, len(shared)
+            sequence.computed = sequence.drafted = len(shared) * self.pool.size
+            count = min(len(sequence.tokens) - sequence.computed, budget)
+            grown = self._grow(sequence, sequence.computed + count)
+            assert grown, "there are blocks for the whole prompt"
+            if self._looks_up(sequence):
+                self.counts.prefix_queries += len(sequence.tokens)
+                self.counts.prefix_hits += sequence.computed
+            self.running.append(self.waiting.popleft())
+            parts.append(self._part(sequence, count))
+            budget -= count
+        return parts
 
-    def _prefill(self, first: int, joined: Sequence[SequenceState]) -> None:
-        """Run the prompts of new sequences, padded behind to one length, and choose their first tokens."""
-        device = self.model.device
-        lengths = [len(sequence.request.prompt_ids) for sequence in joined]
-        longest = max(lengths)
-        rows = [[*s.request.prompt_ids, *([0] * (longest - n))] for s, n in zip(joined, lengths, strict=True)]
-        tokens = torch.tensor(rows, device=device)  # [B,T]
-        positions = torch.arange(longest, device=device).expand_as(tokens)
-        hidden = self.model(tokens, positions, self.cache.prefill(first, len(joined)))
-        ends = torch.tensor(lengths, device=device) - 1
-        self._choose(joined, hidden[torch.arange(len(joined), device=device), ends])
+    def _looks_up(self, sequence: SequenceState) -> bool:
+        """Whether a cached prefix may be used: not where every prompt token's own hidden state is asked for."""
+        return self._prefix_cache and not sequence.scores_prompt
 
-    def _decode(self, count: int) -> None:
-        """Run the last token of each of the first `count` sequences and choose the next."""
-        running = self.running[:count]
-        lengths = [sequence.cached for sequence in running]
-        tokens = torch.tensor([[sequence.last] for sequence in running], device=self.model.device)  # [B,1]
-        positions = torch.tensor(lengths, device=self.model.device)[:, None]
-        hidden = self.model(tokens, positions, self.cache.decode(lengths))
-        self._choose(running, hidden[:, 0])
+    def _cached_prefix(self, sequence: SequenceState) -> list[int]:
+        """Blocks that hold a beginning of the sequence; its last token is always left to run."""
+        if not self._looks_up(sequence):
+            return []
+        return self.pool.cached(sequence.hashes(self.pool.size, len(sequence.tokens) - 1))
 
-    def _choose(self, sequences: Sequence[SequenceState], hidden: Tensor) -> None:
-        """Sample one token for each sequence from its hidden state, [B,D], and deliver it."""
-        logits = self.model.logits(hidden).float()
-        requests = [sequence.request for sequence in sequences]
-        tokens = sample(logits, requests, [sequence.stream for sequence in sequences])
-        logprobs = raw_logprobs(logits, tokens, requests)
-        for sequence, token, logprob in zip(sequences, tokens, logprobs, strict=True):
-            text, reason = sequence.accept(token)
-            sequence.deliver(Event((token,), text, reason, None if logprob is None else (logprob,)))
+    def _grow(self, sequence: SequenceState, tokens: int) -> bool:
+        """Give the sequence blocks for its first `tokens` tokens; False, and nothing happens, if there are too few."""
+        lacking = self.pool.blocks_for(tokens) - len(sequence.blocks)
+        if lacking <= 0:
+            return True
+        taken = self.pool.take(lacking, sequence.blocks[-1] if sequence.blocks else None)
+        if taken is not None:
+            sequence.blocks = sequence.blocks + taken
+        return taken is not None
+
+    def _preempt(self, sequence: SequenceState) -> None:
+        """Put a sequence back to the front of the queue; its tokens are kept and will be run again."""
+        self._free(sequence)
+        self.waiting.appendleft(sequence)
+        self.counts.preemptions += 1
+
+    def _free(self, sequence: SequenceState) -> None:
+        self.pool.release(sequence.blocks)
+        sequence.blocks, sequence.computed, sequence.drafted, sequence.registered = [], 0, 0, 0
+
+    def _part(self, sequence: SequenceState, count: int) -> Part:
+        """Make known which blocks the step fills: sequences admitted to this same step may share them already."""
+        if self._prefix_cache:
+            names = sequence.hashes(self.pool.size, sequence.computed + count)
+            for place in range(sequence.registered, len(names)):
+                self.pool.register(sequence.blocks[place], names[place])
+            sequence.registered = len(names)
+        return Part(sequence, count)
+
+    def _with_drafts(self, parts: list[Part], budget: int) -> list[Part]:
+        """The parts with guesses behind those that generate, as many as blocks, budget and the answer's end allow."""
+        if self.drafter is None:
+            return parts
+        self.drafter.follow(parts)
+        wanted: dict[SequenceState, int] = {}
+        for part in parts:
+            sequence = part.sequence
+            room = sequence.limit - sequence.generated - 1  # the step adds one token of its own
+            count = min(self._draft_tokens, sequence.window, room, budget)
+            if part.generates and count > 0 and self._grow(sequence, len(sequence.tokens) + count):
+                wanted[sequence] = count
+                budget -= count
+        guesses = self.drafter.guess(wanted) if wanted else {}
+        return [replace(part, drafts=guesses.get(part.sequence, ())) for part in parts]
+
+    def _run(self, parts: Sequence[Part]) -> None:
+        """Run a step and deliver what it says."""
+        before = {part.sequence: part.sequence.computed + part.count for part in parts if part.drafts}
+        events = self.runner.run(parts)
+        for part in parts:
+            if part.drafts:
+                right, tried = part.sequence.computed - before[part.sequence], len(part.drafts)
+                part.sequence.window = right + 1 if right < tried else 2 * (tried + 1)
+                self.counts.drafted += tried
+                self.counts.accepted += right
+        for sequence, event in events:
+            if event.finish_reason is None:
+                sequence.deliver(event)
+            else:
+                self._end(sequence, event)
+
+    def _end(self, sequence: SequenceState, event: Event) -> None:
+        """Free the blocks of a sequence before its last event is out, so that whoever reads it finds them free."""
+        sequence.done = True
+        self._free(sequence)
+        sequence.deliver(event)
 
     def _leave(self) -> None:
-        """Remove finished sequences; the last of the batch moves into each gap."""
-        for place in range(len(self.running) - 1, -1, -1):
-            if not self.running[place].done:
-                continue
-            last = self.running.pop()
-            if place < len(self.running):
-                self.running[place] = last
-                self.cache.move(len(self.running), place, last.cached)
+        """Remove finished sequences."""
+        self.running = [sequence for sequence in self.running if not sequence.done]

@@ -31,6 +31,11 @@ class Scoring:
     slopes: Tensor | None = None
     sinks: Tensor | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether softmax(scale x q k') is all there is to it."""
+        return self.window is None and self.softcap is None and self.slopes is None and self.sinks is None
+
 
 PLAIN = Scoring()
 

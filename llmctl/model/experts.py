@@ -2,10 +2,13 @@
 
 The top experts of a token by their scores (Shazeer et al. 2017, arXiv:1701.06538; Mixtral, arXiv:2401.04088), shared
 and fine-grained ones (DeepSeekMoE, arXiv:2401.06066), groups, a sigmoid router and a bias that balances without a loss
-(DeepSeek-V3, arXiv:2412.19437, section 2.1.2; Wang et al. 2024, arXiv:2408.15664).
+(DeepSeek-V3, arXiv:2412.19437, section 2.1.2; Wang et al. 2024, arXiv:2408.15664). What a router learns beside the
+loss of its model is in `llmctl.model.routing`.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +19,28 @@ from llmctl.config.model import ModelConfig
 from llmctl.model.feedforward import ACTIVATIONS, FeedForward
 
 
+@dataclass(frozen=True)
+class Routed:
+    """What a router did in one forward pass.
+
+    Attributes:
+        logits: float32 [B,T,X].
+        chosen: int64 [B,T,C].
+    """
+
+    logits: Tensor
+    chosen: Tensor
+
+
 class Experts(nn.Module):
     """The routed experts and the shared ones of one layer.
 
     Shapes: N tokens, D width, X experts, F inner width of one, C experts chosen for a token.
 
     Attributes:
-        load: tokens that each expert got in training since `rebalance`, padding included; int64 [X], None before any.
+        watched: whether the next forward pass leaves what it routed in `routed`.
+        routed: see `watched`; None otherwise.
+        load: tokens that each expert got in training since `rebalance`; int64 [X], None before any.
     """
 
     def __init__(self, config: ModelConfig, given: ExpertsConfig) -> None:
@@ -37,24 +55,30 @@ class Experts(nn.Module):
         self.shared = FeedForward(config, given.shared * F) if given.shared else None
         self.balance_bias: Tensor | None
         self.register_buffer("balance_bias", torch.zeros(X) if given.balance == "bias" else None)
+        self.watched = False
+        self.routed: Routed | None = None
         self.load: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[B,T,D] to [B,T,D]."""
         tokens = x.reshape(-1, x.shape[-1])  # [N,D]
-        weights, chosen = self.route(tokens)
-        if self.training:
-            self._count(chosen)
+        logits = self._logits(tokens)
+        weights, chosen = self._choice(logits)
+        if self.watched:
+            self.routed = Routed(logits.view(*x.shape[:-1], -1), chosen.view(*x.shape[:-1], -1))
         mixed = self._through(tokens, weights, chosen).view_as(x)
         return mixed if self.shared is None else mixed + self.shared(x)
 
     def route(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights (float32) and numbers of each token's experts, [N,C] both, from tokens [N,D].
+        """Weights (float32) and numbers of each token's experts, [N,C] both, from tokens [N,D]."""
+        return self._choice(self._logits(tokens))
 
-        The scores are made in float32 whatever the precision, because a near tie would otherwise go either way.
-        """
+    def _logits(self, tokens: Tensor) -> Tensor:
+        """[N,X] in float32 whatever the precision, because a near tie would otherwise go either way."""
         with torch.autocast(tokens.device.type, enabled=False):
-            logits = functional.linear(tokens.float(), self.router.weight.float())  # [N,X]
+            return functional.linear(tokens.float(), self.router.weight.float())
+
+    def _choice(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         scores = logits.softmax(dim=-1) if self.given.router == "softmax" else logits.sigmoid()
         eligible = scores if self.balance_bias is None else scores + self.balance_bias.float()
         chosen = self._within_groups(eligible).topk(self.given.top, dim=-1).indices
@@ -94,11 +118,6 @@ class Experts(nn.Module):
         else:
             inner = self.activation(functional.linear(tokens, self.gate_proj[index])) * inner
         return functional.linear(inner, self.down_proj[index])
-
-    @torch.no_grad()
-    def _count(self, chosen: Tensor) -> None:
-        counts = torch.bincount(chosen.flatten(), minlength=self.given.count)
-        self.load = counts if self.load is None else self.load + counts
 
 
 def layers_of(model: nn.Module) -> list[Experts]:

@@ -1,33 +1,54 @@
-"""A checkpoint as a Hugging Face directory in the Llama layout, which transformers and vLLM open as it is."""
+"""A checkpoint as a Hugging Face directory, in the layout of the first family that expresses its shape."""
 
 from __future__ import annotations
 
 import json
-import math
-import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
-from llmctl.config.errors import InputError, IntegrityError
-from llmctl.model.llama_json import generation_json, read_json, refuse_beyond, to_json
+from llmctl.config.errors import IntegrityError
+from llmctl.config.model import ModelConfig
+from llmctl.model.config_json import (
+    CONFIG_FILE,
+    GENERATION_FILE,
+    Described,
+    config_json,
+    generation_json,
+    read_config,
+)
+from llmctl.model.families import Family, family_for
+from llmctl.model.families.links import our_shapes, their_shapes
+from llmctl.model.families.llama import HEAD
+from llmctl.model.formats.safetensors_reader import SafetensorsFolder
+from llmctl.model.formats.safetensors_writer import SHARD_BYTES, Planned, write_folder
 from llmctl.model.transformer import Transformer
-from llmctl.store.files import explained, publish_bytes, sync_directory
+from llmctl.model.weights import HeldWeights, Maker, StoredWeights, Weights, common_dtype
+from llmctl.store.files import publish_bytes
 from llmctl.tokens.tokenizer import TOKENIZER_FILES, Tokenizer
 
-CONFIG_FILE = "config.json"
-GENERATION_FILE = "generation_config.json"
-WEIGHTS_FILE = "model.safetensors"
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-HEAD = "lm_head.weight"
-COPY_AGAIN = "copy or make the checkpoint again"
+EMBEDDING = "embed_tokens.weight"
+LLAMA_IDS = {"bos_token_id": 1, "eos_token_id": 2}
 
 
-def save(model: Transformer, directory: Path, tokenizer_directory: Path | None) -> None:
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint whose promises were checked, and whose weights are still to be read."""
+
+    described: Described
+    weights: StoredWeights
+
+    @property
+    def left_out(self) -> list[str]:
+        """Tensors of the folder that the model does not need."""
+        used = {theirs for link in self.weights.links.values() for theirs in link.theirs}
+        return sorted(self.weights.source.stored.keys() - used - {HEAD})
+
+
+def save(model: Transformer, directory: Path, tokenizer_directory: Path | None) -> Family:
     """Write a checkpoint; equal weights give equal bytes.
 
     Args:
@@ -35,133 +56,133 @@ def save(model: Transformer, directory: Path, tokenizer_directory: Path | None) 
         directory: made if it is not there; each file appears whole or not at all.
         tokenizer_directory: whose tokenizer files are copied. With None the ids of BOS and EOS are Llama's, 1 and 2.
 
-    Raises:
-        UsageError: the layout cannot express the model's shape; nothing is written.
+    Returns:
+        The family whose layout it has; our own where no other expresses the shape.
     """
-    refuse_beyond(model.config)
-    bos, eos, pad, stops = 1, 2, None, [2]
+    ids: dict[str, Any] = {**LLAMA_IDS, "eos_token_id": [2]}
+    told = {"eos_token_id": 2}
     if tokenizer_directory is not None:
         tokenizer = Tokenizer.open(tokenizer_directory)
-        bos, eos, pad, stops = tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, list(tokenizer.stop_ids)
+        ids = {
+            "bos_token_id": tokenizer.bos_id,
+            "eos_token_id": list(tokenizer.stop_ids),
+            "pad_token_id": tokenizer.pad_id,
+        }
+        told = {"eos_token_id": tokenizer.eos_id}
         for name in TOKENIZER_FILES:
             source = tokenizer_directory / name
             if source.is_file():
                 publish_bytes(directory / name, source.read_bytes())
+    generation = generation_json(ids, model.config.context)
+    weights = HeldWeights(model.state_dict())
+    return write(directory, model.config, model.vocab_size, weights, ids={**ids, **told}, generation=generation)
+
+
+def write(
+    directory: Path,
+    config: ModelConfig,
+    vocab_size: int,
+    weights: Weights,
+    *,
+    ids: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    preferred: Family | None = None,
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    wrote: Callable[[int], None] = lambda _: None,
+) -> Family:
+    """Write configuration and weights, reading one parameter at a time.
+
+    Args:
+        directory: made if it is not there.
+        config: the shape.
+        vocab_size: rows of the embedding.
+        weights: where they come from.
+        ids: of special tokens, for `config.json`.
+        generation: content of `generation_config.json`.
+        preferred: whose layout to take if it expresses the shape.
+        dtype: what the weights are rounded to; None keeps each as it is.
+        shard_bytes: most bytes of a file.
+        wrote: told the bytes of weights written so far.
+
+    Returns:
+        The family whose layout was taken.
+    """
+    family, plain = family_for(config, preferred)
+    ours = our_shapes(plain, vocab_size)  # without what training alone needs, where the layout has no place for it
+    links = family.links(plain, ours)
+    kinds = {theirs: dtype or weights.dtype(link.ours[0]) for link in links for theirs in link.theirs}
+    shapes = their_shapes(links, ours)
+    planned = {name: Planned(kinds[name], tuple(shapes[name])) for name in shapes}
     directory.mkdir(parents=True, exist_ok=True)
-    config = model.config
-    _publish_json(directory / CONFIG_FILE, to_json(config, model.vocab_size, model.dtype, (bos, eos, pad)))
-    _publish_json(directory / GENERATION_FILE, generation_json(bos, stops, pad, config.context))
-    tensors = {_stored_name(name): value.detach().contiguous() for name, value in model.state_dict().items()}
-    _publish_tensors(directory / WEIGHTS_FILE, tensors)
+    described = config_json(family, plain, vocab_size, dtype or common_dtype(weights), ids)
+    _publish_json(directory / CONFIG_FILE, described)
+    _publish_json(directory / GENERATION_FILE, generation)
+    write_folder(directory, planned, Maker(weights, links), shard_bytes=shard_bytes, wrote=wrote)
+    return family
 
 
-def load(directory: Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> Transformer:
-    """Open a checkpoint. The weights are mapped from the file, not read, where dtype and device allow.
+def open_weights(directory: Path) -> Opened:
+    """Read the configuration and check every promise of the files, without reading a weight.
 
     No code from the directory runs: the configuration is data, and safetensors holds nothing but numbers.
 
+    Raises:
+        InputError: a file is missing, the weights are pickles, or it describes a model that is not known here.
+        IntegrityError: the weights are damaged or do not fit the configuration; the tensor is named.
+    """
+    described = read_config(directory / CONFIG_FILE)
+    folder = SafetensorsFolder.open(directory)
+    shapes = our_shapes(described.config, described.vocab_size)
+    links = described.family.links(described.config, shapes)
+    idle = described.family.idle(described.config)
+    head_too = HEAD not in shapes and HEAD in folder.stored
+    if head_too:
+        idle = _or(idle, HEAD)
+    weights = StoredWeights.open(folder, links, shapes, idle, CONFIG_FILE)
+    if head_too:
+        _check_tied(folder, weights)
+    return Opened(described, weights)
+
+
+def load(directory: Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu") -> Transformer:
+    """Open a checkpoint. The weights are mapped from the file, not read, where layout, dtype and device allow.
+
     Args:
-        directory: holds config.json and model.safetensors.
-        dtype: what to convert the weights to; None keeps the file's.
+        directory: holds config.json and the weights.
+        dtype: what to convert the weights to; None keeps that of the embedding.
         device: where to put them.
 
     Raises:
-        InputError: a file is missing, or it describes a model that is not ours.
-        IntegrityError: the weights are damaged or do not fit the configuration; the tensor is named.
+        LlmctlError: as `open_weights`; a tensor holds NaN.
     """
-    config, vocab_size = read_json(directory / CONFIG_FILE)
+    opened = open_weights(directory)
     with torch.device("meta"):  # shapes only, no memory
-        model = Transformer(config, vocab_size)
-    path = directory / WEIGHTS_FILE
-    with explained(str(path)), open(path, "rb"):
-        pass  # says plainly what safetensors says obscurely
-    tensors: dict[str, Tensor] = {}
-    try:
-        with safe_open(path, framework="pt") as stored:
-            names = _checked_names(path, set(stored.keys()), model)
-            for name, expected in names.items():
-                tensors[name] = _checked(
-                    path, _stored_name(name), stored.get_tensor(_stored_name(name)), expected.shape
-                )
-            if model.lm_head is None and HEAD in stored.keys():  # noqa: SIM118 (not a dict)
-                _check_tied(path, stored.get_tensor(HEAD), tensors["embed_tokens.weight"])
-    except SafetensorError as error:
-        raise IntegrityError(f"{path} is not an intact safetensors file: {error}", hint=COPY_AGAIN) from None
-    target = dtype or tensors["embed_tokens.weight"].dtype
-    moved = {name: tensor.to(device=device, dtype=target) for name, tensor in tensors.items()}
-    model.load_state_dict(moved, assign=True)
+        model = Transformer(opened.described.config, opened.described.vocab_size)
+    target = dtype or opened.weights.dtype(EMBEDDING)
+    tensors = {}
+    for name in opened.weights.links:
+        tensors[name] = opened.weights.tensor(name).to(device=device, dtype=target).contiguous()
+    model.load_state_dict(tensors, assign=True)
     return model
 
 
-def _stored_name(name: str) -> str:
-    """What the layout calls our parameter."""
-    return name if name == HEAD else f"model.{name}"
+def _or(pattern: Any, name: str) -> Any:
+    import re
+
+    return re.compile(f"(?:{pattern.pattern})|{re.escape(name)}")
 
 
-def _checked_names(path: Path, stored: set[str], model: Transformer) -> dict[str, Tensor]:
-    """Our parameters by name, after checking that the file has all of them and nothing else."""
-    wanted = model.state_dict()
-    missing = sorted({_stored_name(name) for name in wanted} - stored)
-    if missing:
-        raise IntegrityError(f"{path} lacks the tensor {missing[0]}{_and_more(missing)}", hint=COPY_AGAIN)
-    known = {_stored_name(name) for name in wanted} | {HEAD}
-    # Early Llama checkpoints carry the rotary frequencies, which follow from the configuration.
-    extra = sorted(name for name in stored - known if not name.endswith("rotary_emb.inv_freq"))
-    if extra:
-        raise IntegrityError(
-            f"{path} holds the tensor {extra[0]}{_and_more(extra)}, which {CONFIG_FILE} has no place for",
-            hint="the two files are not of one checkpoint",
-        )
-    return wanted
-
-
-def _and_more(names: list[str]) -> str:
-    """How many others share a fault."""
-    return f" and {len(names) - 1} more" if len(names) > 1 else ""
-
-
-def _checked(path: Path, name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
-    """`tensor`, if it has the right shape, a floating dtype and only finite numbers."""
-    if tensor.shape != shape:
-        raise IntegrityError(
-            f"{path}: {name} has shape {list(tensor.shape)}, but {CONFIG_FILE} makes it {list(shape)}",
-            hint="the two files are not of one checkpoint",
-        )
-    if tensor.dtype not in DTYPES:
-        raise IntegrityError(f"{path}: {name} is {tensor.dtype}, not a weight's float type", hint=COPY_AGAIN)
-    lowest, highest = (bound.item() for bound in tensor.aminmax())  # NaN passes through both
-    if not (math.isfinite(lowest) and math.isfinite(highest)):
-        raise IntegrityError(
-            f"{path}: {name} holds NaN or infinity", hint="the training run diverged, or " + COPY_AGAIN
-        )
-    return tensor
-
-
-def _check_tied(path: Path, head: Tensor, embedding: Tensor) -> None:
+def _check_tied(folder: SafetensorsFolder, weights: StoredWeights) -> None:
     """A tied model may carry its output matrix too, if it is the embedding."""
+    head, embedding = folder.tensor(HEAD), weights.tensor(EMBEDDING)
     if head.shape != embedding.shape or not torch.equal(head, embedding):
         raise IntegrityError(
-            f"{path}: {HEAD} differs from the embedding, but {CONFIG_FILE} ties them",
+            f"{folder.file_of(HEAD)}: {HEAD} differs from the embedding, but {CONFIG_FILE} ties them",
             hint="set tie_word_embeddings to false",
         )
 
 
-def _publish_json(path: Path, content: dict[str, Any]) -> None:
+def _publish_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON as transformers does: sorted, two spaces."""
     publish_bytes(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
-
-
-def _publish_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write weights atomically and durably. `save_file` replaces the file it writes, so `publish` cannot hold it."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        save_file(tensors, temporary, {"format": "pt"})
-        with open(temporary, "rb") as handle:
-            os.fsync(handle.fileno())
-        os.chmod(temporary, 0o644)  # noqa: PTH101 (beside os.fsync and os.replace)
-        os.replace(temporary, path)
-        sync_directory(path.parent)
-    except SafetensorError as error:
-        raise InputError(f"cannot write {path}: {error}", hint="check the disk's free space and permissions") from None
-    finally:
-        temporary.unlink(missing_ok=True)

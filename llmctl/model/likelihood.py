@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from llmctl.model.attention import holds_one_each, packed
+from llmctl.model.attention import Attend, holds_one_each
+from llmctl.model.kernels import attend_through
 from llmctl.model.transformer import Transformer
 from llmctl.tokens.batch import IGNORE, Batch
 
@@ -40,7 +41,13 @@ class Tensors:
 
 
 def cross_entropies(
-    logits_of: Callable[[Tensor], Tensor], hidden: Tensor, targets: Tensor, *, logits_at_once: int, vocab_size: int
+    logits_of: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    targets: Tensor,
+    *,
+    logits_at_once: int,
+    vocab_size: int,
+    z_loss: float = 0.0,
 ) -> Tensor:
     """-log softmax(logits)[target] for each of N positions; [N], in fp32 (fp64 where the logits are).
 
@@ -53,12 +60,14 @@ def cross_entropies(
         targets: int64 [N], each in [0, V).
         logits_at_once: elements of one chunk.
         vocab_size: V.
+        z_loss: weight of (log Z)^2 that is added, where Z is the sum of the exponentiated logits.
     """
 
     def of_chunk(hidden: Tensor, targets: Tensor) -> Tensor:
         logits = logits_of(hidden)
         exact = logits if logits.dtype == torch.float64 else logits.float()
-        return functional.cross_entropy(exact, targets, reduction="none")
+        losses = functional.cross_entropy(exact, targets, reduction="none")
+        return losses + z_loss * exact.logsumexp(dim=-1).square() if z_loss else losses
 
     size = max(1, logits_at_once // vocab_size)
     if hidden.shape[0] <= size:
@@ -72,18 +81,38 @@ def cross_entropies(
     return torch.cat(chunks)
 
 
-def target_losses(model: Transformer, batch: Tensors, logits_at_once: int = LOGITS_AT_ONCE) -> tuple[Tensor, Tensor]:
+def target_losses(
+    model: Transformer, batch: Tensors, logits_at_once: int = LOGITS_AT_ONCE, *, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Loss and id of every target of packed rows, in row order.
 
     Only positions that have a target pass through the output matrix: padding and prompts cost nothing there.
+    `z_loss` is that of `cross_entropies`.
 
     Returns:
         losses [N] in fp32 and the target ids int64 [N]; N may be 0.
     """
-    hidden = model(batch.tokens, batch.positions, packed(batch.documents, one_each=batch.one_each))  # [B, T, D]
-    wanted = batch.labels != IGNORE
-    targets = batch.labels[wanted]
+    return losses_of(model, hidden_states(model, batch)[0], batch.labels, logits_at_once, z_loss=z_loss)
+
+
+def hidden_states(model: Transformer, batch: Tensors) -> tuple[Tensor, Attend]:
+    """[B,T,D] of packed rows, and what each of their positions sees."""
+    attend = attend_through(model.attention_backend, batch.documents, one_each=batch.one_each)
+    return model(batch.tokens, batch.positions, attend), attend
+
+
+def losses_of(
+    model: Transformer, hidden: Tensor, labels: Tensor, logits_at_once: int = LOGITS_AT_ONCE, *, z_loss: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """`target_losses` of hidden states [B,T,D] and labels [B,T]."""
+    wanted = labels != IGNORE
+    targets = labels[wanted]
     losses = cross_entropies(
-        model.logits, hidden[wanted], targets, logits_at_once=logits_at_once, vocab_size=model.vocab_size
+        model.logits,
+        hidden[wanted],
+        targets,
+        logits_at_once=logits_at_once,
+        vocab_size=model.vocab_size,
+        z_loss=z_loss,
     )
     return losses, targets

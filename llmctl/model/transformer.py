@@ -8,6 +8,7 @@ checkpoint of that layout needs no table of names.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -90,12 +91,34 @@ class Block(nn.Module):
         return norm(x) if self.place == "post" else x
 
 
+class PredictionBlock(Block):
+    """A block behind the model that predicts one token further (`PredictionConfig`).
+
+    Its parameters bear the names of DeepSeek-V3's layout, where it follows the last layer; the embedding and the
+    output matrix, which that layout repeats in it, are the model's own.
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__(config, layer)
+        self.enorm, self.hnorm = norm_of(config), norm_of(config)
+        self.eh_proj = nn.Linear(2 * config.width, config.width, bias=False)
+        self.shared_head = nn.ModuleDict({"norm": norm_of(config)})
+
+    def joined(self, embedded: Tensor, hidden: Tensor) -> Tensor:
+        """What the block works on: [B,T,D] from the embedding of a token and the state that is to take it in."""
+        joined: Tensor = self.eh_proj(torch.cat((self.enorm(embedded), self.hnorm(hidden)), dim=-1))
+        return joined
+
+
 class Transformer(nn.Module):
     """The decoder. `forward` gives hidden states; `logits` turns the ones that matter into scores.
 
     Attributes:
         config: its shape.
         vocab_size: V.
+        layers: the blocks, and behind them those of multi-token prediction.
+        attention_backend: the kernel that packed rows are to attend through (`llmctl.model.kernels`).
+        tally: figures of training since they were last taken, by name: a sum and what to divide it by.
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
@@ -105,8 +128,14 @@ class Transformer(nn.Module):
         self.embed_tokens = nn.Embedding(vocab_size, config.width)
         self.embed_positions = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        for number in range(config.mtp.depth if config.mtp else 0):
+            self.layers.append(PredictionBlock(config, config.layers + number))
         self.norm = nn.Identity() if config.norm.place == "post" else norm_of(config)  # the last block ends in one
-        self.lm_head = None if config.tied_embeddings else nn.Linear(config.width, vocab_size, bias=False)
+        self.lm_head: nn.Module | None = (
+            None if config.tied_embeddings else nn.Linear(config.width, vocab_size, bias=False)
+        )
+        self.attention_backend = "sdpa"
+        self.tally: dict[str, tuple[Tensor, int]] = {}
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """Hidden states after the final norm.
@@ -119,26 +148,64 @@ class Transformer(nn.Module):
         Returns:
             [B,T,D].
         """
+        x, angles = self._embedded(tokens, positions), self._angles(positions)
+        for index in range(self.config.layers):
+            x = self.layers[index](x, angles, index, attend)
+        hidden: Tensor = self.norm(x)
+        return hidden
+
+    def _embedded(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """[B,T,D]."""
         config = self.config
-        x = self.embed_tokens(tokens)  # [B,T,D]
+        x = self.embed_tokens(tokens)
         if config.scale.embedding != 1.0:
             x = x * config.scale.embedding
         if self.embed_positions is not None:
             x = x + self.embed_positions(positions)
         if config.positions == "sinusoidal":
             x = x + sinusoids(positions, config.width).to(x.dtype)
-        angles = None
-        if config.positions == "rope":
-            angles = rotary_angles(positions, config.rotary_width, config.rope_base, config.rope_scaling)
-        for index, block in enumerate(self.layers):
-            x = block(x, angles, index, attend)
-        hidden: Tensor = self.norm(x)
-        return hidden
+        embedded: Tensor = x
+        return embedded
+
+    def _angles(self, positions: Tensor) -> Angles | None:
+        config = self.config
+        if config.positions != "rope":
+            return None
+        return rotary_angles(positions, config.rotary_width, config.rope_base, config.rope_scaling)
+
+    def ahead(
+        self, hidden: Tensor, tokens: Tensor, positions: Tensor, documents: Tensor, attend: Attend
+    ) -> Iterator[Tensor]:
+        """Hidden states that predict the token k + 1 places on, for k = 1 … depth of multi-token prediction.
+
+        At the last k places of a document there is no such token, and what is given there is of no use.
+
+        Args:
+            hidden: what `forward` gave for the same rows, [B,T,D].
+            tokens: int64 [B,T].
+            positions: int64 [B,T].
+            documents: int [B,T], number of the document within its row.
+            attend: as for `forward`.
+
+        Yields:
+            [B,T,D], for `logits`.
+        """
+        angles, first = self._angles(positions), self.config.layers
+        for by, block in enumerate(list(self.layers)[first:], start=1):
+            assert isinstance(block, PredictionBlock)
+            later, within = shifted(tokens, documents, by)
+            embedded = self._embedded(torch.where(within, later, tokens), positions)
+            hidden = block(block.joined(embedded, hidden), angles, first + by - 1, attend)
+            yield block.shared_head["norm"](hidden)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token: [...,D] to [...,V], in the dtype of the matrix product."""
         scale = self.config.scale
-        logits = functional.linear(hidden, self.output_weight)
+        logits: Tensor
+        if self.lm_head is None:
+            logits = functional.linear(hidden, self.embed_tokens.weight)
+        else:
+            logits = self.lm_head(hidden)  # a layer that is called, so that the engine may put another in its place
         if scale.logits != 1.0:
             logits = logits * scale.logits
         if scale.logit_softcap is not None:
@@ -148,7 +215,9 @@ class Transformer(nn.Module):
     @property
     def output_weight(self) -> Tensor:
         """The output matrix [V,D]; the input embedding itself where the two are tied."""
-        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        weight = self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        assert isinstance(weight, Tensor)
+        return weight
 
     @property
     def device(self) -> torch.device:
@@ -186,25 +255,35 @@ class Transformer(nn.Module):
             parameter.copy_(drawn)
 
 
+def shifted(values: Tensor, documents: Tensor, by: int) -> tuple[Tensor, Tensor]:
+    """The values `by` places on, and whether those lie in the same document: both [B,T], of [B,T]."""
+    later = values.roll(-by, dims=1)
+    within = documents.roll(-by, dims=1) == documents
+    within[:, values.shape[1] - by :] = False
+    return later, within
+
+
 def flops_per_token(config: ModelConfig, vocab_size: int, seq_len: int) -> int:
     """Floating-point operations of forward and backward for one token of a row of `seq_len`.
 
     6 for each weight of a matrix product that a token passes through, and 12 x layers x heads x head width x seq_len
     for attention, a window in place of a longer row (Chowdhery et al. 2022, PaLM, appendix B). The embedding look-up
-    is no product; the output matrix is one.
+    is no product; the output matrix is one, and one more for each token of multi-token prediction.
     """
     experts, latent = config.experts, config.latent
     E = config.head_width if latent is None else (config.head_width + latent.value_width) / 2  # of scores and of values
     inner = (3 if config.feed_forward.gated else 2) * config.width
     dense = inner * config.ffn_width
-    weights = config.layers * _projections(config) + vocab_size * config.width
+    ahead = config.mtp.depth if config.mtp else 0
+    layers = config.layers + ahead
+    weights = layers * _projections(config) + (1 + ahead) * vocab_size * config.width + ahead * 2 * config.width**2
     if experts is None:
-        weights += config.layers * dense
+        weights += layers * dense
     else:
-        first = min(experts.first_dense, config.layers)
+        first = min(experts.first_dense, layers)
         routed = inner * experts.ffn_width * (experts.top + experts.shared) + config.width * experts.count
-        weights += first * dense + (config.layers - first) * routed
-    windows = (config.attention.window_of(layer) or seq_len for layer in range(config.layers))
+        weights += first * dense + (layers - first) * routed
+    windows = (config.attention.window_of(layer) or seq_len for layer in range(layers))
     return 6 * weights + round(12 * config.heads * E * sum(min(window, seq_len) for window in windows))
 
 

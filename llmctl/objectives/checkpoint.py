@@ -9,11 +9,11 @@ import torch
 
 from llmctl.config.model import ModelConfig
 from llmctl.model import huggingface
-from llmctl.model.llama_json import ARCHITECTURE
+from llmctl.model.families import OWN
 from llmctl.model.transformer import Transformer
 from llmctl.pipeline.job import Job, Product
 from llmctl.store.artifact import Artifact
-from llmctl.train.loop import Fitted
+from llmctl.train.objective import Fitted
 
 SCHEMA = "llmctl.checkpoint/1"
 
@@ -43,8 +43,12 @@ def publish(
     with torch.device("meta"):  # shapes only: the weights are there already
         model = Transformer(config, semantic["vocab_size"])
     model.load_state_dict(fitted.weights, assign=True)
-    huggingface.save(model, job.out, tokenizer_directory)
-    facts = {"architecture": ARCHITECTURE, "parameters": model.parameters_count(), **semantic}
+    family = huggingface.save(model, job.out, tokenizer_directory)
+    if family is OWN:
+        job.progress.note("no Hugging Face layout expresses this model: the checkpoint opens in llmctl alone")
+    elif config.mtp is not None:
+        job.progress.note("the blocks of multi-token prediction have served training, and are left out")
+    facts = {"architecture": family.architecture, "parameters": model.parameters_count(), **semantic}
     return Product(SCHEMA, semantic=facts, totals={**fitted.totals, **totals})
 
 

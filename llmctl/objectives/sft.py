@@ -15,7 +15,8 @@ from llmctl.pipeline.job import Job, Product
 from llmctl.store.artifact import Artifact
 from llmctl.tokens.tokenizer import Tokenizer
 from llmctl.train import launch
-from llmctl.train.loop import HeldOutRows, fit
+from llmctl.train.heldout import HeldOutRows
+from llmctl.train.loop import fit
 
 
 def run(job: Job[SftConfig]) -> Product:
@@ -31,7 +32,7 @@ def train(job: Job[SftConfig]) -> Product:
         UsageError: rows longer than the model's context were asked for.
     """
     given = job.artifact()
-    tokenizer = Tokenizer.open(given.data)
+    tokenizer = Tokenizer.open(given.data).padded(int(given.manifest.semantic["vocab_size"]))
     model = open_model(given, tokenizer)
     length = job.config.max_tokens or int(given.manifest.semantic.get("seq_len", model.config.context))
     if length > model.config.context:
@@ -42,7 +43,8 @@ def train(job: Job[SftConfig]) -> Product:
     chats = read_sides(job.inputs["chats"], tokenizer, length, job.config.heldout_fraction)
     _tell(job, chats, length)
     rows, held = (PackedChats(side, length, tokenizer.pad_id) for side in (chats.kept, chats.held))
-    steps = job.config.steps or steps_of_epochs(job.config.epochs, rows.count, job.config.batch_rows)
+    batches = job.config.batches
+    steps = job.config.steps or steps_of_epochs(job.config.epochs, rows.count, batches)
     held_out = HeldOutRows(held, tokenizer.byte_lengths) if held.count else None
     fitted = fit(job, model, NextToken(rows), steps=steps, heldout_rows=held_out)
     return checkpoint.publish(
@@ -62,7 +64,7 @@ def train(job: Job[SftConfig]) -> Product:
             "heldout_chats": len(held.chats),
             "dropped.overlong": len(chats.overlong),
             "rows": rows.count,
-            "epochs": steps * job.config.batch_rows / rows.count,
+            "epochs": batches.first_of(steps) / rows.count,
         },
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from llmctl.config.errors import InputError
 from llmctl.store.artifact import Artifact, Input
 
 Find = Callable[[str], Artifact]
@@ -19,6 +20,17 @@ def tokenizer_of_rows(inputs: Mapping[str, Input], find: Find) -> dict[str, Arti
     rows = inputs["input"]
     assert isinstance(rows, Artifact)
     return {"tokenizer": find(rows.manifest.semantic["tokenizer"])}
+
+
+def tokenizer_of_tokens(inputs: Mapping[str, Input], find: Find) -> dict[str, Artifact]:
+    """The tokenizer of the token shards among `inputs`, as `tokenizer`; nothing where it is not in the store."""
+    for given in inputs.values():
+        if isinstance(given, Artifact) and given.kind == "tokens":
+            try:
+                return {"tokenizer": find(given.manifest.semantic["tokenizer"])}
+            except InputError:
+                return {}
+    return {}
 
 
 def rows_of_checkpoint(inputs: Mapping[str, Input], find: Find) -> dict[str, Artifact]:

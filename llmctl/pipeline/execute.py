@@ -129,7 +129,7 @@ def input_faults(verb: Verb, refs: Mapping[str, str], store: Store) -> list[Llmc
 def _missing(verb: Verb, role: str, keys: set[str]) -> UsageError | None:
     """What to say where a role that must be filled has no input among `keys`."""
     wanted = verb.inputs[role]
-    if not wanted.required or any(key.partition(".")[0] == role for key in keys):
+    if not verb.lacks(role, keys):
         return None
     option = "an argument or a pipe" if role == "input" else "one or more as arguments" if wanted.many else ""
     return UsageError(f"{verb.command} needs {wanted.help}", hint=f"give {option or f'--{role} REF'}")
@@ -231,8 +231,8 @@ def _identify(call: Call, fetched: Any) -> tuple[str, dict[str, str]]:
     if call.stage.sources is not None:
         base, read = load(call.stage.sources)(call.config, fetched)
         return call.name or base, {**digests, **read}
-    many = call.stage.many
-    named = [given for key, given in call.inputs.items() if key.partition(".")[0] == (many or "input")]
+    roles = ("input", call.stage.many)
+    named = [given for key, given in call.inputs.items() if key.partition(".")[0] in roles]
     root = "-".join(sorted({given.name.partition(".")[0] for given in named}))[:LONGEST_ROOT]
     return call.name or f"{root}.{call.stage.command}", digests
 
@@ -300,6 +300,7 @@ class _Attempt:
     def manifest(self, product: Product, started: str) -> Manifest:
         """Everything that is known about the run, with every file hashed."""
         call, stage = self.call, self.call.stage
+        kind = stage.makes(call.config)
         files = [_with_facts(entry, product) for entry in describe_files(self.run)]
         if not files:
             raise InputError(f"{stage.command} made no files", hint="check that its input is not empty")
@@ -308,9 +309,9 @@ class _Attempt:
         for role in self.digests.keys() - inputs.keys():
             inputs[role] = InputEntry(digest=self.digests[role], kind="source", ref=role)
         return Manifest(
-            kind=stage.output,
+            kind=kind,
             schema=product.schema,
-            digest=content_digest(stage.output, product.schema, product.semantic, files),
+            digest=content_digest(kind, product.schema, product.semantic, files),
             files=files,
             totals=product.totals,
             semantic=product.semantic,

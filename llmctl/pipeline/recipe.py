@@ -120,7 +120,7 @@ def _check_step(step_id: str, spec: StepSpec, override: Any, written: RecipeFile
     problems += [
         Problem(f"{where}.in.{role}", "is missing", f"{command} needs {wanted.help}")
         for role, wanted in stage.inputs.items()
-        if wanted.required and all(key.partition(".")[0] != role for key in refs)
+        if stage.lacks(role, refs)
     ]
     if override is not None and not isinstance(override, dict):
         problems.append(Problem(step_id, "names a step, not a field", f"write {step_id}.field=value"))
@@ -144,7 +144,7 @@ def _check_input(
     if wanted is None:
         return Problem(where, "no such input", f"{stage.command} takes {', '.join(stage.inputs) or 'none'}")
     if ref in earlier:
-        made, kinds = earlier[ref].stage.output, wanted.kinds
+        made, kinds = earlier[ref].stage.makes(earlier[ref].config), wanted.kinds
         return None if made in kinds else Problem(where, f"{ref} makes {made}, not {' or '.join(kinds)}")
     if ref in written.steps:
         return Problem(where, f"{ref} comes later", f"move {ref} above {step_id}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +41,8 @@ class Verb:
         summary: one line for `--help`.
         config: `module:Class` of its configuration model.
         inputs: by role; the role `input` comes from the pipe or the first argument. At most one role takes
-            many inputs; the command's arguments are its references.
+            many inputs; the command's arguments are its references. Where there are both, they exclude each other:
+            a single reference without a value is the input.
         flags: option name to configuration path, for the fields used most.
         words: configuration path of a list that takes the arguments after the input; empty where there are none.
         examples: command lines for `--help`, first things first.
@@ -70,6 +71,11 @@ class Verb:
         """What an input that a recipe calls `name` is filed under: a name that is no role is one of many."""
         return f"{self.many}.{name}" if self.many and self.role(name) is None else name
 
+    def lacks(self, role: str, keys: Iterable[str]) -> bool:
+        """Whether `role` must be filled and no input among `keys` does; many inputs stand in for the one."""
+        heads = {key.partition(".")[0] for key in keys}
+        return self.inputs[role].required and not heads & {role, self.many if role == "input" else role}
+
     def config_model(self) -> type[Config]:
         """Import the configuration model."""
         from llmctl.config.base import Config
@@ -87,6 +93,7 @@ class Stage(Verb):
     Attributes:
         run: `module:function`, called as `run(job) -> Product`.
         output: kind of the artifact that it makes.
+        decides: `module:function` from the configuration to the kind, where it is not always `output`.
         op_version: bumped by hand when the same inputs would give other bytes; part of the action key.
         fetch: `module:function` from the configuration, a directory that outlives the run and a `Progress` to
             whatever `sources` and the body need of what lies elsewhere (`job.fetched`); called before them.
@@ -103,12 +110,17 @@ class Stage(Verb):
     run: str
     output: str
     op_version: int = 1
+    decides: str | None = None
     fetch: str | None = None
     sources: str | None = None
     derive: str | None = None
     nests: tuple[str, ...] = ()
     resumable: bool = False
     then: str = ""
+
+    def makes(self, config: Config) -> str:
+        """Kind of the artifact that a run with this configuration makes."""
+        return str(load(self.decides)(config)) if self.decides else self.output
 
 
 def load(reference: str) -> Any:

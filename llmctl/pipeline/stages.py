@@ -12,6 +12,7 @@ TRAINING_FLAGS = {
     "--precision": "precision",
     "--nproc": "nproc",
     "--zero": "zero",
+    "--keep": "keep",
     "--seed": "seed",
 }
 
@@ -62,7 +63,7 @@ STAGES: dict[str, Stage] = {
                 "hardwords": Role(("list",), "file of words of which one drops a document", required=False, files=True),
                 "softwords": Role(("list",), "file of words of which a few may occur", required=False, files=True),
                 "classifier": Role(("classifier",), "classifier that scores quality", required=False, files=True),
-                "kenlm": Role(("kenlm",), "KenLM model file that measures perplexity", required=False, files=True),
+                "kenlm": Role(("kenlm",), "KenLM model that measures perplexity", required=False, files=True),
             },
             flags={
                 "--main-content": "main_content",
@@ -80,6 +81,7 @@ STAGES: dict[str, Stage] = {
                 "llmctl clean web --main-content --lang en,de --min-score 0.65 --pii redact",
                 "llmctl clean web --blocklist domains.txt --keep-rejected",
                 "llmctl clean web --classifier good.classifier --keep-quantile 0.5",
+                "llmctl clean web --kenlm good perplexity.max_perplexity=1000",
                 "llmctl collect notes/ | llmctl clean quality.min_stop_words=0",
             ),
         ),
@@ -97,20 +99,28 @@ STAGES: dict[str, Stage] = {
             examples=("llmctl classifier books.clean --negative web.clean",),
         ),
         Stage(
+            command="kenlm",
+            summary="Train an n-gram model with KenLM, for perplexity.",
+            config="llmctl.config.kenlm:KenlmConfig",
+            run="llmctl.data.kenlm:run",
+            output="kenlm",
+            inputs={"input": Role(("documents",), "documents that are good", files=True)},
+            flags={"--order": "order"},
+            examples=("llmctl kenlm books.clean --name good", "llmctl kenlm web.clean --order 3 'prune=[0, 0, 1]'"),
+        ),
+        Stage(
             command="dedup",
             then="tokenize",
             summary="Remove exact and near duplicates (MinHash).",
             config="llmctl.config.dedup:DedupConfig",
             run="llmctl.data.dedup:run",
-            op_version=2,
+            op_version=3,
             resumable=True,
             output="documents",
             inputs={
                 "input": DOCUMENTS,
                 "against": Role(
-                    ("documents",),
-                    "earlier documents, deduplicated with index=true: what is among them goes",
-                    required=False,
+                    ("documents",), "earlier documents, deduplicated with index=true; theirs go", required=False
                 ),
             },
             flags={
@@ -134,6 +144,7 @@ STAGES: dict[str, Stage] = {
             summary="Remove what overlaps with an evaluation set.",
             config="llmctl.config.decontaminate:DecontaminateConfig",
             run="llmctl.data.decontaminate:run",
+            op_version=2,
             resumable=True,
             output="documents",
             inputs={
@@ -161,6 +172,7 @@ STAGES: dict[str, Stage] = {
             summary="Mix weighted sources, with a held-out split.",
             config="llmctl.config.mix:MixConfig",
             run="llmctl.tokens.mixing:run",
+            op_version=2,
             resumable=True,
             output="documents",
             inputs={
@@ -210,13 +222,23 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             command="tokenizer",
-            summary="Train a SentencePiece tokenizer.",
+            summary="Train a tokenizer.",
             config="llmctl.config.tokens:TokenizerConfig",
             run="llmctl.tokens.train:run",
+            op_version=2,
             output="tokenizer",
             inputs={"input": DOCUMENTS},
-            flags={"--vocab-size": "vocab_size", "--model": "model"},
-            examples=("llmctl tokenizer web.dedup --vocab-size 8192",),
+            flags={
+                "--vocab-size": "vocab_size",
+                "--model": "model",
+                "--split": "split",
+                "--split-digits": "split_digits",
+            },
+            examples=(
+                "llmctl tokenizer web.dedup --vocab-size 8192",
+                "llmctl tokenizer web.dedup --model byte-bpe --split gpt2 --vocab-size 32768",
+                "llmctl tokenizer web.dedup --model unigram split_digits=false",
+            ),
         ),
         Stage(
             command="tokenize",
@@ -240,16 +262,45 @@ STAGES: dict[str, Stage] = {
             ),
         ),
         Stage(
+            command="from-megatron",
+            then="pack",
+            summary="Read token ids from Megatron's .bin and .idx.",
+            config="llmctl.config.tokens:FromMegatronConfig",
+            run="llmctl.tokens.foreign:run",
+            sources="llmctl.tokens.foreign:sources",
+            output="tokens",
+            words="prefixes",
+            inputs={"tokenizer": Role(("tokenizer",), "tokenizer that the ids are of")},
+            examples=(
+                "llmctl from-megatron corpus/web --tokenizer web.tokenizer",
+                "llmctl from-megatron corpus/a corpus/b.idx --tokenizer web.tokenizer --name web.tokenize",
+            ),
+        ),
+        Stage(
             command="pack",
             then="pretrain",
             summary="Pack documents into rows of fixed length.",
             config="llmctl.config.tokens:PackConfig",
             run="llmctl.tokens.pack:run",
-            op_version=2,
+            derive="llmctl.pipeline.derive:tokenizer_of_tokens",
+            op_version=3,
             output="rows",
-            inputs={"input": Role(("tokens",), "token shards to pack")},
-            flags={"--seq-len": "seq_len", "--heldout": "heldout_fraction"},
-            examples=("llmctl pack web.tokenize --seq-len 1024",),
+            inputs={
+                "input": Role(("tokens",), "token shards to pack"),
+                "sources": Role(
+                    ("tokens",), "several to mix, each with its weight", required=False, many=True, share="weights"
+                ),
+            },
+            flags={"--seq-len": "seq_len", "--heldout": "heldout_fraction", "--fim-rate": "fim.rate"},
+            examples=(
+                "llmctl pack web.tokenize --seq-len 1024",
+                "llmctl pack code.tokenize --seq-len 2048 --fim-rate 0.5",
+                "llmctl pack web.tokenize=0.7 code.tokenize=0.3 --name corpus.pack",
+                (
+                    "llmctl pack a:web.tokenize b:code.tokenize "
+                    "'stages=[{tokens: 1000000000, weights: {a: 9, b: 1}}, {weights: {a: 1, b: 1}}]'"
+                ),
+            ),
         ),
         Stage(
             command="pretrain",
@@ -262,11 +313,21 @@ STAGES: dict[str, Stage] = {
             output="checkpoint",
             resumable=True,
             inputs={"input": Role(("rows",), "packed rows to train on")},
-            flags={"--model": "model.name", "--steps": "steps", **TRAINING_FLAGS},
+            flags={
+                "--model": "model.name",
+                "--depth": "dial.depth",
+                "--params": "dial.params",
+                "--steps": "steps",
+                **TRAINING_FLAGS,
+            },
             examples=(
+                "llmctl pretrain web.pack --depth 4",
+                "llmctl pretrain web.pack --params 50M --dry-run",
                 "llmctl pretrain web.pack --model tiny --steps 200",
                 "llmctl pretrain web.pack --model tiny model.layers=6 optimizer.lr=1e-3",
                 "llmctl pretrain web.pack --nproc 2 --zero 2",
+                "llmctl pretrain web.pack optimizer=muon schedule=wsd average=ema --keep last:3,every:1000,best:1",
+                "llmctl pretrain web.pack guard.on_spike=skip guard.on_nan=rollback",
             ),
         ),
         Stage(
@@ -286,12 +347,31 @@ STAGES: dict[str, Stage] = {
             examples=("llmctl sft web.pretrain --chats chats.jsonl --epochs 3",),
         ),
         Stage(
+            command="import",
+            then="chat",
+            summary="Read a model or tokenizer of others.",
+            config="llmctl.config.inout:ImportConfig",
+            run="llmctl.model.importing:run",
+            decides="llmctl.model.located:kind_of",
+            fetch="llmctl.model.located:fetch",
+            sources="llmctl.model.importing:sources",
+            output="checkpoint",
+            words="sources",
+            flags={"--dtype": "dtype", "--license": "license", "--allow-private": "allow_private"},
+            examples=(
+                "llmctl import path/to/model --name base",
+                "llmctl import hf://HuggingFaceTB/SmolLM2-135M-Instruct",
+                "llmctl import model.Q4_K_M.gguf --dtype bf16",
+                "llmctl import path/to/tokenizer.json --name words",
+            ),
+        ),
+        Stage(
             command="eval",
             summary="Measure held-out loss and multiple choice.",
             config="llmctl.config.evals:EvalConfig",
             run="llmctl.evals.stage:run",
             derive="llmctl.pipeline.derive:rows_of_checkpoint",
-            op_version=2,
+            op_version=3,
             output="eval",
             inputs={
                 "input": Role(("checkpoint",), "checkpoint to measure"),
@@ -302,8 +382,12 @@ STAGES: dict[str, Stage] = {
                     ("prompts",), "multiple-choice questions: an artifact or a .jsonl file", required=False, files=True
                 ),
             },
-            flags={"--limit": "limit", "--batch-tokens": "batch_tokens"},
-            examples=("llmctl eval web.pretrain", "llmctl eval web.sft --choices questions.jsonl"),
+            flags={"--limit": "limit", "--batch-tokens": "batch_tokens", "--weights": "weights"},
+            examples=(
+                "llmctl eval web.pretrain",
+                "llmctl eval web.sft --choices questions.jsonl",
+                "llmctl eval web.sft --weights int4",
+            ),
         ),
     )
 }

@@ -5,26 +5,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from llmctl.config.errors import UsageError
+from llmctl import __version__
 from llmctl.config.serve import ServeConfig
 from llmctl.inference.engine import Engine
 from llmctl.serve import errors, requests, responses
 from llmctl.serve.formats import ChatFormat, Collected, CompletionFormat, Format
 from llmctl.serve.generation import Generation, Service
+from llmctl.serve.keys import KeyMiddleware, read_keys, require_policies
 from llmctl.serve.metrics import CONTENT_TYPE, Metrics
-from llmctl.serve.middleware import AccessMiddleware, BodyMiddleware, KeyMiddleware
-from llmctl.serve.plan import Plan, plan_chat, plan_completion
-from llmctl.serve.requests import ChatRequest, CompletionRequest
+from llmctl.serve.middleware import AccessMiddleware, BodyMiddleware
+from llmctl.serve.plan import Plan, plan_chat, plan_completion, plan_tokens, text_of_tokens
+from llmctl.serve.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 
+PAGE = Path(__file__).parent / "page.html"
+PAGE_HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
 CLIENT_LEFT = 499  # nginx's number; nobody receives it
 
 log = logging.getLogger("llmctl.serve")
@@ -40,8 +48,9 @@ def create_app(engine: Engine, config: ServeConfig, model_name: str) -> FastAPI:
         model_name: what clients call the model.
 
     Raises:
-        UsageError: `api_key_env` names a variable that is not set.
+        UsageError, InputError: the keys that are named cannot be had.
     """
+    keys = read_keys(config)
     metrics = Metrics(engine, model_name)
     service = Service(engine, config, metrics, model_name)
 
@@ -57,28 +66,56 @@ def create_app(engine: Engine, config: ServeConfig, model_name: str) -> FastAPI:
     errors.install(app, requests.FIELDS)
     # The last one added is the first to see a request.
     app.add_middleware(BodyMiddleware, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
-    if config.api_key_env:
-        app.add_middleware(KeyMiddleware, key=_key(config.api_key_env))
-    app.add_middleware(AccessMiddleware, metrics=metrics, routes=[route.path for route in router.routes])  # type: ignore[attr-defined]
+    app.add_middleware(KeyMiddleware, keys=keys)
+    routes = [route.path for route in router.routes]  # type: ignore[attr-defined]
+    require_policies(routes)
+    app.add_middleware(AccessMiddleware, metrics=metrics, routes=routes, as_json=config.log_format == "json")
     return app
-
-
-def _key(variable: str) -> str:
-    key = os.environ.get(variable, "")
-    if not key:
-        raise UsageError(
-            f"the environment variable {variable} is empty or not set", hint="put the key in it, or clear api_key_env"
-        )
-    return key
 
 
 @router.get("/health")
 async def health(request: Request) -> Response:
+    """200 while the engine lives, also while the server drains; 503 once it has failed and a restart would help."""
+    service: Service = request.app.state.service
+    if not service.engine.alive:
+        return JSONResponse({"status": "failed"}, status_code=503)
+    return JSONResponse({"status": "ok"})
+
+
+@router.get("/ready")
+async def ready(request: Request) -> Response:
     """200 while requests are taken, 503 once the server ends or its engine has failed."""
     service: Service = request.app.state.service
     if service.stopping or not service.engine.alive:
         return JSONResponse({"status": "stopping" if service.stopping else "failed"}, status_code=503)
-    return JSONResponse({"status": "ok"})
+    return JSONResponse({"status": "ready"})
+
+
+@router.get("/version")
+async def version() -> Response:
+    """Which llmctl answers."""
+    return JSONResponse({"version": __version__})
+
+
+@router.get("/")
+async def page() -> Response:
+    """A page to chat on, whole in one file."""
+    return FileResponse(PAGE, media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
+
+
+@router.post("/tokenize")
+async def tokenize(request: Request, body: TokenizeRequest) -> Response:
+    """Text, or a chat, as token ids."""
+    service: Service = request.app.state.service
+    tokens = await run_in_threadpool(plan_tokens, service, body)
+    return JSONResponse({"count": len(tokens), "max_model_len": service.engine.context, "tokens": tokens})
+
+
+@router.post("/detokenize")
+async def detokenize(request: Request, body: DetokenizeRequest) -> Response:
+    """Token ids as text."""
+    service: Service = request.app.state.service
+    return JSONResponse({"prompt": await run_in_threadpool(text_of_tokens, service, body)})
 
 
 @router.get("/metrics")
@@ -116,7 +153,11 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
 async def _answer(request: Request, plan: Plan, form: Format, *, stream: bool) -> Response:
     """Generate, and answer with one JSON body or a stream of events."""
     service: Service = request.app.state.service
-    generation = service.start(plan.requests)
+    facts = request.state.facts
+    facts |= {"prompt_tokens": plan.prompt_tokens, "stream": stream, "choices": plan.choices}
+    if service.config.log_prompts:
+        facts["prompts"] = [service.engine.tokenizer.decode(prompt) for prompt in plan.prompts]
+    generation = service.start(plan.requests, request.state.client, facts)
     if stream:
         return _EventStream(generation, form)
     choices = [Collected() for _ in range(len(plan.prompts) * plan.choices)]

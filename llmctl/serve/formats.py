@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from llmctl.inference.request import Event, TokenLogprob
 from llmctl.serve.plan import Plan
 from llmctl.serve.requests import ChatRequest, CompletionRequest, GenerationRequest
-from llmctl.serve.responses import Envelope, Json, Usage, chat_logprobs, completion_logprobs
+from llmctl.serve.responses import Envelope, Json, Scored, Usage, chat_logprobs, completion_logprobs
 from llmctl.tokens.tokenizer import Tokenizer
 
 
@@ -19,12 +19,14 @@ class Collected:
 
     text: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: Sequence[TokenLogprob | None] = ()
     finish_reason: str = "length"
 
     def add(self, event: Event) -> None:
         """Append what an event brings."""
         self.text += event.text
         self.logprobs += event.logprobs or ()
+        self.prompt_logprobs = event.prompt_logprobs or self.prompt_logprobs
         self.finish_reason = event.finish_reason or self.finish_reason
 
 
@@ -117,12 +119,13 @@ class CompletionFormat(_Bodies):
         self._tokenizer = tokenizer
         self._top = body.logprobs
         self._echo = bool(body.echo)
+        self._begins = int(isinstance(body.prompt[0], str))  # begin tokens that plan_completion put in front
         self._offsets = [0] * (len(plan.prompts) * plan.choices)
 
     def opening(self) -> list[Json]:
         """The prompt of each choice, where it is to be echoed."""
-        if not self._echo and self._plan.requests:
-            return []
+        if self._plan.requests and (not self._echo or self._top is not None):
+            return []  # an echo with log-probabilities waits for them
         reason = None if self._plan.requests else "length"
         return [
             self._chunk(self._choice(index, self._prompt(index), (), reason)) for index in range(len(self._offsets))
@@ -130,12 +133,20 @@ class CompletionFormat(_Bodies):
 
     def chunk(self, index: int, event: Event) -> Json:
         """The text since the last chunk."""
-        return self._chunk(self._choice(index, event.text, event.logprobs or (), event.finish_reason))
+        scores = event.prompt_logprobs or ()
+        prompt = self._prompt(index) if scores else ""
+        tokens = [*self._scored(index, scores), *_pairs(event.logprobs or ())]
+        return self._chunk(self._choice(index, prompt + event.text, tokens, event.finish_reason))
 
     def whole(self, choices: list[Collected]) -> Json:
         """The complete answer."""
         bodies = [
-            self._choice(index, self._prompt(index) + choice.text, choice.logprobs, choice.finish_reason)
+            self._choice(
+                index,
+                self._prompt(index) + choice.text,
+                [*self._scored(index, choice.prompt_logprobs), *_pairs(choice.logprobs)],
+                choice.finish_reason,
+            )
             for index, choice in enumerate(choices)
         ]
         return self._whole(bodies)
@@ -144,7 +155,12 @@ class CompletionFormat(_Bodies):
         prompt = self._plan.prompts[index // self._plan.choices]
         return self._tokenizer.decode(prompt) if self._echo else ""
 
-    def _choice(self, index: int, text: str, tokens: Sequence[TokenLogprob], reason: str | None) -> Json:
+    def _scored(self, index: int, scores: Sequence[TokenLogprob | None]) -> list[Scored]:
+        """The prompt's tokens, but for the begin token where the text got it from us."""
+        prompt = self._plan.prompts[index // self._plan.choices]
+        return list(zip(prompt, scores, strict=True))[self._begins :] if scores else []
+
+    def _choice(self, index: int, text: str, tokens: Sequence[Scored], reason: str | None) -> Json:
         logprobs = None
         if self._top is not None:
             offset = self._offsets[index]
@@ -152,3 +168,7 @@ class CompletionFormat(_Bodies):
                 self._tokenizer, tokens, offset, with_top=self._top > 0
             )
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+
+
+def _pairs(tokens: Sequence[TokenLogprob]) -> list[Scored]:
+    return [(entry.token, entry) for entry in tokens]

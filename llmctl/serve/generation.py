@@ -8,12 +8,14 @@ import dataclasses
 import time
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
+from typing import Any
 
 from llmctl.config.serve import ServeConfig
 from llmctl.inference.engine import Engine, Handle
 from llmctl.inference.request import Event, Request
-from llmctl.serve.errors import SERVER_ERROR, ApiError
+from llmctl.serve.errors import SERVER_ERROR, ApiError, bad_request
 from llmctl.serve.metrics import Metrics
+from llmctl.serve.quotas import Quotas
 
 
 def shutting_down() -> ApiError:
@@ -29,6 +31,7 @@ class Service:
         config: bounds.
         metrics: what was served.
         model_name: as clients name it.
+        quotas: what each client may still ask for.
         stopping: set when the server is to end; new requests are refused from then on.
     """
 
@@ -39,6 +42,7 @@ class Service:
         self.model_name = model_name
         self.stopping = False
         self.live: set[Generation] = set()
+        self.quotas = Quotas(config.requests_per_minute, config.tokens_per_minute)
         self._in_flight = 0
 
     @property
@@ -46,14 +50,26 @@ class Service:
         """Sequences that may run or wait at one time."""
         return self.config.max_running + self.config.max_waiting
 
-    def start(self, requests: Sequence[Request]) -> Generation:
+    def start(self, requests: Sequence[Request], client: str, facts: dict[str, Any]) -> Generation:
         """Queue the sequences of one HTTP request, which `plan` has found to be no more than `capacity`.
 
+        Args:
+            requests: one for each sequence, with its max_tokens.
+            client: whose quota is charged; cached prefixes are shared within one client only.
+            facts: of this request, for the log; they grow with the answer.
+
         Raises:
-            ApiError: 429 where they do not fit now, 503 while shutting down.
+            ApiError: 400 where they cost more than one request may, 429 where they do not fit now or a quota is used
+                up, 503 while shutting down.
         """
         if self.stopping:
             raise shutting_down()
+        cost, most = sum(map(_most_tokens, requests)), self.config.max_request_tokens
+        if most is not None and cost > most:
+            raise bad_request(
+                f"the request may cost {cost} tokens and at most {most} may be asked for; lower n or max_tokens",
+                "max_tokens",
+            )
         if self._in_flight + len(requests) > self.capacity:
             seconds = self.config.retry_after_s
             raise ApiError(
@@ -63,7 +79,9 @@ class Service:
                 code="rate_limit_exceeded",
                 headers={"Retry-After": str(seconds)},
             )
-        return Generation(self, requests)
+        self.quotas.take(client, cost)
+        salted = [dataclasses.replace(request, cache_salt=client) for request in requests]
+        return Generation(self, salted, client, facts)
 
     def admitted(self) -> None:
         """The engine has taken one sequence."""
@@ -85,11 +103,22 @@ class Service:
             generation.close()
 
 
+def _most_tokens(request: Request) -> int:
+    """Tokens of the prompt and of the longest answer."""
+    return len(request.prompt_ids) + (request.max_tokens or 0)
+
+
 class Generation:
     """The sequences of one HTTP request as one stream of `(index, event)`. Close it when its client is gone."""
 
-    def __init__(self, service: Service, requests: Sequence[Request]) -> None:
+    def __init__(self, service: Service, requests: Sequence[Request], client: str, facts: dict[str, Any]) -> None:
         self._service = service
+        self._client = client
+        self._facts = facts
+        facts |= {"completion_tokens": 0, "finish_reasons": [""] * len(requests)}
+        if service.config.log_prompts:
+            facts["answers"] = [""] * len(requests)
+        self._unused = sum(request.max_tokens or 0 for request in requests)
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Event | BaseException]] = asyncio.Queue()
         self._started = time.monotonic()
@@ -141,6 +170,8 @@ class Generation:
         metrics, now = self._service.metrics, time.monotonic()
         count = len(event.token_ids)
         if count:
+            self._unused -= count
+            self._facts["completion_tokens"] += count
             metrics.generation_tokens.inc(count)
             last = self._last.get(index)
             if last is None:
@@ -149,15 +180,20 @@ class Generation:
                 for _ in range(count):
                     metrics.between_tokens.observe((now - last) / count)
             self._last[index] = now
+        if "answers" in self._facts:
+            self._facts["answers"][index] += event.text
         if event.finish_reason is not None:
             metrics.whole_request.observe(now - self._started)
             self._finish(index, event.finish_reason)
 
     def _finish(self, index: int, reason: str) -> None:
         self._open.discard(index)
+        self._facts["finish_reasons"][index] = reason
         self._service.metrics.finished(reason)
         if not self._open:
             self._service.live.discard(self)
+            self._service.quotas.give_back(self._client, self._unused)
+            self._unused = 0
 
     def fail(self, error: ApiError) -> None:
         """Make the reader of this stream meet `error`."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from llmctl.inference.engine import Engine
 
@@ -12,6 +16,28 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 FIRST_TOKEN_BUCKETS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.25, 2.5, 5, 10, 20, 40, 80)
 BETWEEN_TOKENS_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 WHOLE_REQUEST_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
+
+
+class _EngineCounts(Collector):
+    """What the engine counts itself, read when it is asked for."""
+
+    def __init__(self, engine: Engine, model_name: str) -> None:
+        self._engine = engine
+        self._model = model_name
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """One family for each of the engine's counts."""
+        counts = self._engine.counts
+        for name, text, value in (
+            ("vllm:prefix_cache_queries", "Prompt tokens looked up in the cache.", counts.prefix_queries),
+            ("vllm:prefix_cache_hits", "Prompt tokens found in the cache.", counts.prefix_hits),
+            ("vllm:num_preemptions", "Sequences that gave up their blocks to others.", counts.preemptions),
+            ("vllm:spec_decode_num_draft_tokens", "Tokens guessed ahead.", counts.drafted),
+            ("vllm:spec_decode_num_accepted_tokens", "Guessed tokens that were right.", counts.accepted),
+        ):
+            family = CounterMetricFamily(name, text, labels=["model_name"])
+            family.add_metric([self._model], value)
+            yield family
 
 
 class Metrics:
@@ -32,6 +58,10 @@ class Metrics:
 
         gauge("vllm:num_requests_running", "Sequences that are being generated.").set_function(lambda: engine.running)
         gauge("vllm:num_requests_waiting", "Sequences that wait for a place.").set_function(lambda: engine.waiting)
+        gauge("vllm:kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1.").set_function(
+            lambda: engine.cache_usage
+        )
+        self.registry.register(_EngineCounts(engine, model_name))
         self.prompt_tokens = counter("vllm:prompt_tokens", "Prompt tokens processed.")
         self.generation_tokens = counter("vllm:generation_tokens", "Tokens generated.")
         self.first_token = histogram(

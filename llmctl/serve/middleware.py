@@ -1,4 +1,4 @@
-"""What stands before every route: the key, the size and time of a body, and one count and log line per response.
+"""What stands before every route: the size and time of a body, and one count and log line per response.
 
 Plain ASGI, so that a refused request costs nothing and a stream passes through untouched.
 """
@@ -6,53 +6,25 @@ Plain ASGI, so that a refused request costs nothing and a stream passes through 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
+import json
 import logging
 import time
 from collections.abc import Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from llmctl.serve.connection import MOST_HEADER_BYTES
 from llmctl.serve.errors import ApiError
 from llmctl.serve.metrics import Metrics
-
-OPEN_ROUTES = frozenset({"/health"})
 
 log = logging.getLogger("llmctl.serve")
 
 
-class KeyMiddleware:
-    """Refuses with 401 what does not carry `Authorization: Bearer <key>`; `/health` alone stays open.
-
-    Both keys are hashed before they are compared in constant time, so neither content nor length leaks by timing.
-    """
-
-    def __init__(self, app: ASGIApp, key: str) -> None:
-        self.app = app
-        self._digest = _digest(key.encode())
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on what may pass."""
-        if scope["type"] == "http" and scope["path"] not in OPEN_ROUTES and not self._allows(scope):
-            refusal = ApiError(
-                401,
-                "a valid key is needed: send the header Authorization: Bearer <key>",
-                code="invalid_api_key",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-            await refusal.response()(scope, receive, send)
-            return
-        await self.app(scope, receive, send)
-
-    def _allows(self, scope: Scope) -> bool:
-        given = [value for name, value in scope["headers"] if name == b"authorization"]
-        scheme, _, key = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
-        return hmac.compare_digest(_digest(key.strip()), self._digest) and scheme.lower() == b"bearer"
-
-
 class BodyMiddleware:
-    """Reads a body whole before its route runs; 413 beyond `max_bytes`, 408 beyond `timeout_s`."""
+    """Reads a body whole before its route runs; 413 beyond `max_bytes`, 408 beyond `timeout_s`, 431 for long headers.
+
+    (The HTTP parser bounds headers too, but only those that come in several pieces.)
+    """
 
     def __init__(self, app: ASGIApp, max_bytes: int, timeout_s: float) -> None:
         self.app = app
@@ -84,6 +56,8 @@ class BodyMiddleware:
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
         """The body; None where the client left before it was whole."""
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADER_BYTES:
+            raise ApiError(431, f"the headers are longer than {MOST_HEADER_BYTES} bytes", code="headers_too_large")
         announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if announced.isdigit() and int(announced) > self.max_bytes:
             raise self._too_large()
@@ -110,15 +84,17 @@ class BodyMiddleware:
 
 
 class AccessMiddleware:
-    """Counts each response and logs one line of it (`llmctl.serve`, INFO): method, route, status, time.
+    """Counts each response and logs one line of it (`llmctl.serve`, INFO).
 
-    Neither bodies nor headers are ever logged, and of paths only the declared ones.
+    As text: method, route, status, time. As JSON also who asked, and what the route put into `request.state.facts`.
+    Headers are never logged, of paths only the declared ones, of bodies nothing unless the route was told to.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, routes: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, routes: Collection[str], *, as_json: bool) -> None:
         self.app = app
         self.metrics = metrics
         self.routes = frozenset(routes)
+        self.as_json = as_json
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, then count."""
@@ -134,15 +110,18 @@ class AccessMiddleware:
                 status = message["status"]
             await send(message)
 
+        state = scope.setdefault("state", {})
+        state["facts"] = {}
         try:
             await self.app(scope, receive, watch)
         finally:
             route = scope["path"] if scope["path"] in self.routes else "other"
             # 499, as nginx has it: the client left before there was a response.
             self.metrics.responded(route, status or 499)
-            milliseconds = 1000 * (time.monotonic() - started)
-            log.info("%s %s %d %.1f ms", scope["method"], route, status or 499, milliseconds)
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()
+            milliseconds = round(1000 * (time.monotonic() - started), 1)
+            if self.as_json:
+                line = {"time": time.time(), "method": scope["method"], "route": route, "status": status or 499}
+                line |= {"ms": milliseconds, "client": state.get("client", ""), **state["facts"]}
+                log.info("%s", json.dumps(line, ensure_ascii=False))
+            else:
+                log.info("%s %s %d %.1f ms", scope["method"], route, status or 499, milliseconds)

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmctl.inference.request import Request
+from llmctl.config.errors import UsageError
+from llmctl.inference.request import Constraint, Request
 from llmctl.serve.errors import ApiError, bad_request
 from llmctl.serve.generation import Service
-from llmctl.serve.requests import ChatRequest, CompletionRequest, GenerationRequest
+from llmctl.serve.requests import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    GenerationRequest,
+    TokenizeRequest,
+)
 from llmctl.tokens.chat import render_prompt
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, for completions that name no max_tokens
@@ -42,15 +50,13 @@ def plan_completion(service: Service, body: CompletionRequest) -> Plan:
     _check(service, body, prompts=len(body.prompt))
     if body.logprobs is not None:
         _check_alternatives(service, body.logprobs, "logprobs")
-        if body.echo:
-            raise bad_request(
-                "echo: log-probabilities of an echoed prompt are not supported; ask without logprobs", "echo"
-            )
     prompts = [_prompt_ids(service, prompt) for prompt in body.prompt]
     requests = []
     for prompt in prompts:
         budget = _budget(service, len(prompt), body.max_tokens, "max_tokens", "prompt", DEFAULT_COMPLETION_TOKENS)
-        requests += _requests(service, body, prompt, budget, body.logprobs) if budget else []
+        scores = body.logprobs if body.echo else None
+        if budget or scores is not None:
+            requests += _requests(service, body, prompt, budget, body.logprobs, scores)
     return Plan(prompts, requests, body.choices_per_prompt)
 
 
@@ -69,15 +75,38 @@ def plan_chat(service: Service, body: ChatRequest) -> Plan:
     return Plan([prompt], _requests(service, body, prompt, budget, logprobs), body.choices_per_prompt)
 
 
-def _check(service: Service, body: GenerationRequest, *, prompts: int) -> None:
-    """Refuse what the bounds alone rule out, before any prompt is encoded."""
-    if body.model != service.model_name:
+def plan_tokens(service: Service, body: TokenizeRequest) -> list[int]:
+    """The ids of `POST /tokenize`; `ApiError` where the text is longer than any that the model could read."""
+    _check_model(service, body.model)
+    tokenizer = service.engine.tokenizer
+    if body.messages is None:
+        prompt = body.prompt or ""
+        _check_bytes(service, len(prompt.encode()), "prompt")
+        return [tokenizer.bos_id] * body.add_special_tokens + tokenizer.encode(prompt)
+    _check_bytes(service, sum(len(message.content.encode()) for message in body.messages), "messages")
+    turns = [message.as_turn() for message in body.messages]
+    return render_prompt(tokenizer, turns, add_generation_prompt=body.add_generation_prompt)
+
+
+def text_of_tokens(service: Service, body: DetokenizeRequest) -> str:
+    """The text of `POST /detokenize`; special tokens, which have none, are left out."""
+    _check_model(service, body.model)
+    return service.engine.tokenizer.decode(_known_ids(service, body.tokens, "tokens"))
+
+
+def _check_model(service: Service, name: str | None) -> None:
+    if name not in (None, service.model_name):
         raise ApiError(
             404,
-            f"the model {body.model[:80]!r} does not exist; this server has {service.model_name!r}",
+            f"the model {name[:80]!r} does not exist; this server has {service.model_name!r}",
             param="model",
             code="model_not_found",
         )
+
+
+def _check(service: Service, body: GenerationRequest, *, prompts: int) -> None:
+    """Refuse what the bounds alone rule out, before any prompt is encoded."""
+    _check_model(service, body.model)
     if body.choices_per_prompt > service.config.max_n:
         raise bad_request(
             f"n: {body.choices_per_prompt} is more than the {service.config.max_n} this server allows", "n"
@@ -108,12 +137,15 @@ def _prompt_ids(service: Service, prompt: str | Sequence[int]) -> list[int]:
     if isinstance(prompt, str):
         _check_bytes(service, len(prompt.encode()), "prompt")
         return [tokenizer.bos_id, *tokenizer.encode(prompt)]
-    for token in prompt:
-        if not 0 <= token < tokenizer.vocab_size:
-            raise bad_request(
-                f"prompt: token id {token} is outside 0..{tokenizer.vocab_size - 1}", "prompt", "invalid_value"
-            )
-    return list(prompt)
+    return _known_ids(service, prompt, "prompt")
+
+
+def _known_ids(service: Service, tokens: Sequence[int], param: str) -> list[int]:
+    last = service.engine.tokenizer.vocab_size - 1
+    for token in tokens:
+        if not 0 <= token <= last:
+            raise bad_request(f"{param}: token id {token} is outside 0..{last}", param, "invalid_value")
+    return list(tokens)
 
 
 def _budget(
@@ -138,9 +170,31 @@ def _budget(
 
 
 def _requests(
-    service: Service, body: GenerationRequest, prompt: list[int], budget: int, logprobs: int | None
+    service: Service,
+    body: GenerationRequest,
+    prompt: list[int],
+    budget: int,
+    logprobs: int | None,
+    prompt_logprobs: int | None = None,
 ) -> list[Request]:
     """One engine request per choice. Choice i is sampled with seed + i, so the first is what n = 1 gives."""
+    ids = {
+        "logit_bias": body.logit_bias,
+        "allowed_token_ids": body.allowed_token_ids,
+        "banned_token_ids": body.banned_token_ids,
+        "stop_token_ids": body.stop_token_ids,
+    }
+    for param, named in ids.items():
+        _known_ids(service, list(named or ()), param)
+    if body.min_tokens is not None and body.min_tokens > budget:
+        raise bad_request(f"min_tokens: {body.min_tokens} is more than max_tokens, which is {budget}", "min_tokens")
+    constraint, param = _constraint(body)
+    if constraint is not None:
+        try:
+            service.engine.check_constraint(constraint)  # compiled here, on a thread of the pool
+        except UsageError as error:
+            raise bad_request(f"{param}: {error.one_line}", param, "invalid_value") from None
+    stop_ids = () if body.ignore_eos else service.engine.tokenizer.stop_ids
     seed = secrets.randbits(63) if body.seed is None else body.seed
     return [
         Request(
@@ -149,10 +203,43 @@ def _requests(
             temperature=1.0 if body.temperature is None else body.temperature,
             top_k=max(body.top_k or 0, 0),
             top_p=1.0 if body.top_p is None else body.top_p,
+            min_p=body.min_p or 0.0,
+            typical_p=1.0 if body.typical_p is None else body.typical_p,
+            repetition_penalty=1.0 if body.repetition_penalty is None else body.repetition_penalty,
+            presence_penalty=body.presence_penalty or 0.0,
+            frequency_penalty=body.frequency_penalty or 0.0,
+            logit_bias=body.logit_bias or {},
+            allowed_ids=body.allowed_token_ids,
+            banned_ids=body.banned_token_ids or (),
+            min_tokens=body.min_tokens or 0,
             seed=(seed + choice) % UINT64,
             stop=list(body.stop or ()),
-            stop_ids=() if body.ignore_eos else service.engine.tokenizer.stop_ids,
+            stop_ids=(*stop_ids, *(body.stop_token_ids or ())),
             logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+            constraint=constraint,
+            logprobs_of=body.logprobs_mode or "raw",
         )
         for choice in range(body.choices_per_prompt)
     ]
+
+
+def _constraint(body: GenerationRequest) -> tuple[Constraint | None, str]:
+    """The form of the answer, and the field that asks for it."""
+    form = body.structured_outputs
+    given = body.response_format if isinstance(body, ChatRequest) else None
+    if given is not None and given.type != "text":
+        if form is not None:
+            raise bad_request("structured_outputs and response_format exclude each other", "structured_outputs")
+        schema = {"type": "object"} if given.json_schema is None else given.json_schema.schema_
+        return Constraint("json_schema", json.dumps(schema)), "response_format"
+    if form is None:
+        return None, ""
+    if form.regex is not None:
+        return Constraint("regex", form.regex), "structured_outputs.regex"
+    if form.choice is not None:
+        return Constraint("choice", json.dumps(form.choice)), "structured_outputs.choice"
+    if form.grammar is not None:
+        return Constraint("grammar", form.grammar), "structured_outputs.grammar"
+    text = form.json_ if isinstance(form.json_, str) else json.dumps(form.json_)
+    return Constraint("json_schema", text), "structured_outputs.json"

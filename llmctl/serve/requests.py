@@ -7,30 +7,27 @@ that are about bookkeeping at OpenAI and cannot change an answer (`user`, `metad
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 MOST_STOPS = 4
 LONGEST_STOP = 256
+MOST_IDS = 1024
 INT64 = 2**63
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (None,),
     "annotations": (None, []),
     "best_of": (None, 1),
-    "frequency_penalty": (None, 0),
     "function_call": (None, "none"),
     "functions": (None,),
-    "logit_bias": (None, {}),
     "modalities": (None, ["text"]),
     "moderation": (None,),
     "parallel_tool_calls": (None, True, False),
     "prediction": (None,),
-    "presence_penalty": (None, 0),
     "reasoning_effort": (None,),
     "refusal": (None,),
-    "response_format": (None, {"type": "text"}),
     "suffix": (None, ""),
     "tool_calls": (None, []),
     "tool_choice": (None, "none", "auto"),
@@ -55,6 +52,15 @@ def _unicode(value: str) -> str:
 
 def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
+
+
+def _id_keys(value: Any) -> Any:
+    """`logit_bias` with its keys, which JSON can only have as strings, as the ids that they are."""
+    if not isinstance(value, dict):
+        return value
+    if not all(isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) <= 10 for key in value):
+        raise ValueError("must have token ids for keys")
+    return {int(key): bias for key, bias in value.items()}
 
 
 def _content(value: Any) -> Any:
@@ -91,7 +97,10 @@ def _prompts(value: Any) -> Any:
 
 Text = Annotated[str, AfterValidator(_unicode)]
 Unsupported = Annotated[Any, AfterValidator(_only_neutral)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 Stop = Annotated[Text, Field(min_length=1, max_length=LONGEST_STOP)]
+Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=MOST_IDS)]
+Biases = Annotated[dict[int, Bias], BeforeValidator(_id_keys), Field(max_length=MOST_IDS)]
 Stops = Annotated[list[Stop], Field(max_length=MOST_STOPS), BeforeValidator(_as_list)]
 Prompts = Annotated[list[str] | list[list[int]], BeforeValidator(_prompts)]
 
@@ -107,6 +116,43 @@ class StreamOptions(_Body):
     include_obfuscation: bool | None = Field(None, description="ignored: no padding is ever sent")
 
 
+class JsonSchema(_Body):
+    """OpenAI's `response_format.json_schema`."""
+
+    name: Text | None = Field(None, description="ignored")
+    description: Text | None = Field(None, description="ignored")
+    strict: bool | None = Field(None, description="ignored: answers always keep to the schema")
+    schema_: dict[str, Any] | bool = Field(default_factory=dict, alias="schema", description="JSON Schema")
+
+
+class ResponseFormat(_Body):
+    """OpenAI's `response_format`."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _with_schema(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema belongs to type json_schema, and to no other")
+        return self
+
+
+class StructuredOutputs(_Body):
+    """An extension, as vLLM has it: the form of the answer, by one of four."""
+
+    json_: dict[str, Any] | bool | str | None = Field(None, alias="json", description="JSON Schema")
+    regex: Text | None = Field(None, description="regular expression that the whole answer matches")
+    choice: list[Text] | None = Field(None, min_length=1, max_length=MOST_IDS, description="one of these texts")
+    grammar: Text | None = Field(None, description="GBNF, or llguidance's Lark")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if sum(value is not None for value in (self.json_, self.regex, self.choice, self.grammar)) != 1:
+            raise ValueError("give one of json, regex, choice and grammar")
+        return self
+
+
 class GenerationRequest(_Body):
     """What completions and chat completions have in common."""
 
@@ -119,11 +165,23 @@ class GenerationRequest(_Body):
     temperature: float | None = Field(None, ge=0, le=2, description="0 is greedy; 1 where left out")
     top_p: float | None = Field(None, gt=0, le=1, description="nucleus sampling; 1 (all) where left out")
     top_k: int | None = Field(None, ge=-1, lt=2**31, description="an extension: most likely ids kept; 0 or -1: all")
+    min_p: float | None = Field(None, ge=0, le=1, description="an extension: least probability, as a share of the best")
+    typical_p: float | None = Field(None, gt=0, le=1, description="an extension: locally typical sampling")
+    frequency_penalty: float | None = Field(None, ge=-2, le=2, description="taken for each time a token was generated")
+    presence_penalty: float | None = Field(None, ge=-2, le=2, description="taken once a token was generated")
+    repetition_penalty: float | None = Field(
+        None, gt=0, le=10, description="an extension: divides the logits of tokens seen in prompt or answer"
+    )
+    logit_bias: Biases | None = Field(None, description="added to the logits of token ids, -100 to 100")
+    allowed_token_ids: Ids | None = Field(None, min_length=1, description="an extension: the only ids that may come")
+    banned_token_ids: Ids | None = Field(None, description="an extension: ids that never come")
+    stop_token_ids: Ids | None = Field(None, description="an extension: ids that end the text beside the model's own")
+    min_tokens: int | None = Field(None, ge=0, lt=2**31, description="an extension: no end before so many tokens")
+    logprobs_mode: Literal["raw", "sampled"] | None = Field(
+        None, description="an extension: log-probabilities of the model (raw) or of what was drawn from"
+    )
+    structured_outputs: StructuredOutputs | None = Field(None, description="an extension: the form of the answer")
     ignore_eos: bool | None = Field(None, description="an extension: go on past the end token, for benchmarks")
-
-    frequency_penalty: Unsupported = None
-    presence_penalty: Unsupported = None
-    logit_bias: Unsupported = None
 
     user: Any = Field(None, description="ignored")
     metadata: Any = Field(None, description="ignored")
@@ -187,7 +245,7 @@ class ChatRequest(GenerationRequest):
     )
     logprobs: bool | None = Field(None, description="return the log-probability of each token")
     top_logprobs: int | None = Field(None, ge=0, le=100, description="alternatives to return for each token")
-    response_format: Unsupported = None
+    response_format: ResponseFormat | None = Field(None, description="text, json_object, or json_schema with a schema")
     tools: Unsupported = None
     tool_choice: Unsupported = None
     parallel_tool_calls: Unsupported = None
@@ -202,4 +260,33 @@ class ChatRequest(GenerationRequest):
     moderation: Unsupported = None
 
 
-FIELDS = sorted({*CompletionRequest.model_fields, *ChatRequest.model_fields, *Message.model_fields})
+class TokenizeRequest(_Body):
+    """`POST /tokenize`, as vLLM has it: a text, or a chat."""
+
+    model: Text | None = Field(None, description="name of the served model; may be left out")
+    prompt: Text | None = Field(None, description="text to encode")
+    add_special_tokens: bool = Field(default=True, description="put the begin token in front, as completions do")
+    messages: list[Message] | None = Field(None, min_length=1, description="chat to render and encode")
+    add_generation_prompt: bool = Field(default=True, description="end the chat with the assistant's opened turn")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give either prompt or messages")
+        return self
+
+
+class DetokenizeRequest(_Body):
+    """`POST /detokenize`."""
+
+    model: Text | None = Field(None, description="name of the served model; may be left out")
+    tokens: list[int] = Field(max_length=1 << 20, description="ids to decode")
+
+
+FIELDS = sorted(
+    {
+        name
+        for body in (CompletionRequest, ChatRequest, Message, TokenizeRequest, DetokenizeRequest)
+        for name in body.model_fields
+    }
+)

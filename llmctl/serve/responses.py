@@ -13,6 +13,8 @@ from llmctl.inference.request import TokenLogprob
 from llmctl.tokens.tokenizer import Tokenizer
 
 Json = dict[str, Any]
+Scored = tuple[int, TokenLogprob | None]
+"""A token and what is known of it: nothing of the first token of a prompt."""
 LEAST_LOGPROB = -9999.0  # JSON has no -inf; OpenAI's own stand-in
 
 
@@ -100,7 +102,7 @@ def chat_logprobs(tokenizer: Tokenizer, tokens: Sequence[TokenLogprob]) -> Json:
 
 
 def completion_logprobs(
-    tokenizer: Tokenizer, tokens: Sequence[TokenLogprob], offset: int, *, with_top: bool
+    tokenizer: Tokenizer, tokens: Sequence[Scored], offset: int, *, with_top: bool
 ) -> tuple[Json, int]:
     """`choices[].logprobs` of a completion or chunk, and the text offset behind it.
 
@@ -111,15 +113,18 @@ def completion_logprobs(
         with_top: whether alternatives were asked for.
     """
     texts: list[str] = []
-    logprobs: list[float] = []
-    tops: list[dict[str, float]] = []
+    logprobs: list[float | None] = []
+    tops: list[dict[str, float] | None] = []
     offsets: list[int] = []
-    for token in tokens:
-        texts.append(token_text(tokenizer, token.token))
+    for token, entry in tokens:
+        texts.append(token_text(tokenizer, token))
         offsets.append(offset)
-        offset += len(tokenizer.piece_bytes(token.token).decode("utf-8", errors="ignore"))
-        logprobs.append(max(token.logprob, LEAST_LOGPROB))
-        tops.append({token_text(tokenizer, index): max(value, LEAST_LOGPROB) for index, value in token.top})
+        offset += len(tokenizer.piece_bytes(token).decode("utf-8", errors="ignore"))
+        logprobs.append(None if entry is None else max(entry.logprob, LEAST_LOGPROB))
+        top = None if entry is None else entry.top
+        tops.append(
+            None if top is None else {token_text(tokenizer, index): max(value, LEAST_LOGPROB) for index, value in top}
+        )
     body: Json = {"text_offset": offsets, "token_logprobs": logprobs, "tokens": texts}
     if with_top:
         body["top_logprobs"] = tops

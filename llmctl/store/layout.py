@@ -8,6 +8,7 @@ from pathlib import Path
 
 from llmctl.config.errors import UsageError
 
+METRICS_FILE = "metrics.jsonl"
 STORE_FILE = "store.json"
 STORE_FORMAT = "llmctl.store/1"
 RESERVED = frozenset({"downloads", "index", "runs"})
@@ -55,7 +56,7 @@ class RunDirectory:
     @property
     def metrics(self) -> Path:
         """One JSON row per logged measurement."""
-        return self.path / "metrics.jsonl"
+        return self.path / METRICS_FILE
 
     @property
     def manifest(self) -> Path:

@@ -1,4 +1,4 @@
-"""Chats as token ids: ChatML, the same ids in training, in generation and in other tools.
+"""Chats as token ids: the same ids in training, in generation and in other tools.
 
 The template that is stored with a tokenizer is plain Jinja in the dialect of Hugging Face (`{% generation %}`
 marks what the assistant says), so `apply_chat_template` of transformers renders it too. Here a message cannot
@@ -16,10 +16,10 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from llmctl.config.errors import InputError
-from llmctl.tokens.tokenizer import BOS, EOS, SPECIALS, Tokenizer
+from llmctl.tokens.sandbox import compiled, rendered
+from llmctl.tokens.tokenizer import Tokenizer
 
 CHAT_TEMPLATE = """\
 {{- bos_token }}
@@ -47,8 +47,6 @@ Message = Mapping[str, Any]
 # what the assistant says.
 MARK = "\U0010fffd"
 LITERAL, BREAK, OPEN, CLOSE = (MARK + sign for sign in "m.()")
-SPECIAL = re.compile("|".join(re.escape(special) for special in SPECIALS))
-CUT = re.compile("(" + "|".join(re.escape(text) for text in (*SPECIALS, OPEN, CLOSE)) + ")")
 
 
 class Generation(Extension):
@@ -66,13 +64,15 @@ class Generation(Extension):
         return f"{OPEN}{caller()}{CLOSE}"
 
 
-def render_prompt(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    """Ids of a chat that ends with the opened turn of the assistant.
+def render_prompt(
+    tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = True
+) -> list[int]:
+    """Ids of a chat that ends with the opened turn of the assistant, or without it.
 
     Raises:
         InputError: malformed messages, or a template that fails on them.
     """
-    return _encoded(tokenizer, _rendered(tokenizer, messages, add_generation_prompt=True))[0]
+    return _encoded(tokenizer, _rendered(tokenizer, messages, add_generation_prompt=add_generation_prompt))[0]
 
 
 def render_prompt_text(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
@@ -82,14 +82,14 @@ def render_prompt_text(tokenizer: Tokenizer, messages: Sequence[Message]) -> str
         InputError: malformed messages, or a template that fails on them.
     """
     rendered = _rendered(tokenizer, messages, add_generation_prompt=True)
-    return "".join(_restored(part) for part, _ in _parts(rendered))
+    return "".join(_restored(part) for part, _ in _parts(tokenizer, rendered))
 
 
 def render_training(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
     """Ids of a whole chat, and for each whether it is to be learned.
 
-    True on what the assistant says and on the `<|im_end|>` after it, False everywhere else. The ids up to an
-    assistant's turn are exactly those of `render_prompt` of the messages before it.
+    True on what the assistant says and on the token after it that ends the turn, False everywhere else. The ids up
+    to an assistant's turn are exactly those of `render_prompt` of the messages before it.
 
     Raises:
         InputError: malformed messages, no turn of the assistant, or a template that fails or marks nothing.
@@ -126,37 +126,36 @@ def check_messages(messages: Any) -> None:
 def _rendered(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
     """The template's text, with special strings of the content broken and our marks in it."""
     check_messages(messages)
-    safe = [{"role": message["role"], "content": _neutralised(message["content"])} for message in messages]
+    if not tokenizer.chat_template:
+        raise InputError("the tokenizer has no chat template", hint="put one into chat_template.jinja beside it")
+    safe = [{"role": message["role"], "content": _neutralised(tokenizer, message["content"])} for message in messages]
     try:
-        return _compiled(tokenizer.chat_template).render(
+        return rendered(
+            compiled(tokenizer.chat_template, (Generation,)),
             messages=safe,
             add_generation_prompt=add_generation_prompt,
-            bos_token=BOS,
-            eos_token=EOS,
+            bos_token=tokenizer.bos_token,
+            eos_token=tokenizer.eos_token,
         )
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise InputError(f"the chat template fails: {error}", hint="check chat_template.jinja") from error
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(source: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        extensions=[Generation, "jinja2.ext.loopcontrols"],
-    )
-    environment.globals["raise_exception"] = _raise_exception
-    return environment.from_string(source)
+def _special(special: tuple[str, ...]) -> re.Pattern[str]:
+    """Any of the special strings, the longest that fits."""
+    return re.compile("|".join(re.escape(text) for text in sorted(special, key=len, reverse=True) if text) or "(?!)")
 
 
-def _raise_exception(message: str) -> None:
-    """What templates call to refuse messages."""
-    raise jinja2.TemplateError(message)
+@functools.lru_cache(maxsize=16)
+def _cut(special: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(f"({_special(special).pattern}|{re.escape(OPEN)}|{re.escape(CLOSE)})")
 
 
-def _neutralised(content: str) -> str:
+def _neutralised(tokenizer: Tokenizer, content: str) -> str:
     """`content` with its own marks made literal and its special strings broken."""
-    return SPECIAL.sub(lambda match: match[0][0] + BREAK + match[0][1:], content.replace(MARK, LITERAL))
+    pattern = _special(tuple(tokenizer.special))
+    return pattern.sub(lambda match: match[0][0] + BREAK + match[0][1:], content.replace(MARK, LITERAL))
 
 
 def _restored(text: str) -> str:
@@ -164,10 +163,10 @@ def _restored(text: str) -> str:
     return text.replace(BREAK, "").replace(LITERAL, MARK)
 
 
-def _parts(rendered: str) -> Iterator[tuple[str, bool]]:
+def _parts(tokenizer: Tokenizer, rendered: str) -> Iterator[tuple[str, bool]]:
     """Specials and the texts between them in order, each with whether the assistant says it."""
     learned = False
-    for part in CUT.split(rendered):
+    for part in _cut(tuple(tokenizer.special)).split(rendered):
         if part in (OPEN, CLOSE):
             learned = part == OPEN
         elif part:
@@ -178,7 +177,7 @@ def _encoded(tokenizer: Tokenizer, rendered: str) -> tuple[list[int], list[bool]
     """Ids and mask. Text is cut where the assistant begins to speak, as it is in generation."""
     ids: list[int] = []
     mask: list[bool] = []
-    for part, learned in _parts(rendered):
+    for part, learned in _parts(tokenizer, rendered):
         special = tokenizer.special.get(part)
         new = [special] if special is not None else tokenizer.encode(_restored(part))
         ids += new

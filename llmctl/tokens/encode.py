@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from llmctl.config.devices import cores
 from llmctl.config.errors import InputError
 from llmctl.config.tokens import TokenizeConfig
 from llmctl.data.tables import read_batches
@@ -49,9 +50,10 @@ def run(job: Job[TokenizeConfig]) -> Product:
     artifact = job.artifact("tokenizer") if "tokenizer" in job.inputs else _trained(job)
     tokenizer = Tokenizer.open(artifact.data)
     dtype = id_dtype(tokenizer.vocab_size)
+    threads = job.config.workers or cores()
     with explained(str(job.out)), ShardWriter(job.out, dtype, job.config.shard_tokens) as shards:
         for batch in read_batches(documents, columns=["id", "source", "text"]):
-            encoded = tokenizer.encode_batch(batch.column("text").to_pylist(), threads=job.config.workers)
+            encoded = tokenizer.encode_batch(batch.column("text").to_pylist(), threads=threads)
             shards.write(batch, encoded, tokenizer)
             job.progress.update(shards.documents, None, "documents", tokens=shards.tokens, bytes=shards.bytes)
     if not shards.documents:
@@ -116,8 +118,9 @@ class ShardWriter:
             self._open.__exit__(kind, error, trace)
 
     def write(self, batch: pa.RecordBatch, encoded: list[NDArray[np.int32]], tokenizer: Tokenizer) -> None:
-        """Append the documents of `batch` (columns id, source, text), whose ids are `encoded`."""
-        bytes_of = pc.cast(pc.binary_length(batch.column("text")), pa.int32())
+        """Append the documents of `batch` (columns id, source, and text or its bytes), whose ids are `encoded`."""
+        known = "bytes" in batch.schema.names
+        bytes_of = batch.column("bytes") if known else pc.cast(pc.binary_length(batch.column("text")), pa.int32())
         lengths = np.array([ids.size + 2 for ids in encoded], dtype=np.int64)
         start = 0
         for end in self._shard_ends(lengths):

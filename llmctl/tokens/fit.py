@@ -9,6 +9,7 @@ with that of documents. A document longer than a row is first cut into whole row
 from __future__ import annotations
 
 import bisect
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +76,19 @@ def fit_whole(tokens: Ints, seq_len: int) -> Layout:
         raise ValueError(f"a document of {longest} tokens does not fit into a row of {seq_len}")
     row, rows = _best_fit(length, seq_len)
     return _layout(np.arange(length.size, dtype=np.int64), np.zeros_like(length), length, row, rows)
+
+
+def joined(layouts: Sequence[Layout], documents: Sequence[int]) -> Layout:
+    """Layouts one after the other, where the first has documents 0 to `documents[0]` - 1, and so on."""
+    before = np.cumsum([0, *documents])
+    slices = np.cumsum([0, *(layout.document.size for layout in layouts)])
+    firsts = [layout.first[:-1] + at for layout, at in zip(layouts, slices, strict=False)]
+    return Layout(
+        np.concatenate([layout.document + at for layout, at in zip(layouts, before, strict=False)]),
+        np.concatenate([layout.start for layout in layouts]),
+        np.concatenate([layout.length for layout in layouts]),
+        np.concatenate([*firsts, slices[-1:]]),
+    )
 
 
 def _layout(document: Ints, start: Ints, length: Ints, row: Ints, rows: int) -> Layout:

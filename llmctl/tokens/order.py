@@ -8,6 +8,7 @@ Feistel cipher and cycle walking of Black & Rogaway, 2002). Nothing is stored, s
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +32,17 @@ def round_keys(seed: int, epochs: NDArray[np.int64]) -> NDArray[np.uint64]:
     return np.stack([mix64(state + U64(GOLDEN * (turn + 1) % 2**64)) for turn in range(ROUNDS)])
 
 
+@lru_cache(maxsize=64)
+def _known_keys(seed: int, epochs: tuple[int, ...]) -> NDArray[np.uint64]:
+    """`round_keys`, kept: the steps of an epoch share them."""
+    return round_keys(seed, np.array(epochs, dtype=np.int64))
+
+
 def permuted(seed: int, positions: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Rows at `positions` of the endless concatenation of epochs over `count` rows; int64, same shape."""
     epochs, places = np.divmod(positions, count)
-    keys = round_keys(seed, epochs)
+    different, which = np.unique(epochs, return_inverse=True)
+    keys = _known_keys(seed, tuple(different.tolist()))[:, which]
     high = math.isqrt(count - 1) + 1  # digits: value = left * low + right, left < high, right < low
     low = -(-count // high)
     values = places.astype(np.uint64)
@@ -65,3 +73,9 @@ def rows_of_step(seed: int, step: int, batch_rows: int, count: int) -> NDArray[n
         raise ValueError(f"need count ≥ 1, batch_rows ≥ 1, step ≥ 0; got {count}, {batch_rows}, {step}")
     positions = np.arange(batch_rows, dtype=np.int64) + step * batch_rows
     return permuted(seed, positions, count)
+
+
+def part_of_rank(rows: NDArray[np.int64], rank: int, world_size: int) -> NDArray[np.int64]:
+    """The rows of a step that one rank computes: a contiguous part, equal for all."""
+    part = rows.size // world_size
+    return rows[rank * part : (rank + 1) * part]

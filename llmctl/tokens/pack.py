@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,74 +12,112 @@ from numpy.typing import NDArray
 
 from llmctl.config.errors import InputError, IntegrityError
 from llmctl.config.tokens import PackConfig
-from llmctl.data.split import position
-from llmctl.data.tables import read_parquet
 from llmctl.pipeline.job import FileFacts, Job, Product
 from llmctl.store.artifact import Artifact
 from llmctl.store.files import explained, publish, publish_bytes
-from llmctl.tokens.fit import Ints, Layout, fit
-from llmctl.tokens.rows import SCHEMA, SPLITS, mapped
+from llmctl.tokens.blend import SOURCES, check_weights, mixture_of, say_passes
+from llmctl.tokens.corpus import COLUMNS, Corpus, document_batches, read_corpus
+from llmctl.tokens.fit import Ints, Layout, fit, joined
+from llmctl.tokens.infill import Infill, mark_ids
+from llmctl.tokens.rows import SCHEMA, SPLITS
+from llmctl.tokens.tokenizer import Tokenizer
 
 CHUNK_TOKENS = 4 << 20  # written at a time
-TABLE_ROWS = 1 << 16
-COLUMNS = ["id", "source", "tokens", "bytes"]
-
-
-@dataclass(frozen=True)
-class Corpus:
-    """Where every document's tokens are. Arrays have one element per document, in the order of the shards.
-
-    Attributes:
-        shards: the token files, mapped.
-        shard: int32, which of them.
-        offset: int64, of the first token within the shard.
-        tokens: int64, length.
-        heldout: bool.
-    """
-
-    shards: list[NDArray[Any]]
-    shard: NDArray[np.int32]
-    offset: Ints
-    tokens: Ints
-    heldout: NDArray[np.bool_]
-
-    def documents(self, split: str) -> Ints:
-        """Indices of the documents of a split."""
-        return np.flatnonzero(self.heldout == (split == "heldout"))
 
 
 def run(job: Job[PackConfig]) -> Product:
-    """Split documents into train and held-out, fit each split into rows, write them."""
-    config, artifact = job.config, job.artifact()
-    corpus = _read(artifact, config.heldout_fraction)
+    """Split documents into train and held-out, fit each split into rows, write them.
+
+    Of several sources each has rows of its own, one source after the other.
+
+    Raises:
+        InputError: there is nothing to train on, or the sources do not go together.
+        ConfigError: weights and sources do not fit together.
+    """
+    config, sources = job.config, _sources(job)
+    check_weights(config, list(sources))
+    corpus = read_corpus(sources, config.heldout_fraction)
     if config.heldout_fraction and not corpus.heldout.any():
         job.progress.note("no document is held out: there is only one, and training needs it")
     if corpus.heldout.all():
         raise InputError("every document is held out, none is left to train on", hint="use a smaller --heldout")
-    semantic = artifact.manifest.semantic
+    first = next(iter(sources.values()))
+    corpus, infilled = _infilled(job, corpus, first)
     layouts: dict[str, Layout] = {}
+    parts: dict[str, list[Layout]] = {}
     files: dict[str, FileFacts] = {}
     with explained(str(job.out)):
         for split in SPLITS:
             documents = corpus.documents(split)
-            layout = layouts[split] = fit(corpus.tokens[documents], config.seq_len)
-            _write_rows(job, corpus, documents, layout, split)
+            parts[split], layouts[split] = _fit(corpus, documents, len(sources), config.seq_len)
+            layout = layouts[split]
+            _write_rows(job, corpus, documents, layout, split, first)
             _write_index(job, layout, split)
             tokens = int(layout.length.sum())
             files[f"{split}.bin"] = FileFacts(rows=layout.rows, tokens=tokens, split=split)
             files[f"{split}.documents.parquet"] = FileFacts(rows=documents.size, split=split)
             for name in ("rows", "slices"):
                 files[f"{split}.{name}.bin"] = FileFacts(split=split)
-        _write_documents(job, artifact, corpus)
+        _write_documents(job, sources, corpus)
+    semantic = first.manifest.semantic
     kept = {name: semantic[name] for name in ("dtype", "vocab_size", "bos_id", "eos_id", "pad_id", "tokenizer")}
     by_split = {
         "rows": {split: layout.rows for split, layout in layouts.items()},
         "targets": {split: int((layout.length - 1).sum()) for split, layout in layouts.items()},
     }
-    facts = {**kept, "seq_len": config.seq_len, "heldout_fraction": config.heldout_fraction, **by_split}
+    facts = {**kept, "seq_len": config.seq_len, "heldout_fraction": config.heldout_fraction, **by_split, **infilled}
     totals = _totals(corpus, layouts, config.seq_len)
+    if infilled:
+        totals["fim.documents"] = infilled["fim"]["documents"]
+    if len(sources) > 1:
+        mixture = mixture_of(config, sources, parts["train"])
+        facts |= {"sources": list(sources), "mixture": mixture.facts()}
+        totals |= _source_totals(list(sources), parts["train"])
+        say_passes(job, list(sources), mixture)
     job.log(totals)
     return Product(SCHEMA, facts, totals, files)
+
+
+def _sources(job: Job[PackConfig]) -> dict[str, Artifact]:
+    """The token shards to pack, by name; the one that is no mixture goes by the name of its artifact."""
+    several = {name: job.artifact(f"{SOURCES}.{name}") for name in job.group(SOURCES)}
+    if "input" in job.inputs and several:
+        raise InputError("pack takes one input, or sources to mix, not both", hint="name every source: a=0.7 b=0.3")
+    if not several:
+        single = job.artifact()
+        return {single.name: single}
+    return several
+
+
+def _infilled(job: Job[PackConfig], corpus: Corpus, like: Artifact) -> tuple[Corpus, dict[str, Any]]:
+    """The corpus with a share of its documents rearranged, and what a reader must know of that."""
+    config, semantic = job.config, like.manifest.semantic
+    if not config.fim.rate:
+        return corpus, {}
+    tokenizer = Tokenizer.open(job.artifact("tokenizer").data) if "tokenizer" in job.inputs else None
+    marks = mark_ids(config.fim, tokenizer, semantic["vocab_size"])
+    infill = Infill(config.fim, marks, config.seq_len)
+    job.work.mkdir(parents=True, exist_ok=True)
+    with explained(str(job.work)):
+        changed = infill.applied(corpus, job.work / "infill.bin")
+    return changed, {"fim": {"marks": list(marks), "documents": int(infill.chosen(corpus).size)}}
+
+
+def _fit(corpus: Corpus, documents: Ints, sources: int, seq_len: int) -> tuple[list[Layout], Layout]:
+    """The layout of each source, and all of them one after the other."""
+    owner = corpus.source[documents]
+    of_source = [documents[owner == number] for number in range(sources)]
+    layouts = [fit(corpus.tokens[some], seq_len) for some in of_source]
+    return layouts, joined(layouts, [some.size for some in of_source])
+
+
+def _source_totals(names: list[str], layouts: list[Layout]) -> dict[str, int | float | str]:
+    """Training rows and tokens of each source."""
+    totals: dict[str, int | float | str] = {}
+    for name, layout in zip(names, layouts, strict=True):
+        totals[f"train.rows.{name}"] = layout.rows
+        totals[f"train.tokens.{name}"] = int(layout.length.sum())
+    return totals
 
 
 def _totals(corpus: Corpus, layouts: dict[str, Layout], seq_len: int) -> dict[str, int | float | str]:
@@ -103,39 +139,11 @@ def _totals(corpus: Corpus, layouts: dict[str, Layout], seq_len: int) -> dict[st
     return totals
 
 
-def _read(artifact: Artifact, heldout_fraction: float) -> Corpus:
-    """Map the shards, read the places of the documents and decide which are held out.
-
-    That is the house rule, `position(id) < heldout_fraction`, with one exception: where it holds out none of two
-    or more documents, the one of the lowest position is held out, which is the first that a larger fraction
-    would. So a tiny corpus has a held-out loss too. Other stages do not know of that document: they go by the rule.
-    """
-    tables = artifact.files(suffix=".parquet")
-    dtype = np.dtype(artifact.manifest.semantic["dtype"])
-    shards, parts, positions = [], [], []
-    for number, path in enumerate(tables):
-        size = 0
-        for batch in read_parquet(path, ["id", "offset", "tokens"], TABLE_ROWS):
-            names = batch.column("id").to_pylist()
-            positions.append(np.fromiter(map(position, names), np.float64, len(names)))
-            offset, tokens = (batch.column(name).to_numpy().astype(np.int64) for name in ("offset", "tokens"))
-            parts.append((np.full(len(names), number, dtype=np.int32), offset, tokens))
-            size += int(tokens.sum())
-        binary = path.with_name(path.name.replace("documents-", "tokens-").replace(".parquet", ".bin"))
-        shards.append(mapped(binary, dtype, size * dtype.itemsize))
-    if not sum(part[2].size for part in parts):
-        raise InputError(f"{artifact.ref} holds no documents", hint=f"see llmctl show {artifact.ref}")
-    shard, offset, tokens = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    where = np.concatenate(positions)
-    held = where < heldout_fraction
-    if heldout_fraction and not held.any() and held.size > 1:
-        held[where.argmin()] = True
-    return Corpus(shards, shard, offset, tokens, held)
-
-
-def _write_rows(job: Job[PackConfig], corpus: Corpus, documents: Ints, layout: Layout, split: str) -> None:
-    """Write `<split>.bin`, a chunk of rows at a time."""
-    seq_len, semantic = job.config.seq_len, job.artifact().manifest.semantic
+def _write_rows(
+    job: Job[PackConfig], corpus: Corpus, documents: Ints, layout: Layout, split: str, like: Artifact
+) -> None:
+    """Write `<split>.bin`, a chunk of rows at a time, with the pad and the type of the tokens of `like`."""
+    seq_len, semantic = job.config.seq_len, like.manifest.semantic
     step = max(1, CHUNK_TOKENS // seq_len)
     with publish(job.out / f"{split}.bin") as handle:
         for start in range(0, layout.rows, step):
@@ -147,23 +155,14 @@ def _write_rows(job: Job[PackConfig], corpus: Corpus, documents: Ints, layout: L
 
 
 def _copy_slices(out: NDArray[Any], corpus: Corpus, documents: Ints, layout: Layout, rows: range, seq_len: int) -> None:
-    """Copy the tokens of `rows` to `out` (flat, [len(rows) * seq_len]), one gather per shard."""
+    """Copy the tokens of `rows` to `out` (flat, [len(rows) * seq_len])."""
     first, last = int(layout.first[rows.start]), int(layout.first[rows.stop])
     length = layout.length[first:last]
     row = np.repeat(np.arange(len(rows)), np.diff(layout.first[rows.start : rows.stop + 1]))
-    ends = np.cumsum(length)
-    row_start = (ends - length)[layout.first[rows.start : rows.stop] - first]  # tokens before each row
-    target = row * seq_len + (ends - length - row_start[row])
-    document = documents[layout.document[first:last]]
-    source = corpus.offset[document] + layout.start[first:last]
-    shard = corpus.shard[document]
-    for number in np.unique(shard).tolist():
-        chosen = np.flatnonzero(shard == number)
-        sizes = length[chosen]
-        within = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        out[np.repeat(target[chosen], sizes) + within] = corpus.shards[number][
-            np.repeat(source[chosen], sizes) + within
-        ]
+    begins = np.cumsum(length) - length
+    row_start = begins[layout.first[rows.start : rows.stop] - first]  # tokens before each row
+    place = row * seq_len + (begins - row_start[row])
+    corpus.gather(documents[layout.document[first:last]], layout.start[first:last], length, out, place)
 
 
 def _write_index(job: Job[PackConfig], layout: Layout, split: str) -> None:
@@ -172,25 +171,26 @@ def _write_index(job: Job[PackConfig], layout: Layout, split: str) -> None:
     publish_bytes(job.out / f"{split}.rows.bin", layout.first.astype(np.int64).tobytes())
 
 
-def _write_documents(job: Job[PackConfig], artifact: Artifact, corpus: Corpus) -> None:
+def _write_documents(job: Job[PackConfig], sources: dict[str, Artifact], corpus: Corpus) -> None:
     """Write `<split>.documents.parquet` of both splits in one pass: the split's documents by index."""
     at = 0
     with contextlib.ExitStack() as opened:
         handles = {split: opened.enter_context(publish(job.out / f"{split}.documents.parquet")) for split in SPLITS}
         writers: dict[str, pq.ParquetWriter] = {}
-        for batch in _document_batches(artifact):
-            held = corpus.heldout[at : at + batch.num_rows]
-            at += batch.num_rows
+        for listed in document_batches(sources):
+            some = slice(at, at + listed.num_rows)
+            at += listed.num_rows
+            if at > corpus.tokens.size:
+                break
+            lengths = pa.array(corpus.tokens[some].astype(np.int32))  # of rearranged documents too
+            batch = listed.set_column(COLUMNS.index("tokens"), listed.schema.field("tokens"), lengths)
+            held = corpus.heldout[some]
             for split, handle in handles.items():
                 if split not in writers:
                     writers[split] = pq.ParquetWriter(handle, batch.schema, compression="zstd")
                 writers[split].write_batch(batch.filter(pa.array(held == (split == "heldout"))))
         if at != corpus.heldout.size:
-            raise IntegrityError(f"{artifact.ref} changed while it was read", hint=f"run llmctl verify {artifact.ref}")
+            refs = " ".join(artifact.ref for artifact in sources.values())
+            raise IntegrityError(f"{refs} changed while being read", hint=f"run llmctl verify {refs}")
         for writer in writers.values():
             writer.close()
-
-
-def _document_batches(artifact: Artifact) -> Iterator[pa.RecordBatch]:
-    for path in artifact.files(suffix=".parquet"):
-        yield from read_parquet(path, COLUMNS, TABLE_ROWS)

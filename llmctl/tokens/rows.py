@@ -1,7 +1,8 @@
 """Packed rows on disk, read through memory maps (schema llmctl.rows/1).
 
 For each split: `<split>.bin` ids [rows, seq_len]; `<split>.rows.bin` int64 [rows + 1], the first slice of each row;
-`<split>.slices.bin` int32 [slices, 3], document, start within it, length; `<split>.documents.parquet`.
+`<split>.slices.bin` int32 [slices, 3], document, start within it, length; `<split>.documents.parquet`. Rows of
+several sources lie one source after the other.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from numpy.typing import NDArray
 from llmctl.config.errors import InputError, IntegrityError
 from llmctl.store.artifact import Artifact
 from llmctl.tokens.batch import IGNORE, PADDING_DOCUMENT, Batch
+from llmctl.tokens.mixture import Mixture
+from llmctl.tokens.order import rows_of_step
 
 SCHEMA = "llmctl.rows/1"
 SPLITS = ("train", "heldout")
+CACHED_TOKENS = 1 << 16  # described at a time, so that what is in between stays in the processor's cache
 
 
 class Rows:
@@ -27,6 +31,9 @@ class Rows:
         count: rows in the split.
         seq_len: tokens in a row.
         pad_id: id that fills the end of a row.
+        first: int64 [rows + 1], first slice of each row.
+        slices: int32 [slices, 3], document, start within it, length.
+        mixture: in which shares training takes the rows of several sources; None where there is one.
     """
 
     def __init__(
@@ -35,12 +42,14 @@ class Rows:
         first: NDArray[np.int64],  # [rows + 1]
         slices: NDArray[np.int32],  # [slices, 3]
         pad_id: int,
+        mixture: Mixture | None = None,
     ) -> None:
         self.count, self.seq_len = int(tokens.shape[0]), int(tokens.shape[1])
         self.pad_id = pad_id
+        self.mixture = mixture
         self._tokens = tokens
-        self._first = first
-        self._slices = slices
+        self.first = first
+        self.slices = slices
 
     @classmethod
     def open(cls, artifact: Artifact, split: str) -> Rows:
@@ -65,45 +74,71 @@ class Rows:
                 f"the {split} files of {artifact.ref} do not fit together: {rows} rows of {seq_len} tokens expected",
                 hint=f"run llmctl verify {artifact.ref}, then pack again",
             )
-        return cls(tokens.reshape(rows, seq_len), first, slices.reshape(-1, 3), int(semantic["pad_id"]))
+        mixture = Mixture.of(semantic["mixture"]) if split == "train" and "mixture" in semantic else None
+        return cls(tokens.reshape(rows, seq_len), first, slices.reshape(-1, 3), int(semantic["pad_id"]), mixture)
+
+    def rows_of_step(self, seed: int, step: int, batch_rows: int) -> NDArray[np.int64]:
+        """Indices of the rows that step `step` (0-based) trains on; int64 [batch_rows].
+
+        Without a mixture: `llmctl.tokens.order.rows_of_step`.
+        """
+        if self.mixture is None:
+            return rows_of_step(seed, step, batch_rows, self.count)
+        return self.mixture.rows_at(seed, np.arange(batch_rows, dtype=np.int64) + step * batch_rows)
 
     def slices_of(self, row: int) -> NDArray[np.int32]:
         """What one row is made of: int32 [slices, 3], document, start within it, length."""
-        return np.array(self._slices[self._first[row] : self._first[row + 1]])
+        return np.array(self.slices[self.first[row] : self.first[row + 1]])
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         """The rows at `indices`, in that order; [B, T] each."""
         indices = np.asarray(indices, dtype=np.int64)
         shape = (indices.size, self.seq_len)
-        tokens = self._tokens[indices].astype(np.int64)
-        begins, used = self._begins(indices)
-        places = np.arange(self.seq_len, dtype=np.int32)
-        documents = np.cumsum(begins, axis=1, dtype=np.int32)
-        documents -= 1
-        opened = np.maximum.accumulate(np.where(begins, places, 0), axis=1)  # where each place's slice begins
-        positions = np.subtract(places, opened, dtype=np.int64)
-        padding = places >= used[:, None]
-        documents[padding] = PADDING_DOCUMENT
-        positions[padding] = 0
-        labels = np.full(shape, IGNORE, dtype=np.int64)
-        follows = ~(begins[:, 1:] | padding[:, 1:])  # the next place continues the same slice
-        np.copyto(labels[:, :-1], tokens[:, 1:], where=follows)
-        return Batch(tokens, positions, documents, labels)
+        tokens, positions, labels = (np.empty(shape, dtype=np.int64) for _ in range(3))
+        whole = Batch(tokens, positions, np.empty(shape, dtype=np.int32), labels)
+        at_once = max(1, CACHED_TOKENS // self.seq_len)
+        for start in range(0, indices.size, at_once):
+            part = slice(start, start + at_once)
+            self._read(indices[part], whole.slice(part))
+        return whole
 
-    def _begins(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-        """Where slices begin, bool [B, T], and how many places of each row are used, int64 [B]."""
-        first, last = self._first[indices], self._first[indices + 1]
-        counts = last - first
-        total = np.cumsum(counts)
-        row = np.repeat(np.arange(indices.size), counts)
-        number = np.arange(int(total[-1]) if total.size else 0) + np.repeat(first - (total - counts), counts)
-        lengths = self._slices[number, 2].astype(np.int64)
+    def _read(self, indices: NDArray[np.int64], out: Batch) -> None:
+        """Fill `out` with the rows at `indices`."""
+        out.tokens[:] = self._tokens[indices]
+        tokens, positions, labels = (array.reshape(-1) for array in (out.tokens, out.positions, out.labels))
+        lengths, numbers = self._runs(indices)
         ends = np.cumsum(lengths)
-        of_row = np.concatenate(([0], ends))
-        row_start = of_row[total - counts]
-        begins = np.zeros((indices.size, self.seq_len), dtype=np.bool_)
-        begins[row, ends - lengths - row_start[row]] = True
-        return begins, of_row[total] - row_start
+        out.documents.reshape(-1)[:] = np.repeat(numbers, lengths)
+        np.subtract(np.arange(tokens.size), np.repeat(ends - lengths, lengths), out=positions)
+        labels[:-1] = tokens[1:]
+        labels[ends[lengths > 0] - 1] = IGNORE  # nothing follows the last token of a slice
+        gaps = numbers == PADDING_DOCUMENT
+        padding = ranges(ends[gaps] - lengths[gaps], lengths[gaps])
+        positions[padding] = 0
+        labels[padding] = IGNORE
+
+    def _runs(self, indices: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """What the rows at `indices` are made of: lengths of slices, and their numbers within their row.
+
+        The padding of each row is one more slice after its last, numbered `PADDING_DOCUMENT`; it may be empty.
+        """
+        first = self.first[indices]
+        counts = self.first[indices + 1] - first
+        total = np.cumsum(counts)
+        found = ranges(first, counts)
+        of_slices = self.slices[found, 2].astype(np.int64)
+        used = np.concatenate(([0], np.cumsum(of_slices)))
+        gap = self.seq_len - (used[total] - used[total - counts])
+        numbers = (found - np.repeat(first, counts)).astype(np.int32)
+        return np.insert(of_slices, total, gap), np.insert(numbers, total, np.int32(PADDING_DOCUMENT))
+
+
+def ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """`start, start + 1, …` of each of several ranges, one after the other; int64 [sum of lengths]."""
+    ends = np.cumsum(lengths)
+    places: NDArray[np.int64] = np.repeat(starts - (ends - lengths), lengths)
+    places += np.arange(places.size)
+    return places
 
 
 def mapped(path: Path, dtype: np.dtype[Any], expected_bytes: int) -> NDArray[Any]:

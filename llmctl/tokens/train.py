@@ -1,4 +1,4 @@
-"""The `tokenizer` stage: train a SentencePiece model on documents.
+"""The `tokenizer` stage: train a tokenizer on documents.
 
 Nothing is normalised and no space is added or dropped, so text comes back byte for byte.
 """
@@ -18,9 +18,10 @@ from llmctl.data.tables import read_batches, text_bytes
 from llmctl.pipeline.job import Job, Product
 from llmctl.store.artifact import Artifact, Input
 from llmctl.store.files import explained, publish_bytes
-from llmctl.tokens.huggingface import companion_files
+from llmctl.tokens.bytebpe import train_byte_bpe, word_level
+from llmctl.tokens.huggingface import companion_files, own_fast
 from llmctl.tokens.quantize import quantized
-from llmctl.tokens.segments import segments
+from llmctl.tokens.segments import META_SPACE, segments
 from llmctl.tokens.tokenizer import IM_END, IM_START, MODEL_FILE, SPECIALS, Tokenizer
 
 SCHEMA = "llmctl.tokenizer/1"
@@ -34,7 +35,9 @@ QUIET = 3  # no message of SentencePiece's own log: its failures come as excepti
 # "<|im_start|>assistant\n" is the same in training and in generation, and long texts can be cut at lines.
 # SentencePiece reserves the others: a sentence that holds one would be skipped.
 DELIMITER = "\U0010fffe"
-CUT = re.compile(f"(\n+)|[\0\t\u2581\u2585{DELIMITER}]")
+LISTS = ("char", "word")  # kinds with so many pieces as the text has, up to vocab_size, and no cuts inside a sentence
+RESERVED = f"\0\t\u2581\u2585{DELIMITER}"
+CUT = re.compile(f"(\n+)|[{RESERVED}]")
 
 # Every printable ASCII character is a piece: then no spelled-out special such as <0x41> can match a unigram id.
 ASCII = "".join(chr(code) for code in range(0x21, 0x7F))
@@ -51,11 +54,9 @@ def run(job: Job[TokenizerConfig]) -> Product:
     if share < 1.0:
         job.progress.note(f"training on {share:.1%} of {size:,} bytes, chosen by hash (max_training_bytes)")
     sample = _Sample(job, share)
-    model = train(sample.sentences(), config)
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    files = trained_files(sample.texts(), config)
     with explained(str(job.out)):
-        publish_bytes(job.out / MODEL_FILE, model)
-        for name, content in companion_files(processor, config.model).items():
+        for name, content in files.items():
             publish_bytes(job.out / name, content)
     tokenizer = Tokenizer.open(job.out)
     return Product(
@@ -65,6 +66,7 @@ def run(job: Job[TokenizerConfig]) -> Product:
             "vocab_size": tokenizer.vocab_size,
             "byte_fallback": config.byte_fallback,
             "special": tokenizer.special,
+            "changes": list(tokenizer.changes),
         },
         totals={
             "vocab_size": tokenizer.vocab_size,
@@ -75,8 +77,19 @@ def run(job: Job[TokenizerConfig]) -> Product:
     )
 
 
+def trained_files(texts: Iterator[str], config: TokenizerConfig) -> dict[str, bytes]:
+    """Train on whole `texts`; the files of the tokenizer by name. Raises what `train` raises."""
+    if config.model == "byte-bpe":
+        return companion_files(train_byte_bpe(texts, config))
+    parts_of = lines_of if config.model in LISTS else sentences_of
+    model = train((sentence for text in texts for sentence in parts_of(text)), config)
+    if config.model == "word":
+        return companion_files(word_level(_words(model), config.vocab_size))
+    return {MODEL_FILE: model, **companion_files(own_fast(model))}
+
+
 def train(sentences: Iterator[str], config: TokenizerConfig) -> bytes:
-    """Train on `sentences` (texts cut by `DELIMITER`); the bytes of `tokenizer.model`.
+    """Train SentencePiece on `sentences` (texts cut by `DELIMITER`); the bytes of `tokenizer.model`.
 
     The same sentences and configuration give the same bytes on any machine with one SentencePiece version.
 
@@ -85,13 +98,15 @@ def train(sentences: Iterator[str], config: TokenizerConfig) -> bytes:
         InputError: there is nothing to train on.
     """
     model = io.BytesIO()
+    is_list = config.model in LISTS
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=sentences,
             model_writer=model,
             model_type=config.model,
             vocab_size=config.vocab_size,
-            byte_fallback=config.byte_fallback,
+            hard_vocab_limit=not is_list,
+            byte_fallback=config.byte_fallback and config.model != "word",
             split_digits=config.split_digits,
             max_sentencepiece_length=config.max_piece_chars,
             character_coverage=config.character_coverage,
@@ -99,8 +114,8 @@ def train(sentences: Iterator[str], config: TokenizerConfig) -> bytes:
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,
-            pretokenization_delimiter=DELIMITER,
+            allow_whitespace_only_pieces=config.model != "word",
+            pretokenization_delimiter="" if is_list else DELIMITER,
             max_sentence_length=LONGEST_SENTENCE_BYTES,
             num_threads=TRAINING_THREADS,
             minloglevel=QUIET,
@@ -116,10 +131,22 @@ def train(sentences: Iterator[str], config: TokenizerConfig) -> bytes:
     return quantized(trained) if config.model == "unigram" else trained
 
 
+def _words(model: bytes) -> Iterator[str]:
+    """Words of a word model, the most frequent first."""
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    for index in range(len(SPECIALS), processor.get_piece_size()):
+        yield processor.id_to_piece(index).replace(META_SPACE, " ")
+
+
 def sentences_of(text: str) -> Iterator[str]:
     """`text` as SentencePiece is to see it: short enough for its counters, with `DELIMITER` at every cut."""
     for part in segments(text):
         yield CUT.sub(lambda match: DELIMITER + (match[1] or "") + DELIMITER, part)
+
+
+def lines_of(text: str) -> Iterator[str]:
+    """`text` for the kinds that know no `DELIMITER`: the parts between its cuts, newlines left out."""
+    return (part for part in re.split(f"[{RESERVED}\n]+", text) if part)
 
 
 class _Sample:
@@ -130,14 +157,14 @@ class _Sample:
         self._job = job
         self._share = share
 
-    def sentences(self) -> Iterator[str]:
+    def texts(self) -> Iterator[str]:
         for batch in read_batches(self._job.inputs["input"], columns=["id", "text"]):
             for name, text in zip(batch.column(0).to_pylist(), batch.column(1).to_pylist(), strict=True):
                 if self._share < 1.0 and xxhash.xxh3_64_intdigest(name.encode()) / 2**64 >= self._share:
                     continue
                 self.documents += 1
                 self.bytes += len(text.encode())
-                yield from sentences_of(text)
+                yield text
             self._job.progress.update(self.bytes, None, "bytes")
 
 

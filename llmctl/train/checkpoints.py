@@ -1,8 +1,9 @@
 """Resumable states of a run in `job.work`: each whole or absent, whenever the process dies.
 
-A state is a directory `step-000100` that holds what the strategy wrote and `state.json`. It is written as
-`step-000100.tmp`, synced file by file and renamed; the two newest are kept. The metrics file is cut back
-to the length that the state records, so that the curve of a resumed run is that of an uninterrupted one.
+A state is a directory `step-000100` with one part of tensors from each rank and `state.json`. It is written as
+`step-000100.tmp` in a thread while training goes on, synced file by file, and renamed once every rank has written.
+The metrics file is cut back to the length that the state records, so that the curve of a resumed run is that of an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -11,18 +12,23 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any, Literal
+from types import TracebackType
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
-from llmctl.config.errors import IntegrityError, LlmctlError, UsageError
-from llmctl.store.files import publish_bytes, sync_directory
+from llmctl.config.errors import InputError, IntegrityError, LlmctlError, UsageError
+from llmctl.config.keep import Keep
+from llmctl.store.files import explain, publish_bytes, sync_directory
+from llmctl.train.states import part_file, total_bytes
 
 STATE_FILE = "state.json"
 DIRECTORY = re.compile(r"^step-(\d{6,})$")
-KEEP = 2
+SLACK_BYTES = 1 << 20  # of a part beyond its tensors: the header, and the state.json beside it
 
 
 class State(BaseModel):
@@ -34,56 +40,170 @@ class State(BaseModel):
         train_s: seconds spent in steps, over all attempts.
         elapsed_s: seconds since the start, over all attempts.
         metrics_bytes: length of the metrics file.
-        strategy: `local` or `deepspeed`; with the next two, what can read the tensors.
-        world_size: number of ranks.
-        zero: ZeRO stage.
+        parts: ranks that wrote the tensors.
         run: what the run is a function of, to refuse the state of another one.
-        rounding: what else decides the order of sums (threads, rows of a micro-batch), to say so when it changes.
+        rounding: what else decides the order of sums (ranks, threads, …), to say so when it changes.
+        heldout_loss: the last one that was measured, to keep the best.
+        guard: what the guards remember.
+        loss_scale: its value, and the good steps since it changed; in fp16 only.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal["llmctl.training-state/1"] = "llmctl.training-state/1"
+    format: Literal["llmctl.training-state/2"] = "llmctl.training-state/2"
     step: int
     tokens: int
     train_s: float
     elapsed_s: float
     metrics_bytes: int
-    strategy: str
-    world_size: int
-    zero: int
+    parts: int
     run: dict[str, Any]
     rounding: dict[str, int | str] = Field(default_factory=dict)
+    heldout_loss: float | None = None
+    guard: dict[str, list[float]] = Field(default_factory=dict)
+    loss_scale: tuple[float, int] | None = None
 
 
-def save(work: Path, state: State, write: Callable[[Path], None], meet: Callable[[], None], *, leads: bool) -> None:
-    """Write a state. Every rank calls this; rank 0 makes the directory and publishes it.
+class Saver:
+    """Writes states behind training, one at a time. Every rank has one; rank 0 makes directories and publishes.
 
     Args:
         work: `job.work`, one directory that all ranks see.
-        state: what goes to `state.json`.
-        write: writes this rank's tensors into the directory that it is given.
-        meet: waits for all ranks.
-        leads: whether this is rank 0.
+        keep: which states stay.
+        rank: of this process.
+        add: sums figures over the ranks, which is also how they meet.
     """
-    final = work / f"step-{state.step:06d}"
-    partial = final.with_name(final.name + ".tmp")
-    if leads:
-        sweep(work)
-        partial.mkdir(parents=True)
-    meet()
-    write(partial)
-    meet()
-    if leads:
+
+    def __init__(self, work: Path, keep: Keep, *, rank: int, add: Callable[[Sequence[float]], Sequence[float]]) -> None:
+        self._work, self._keep, self._rank, self._add = work, keep, rank, add
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="states")
+        self._pending: tuple[State, Future[None]] | None = None
+
+    def save(self, state: State, tensors: Mapping[str, Tensor]) -> None:
+        """Begin to write a state, once the one before it is complete; collective.
+
+        Args:
+            state: what goes to `state.json`.
+            tensors: this rank's part, which nobody changes any more.
+
+        Raises:
+            InputError: the one before could not be written.
+        """
+        self.finish()
+        partial = _partial(self._work, state.step)
+        if self._rank == 0:
+            sweep(self._work)
+            partial.mkdir(parents=True)
+        self._add([0.0])  # the directory is there
+        self._pending = (state, self._thread.submit(_write_part, partial / part_file(self._rank), tensors))
+
+    def progress(self) -> tuple[bool, bool]:
+        """Whether this rank has written its part of what is pending, and whether it failed to."""
+        if self._pending is None or not self._pending[1].done():
+            return False, False
+        return True, self._pending[1].exception() is not None
+
+    def settle(self, written: float, failed: float) -> None:
+        """Publish the pending state if all ranks have written; the figures are sums of `progress` over the ranks.
+
+        Raises:
+            InputError: a rank could not write. What was complete before is still there.
+        """
+        if self._pending is None or written < self._pending[0].parts:
+            return
+        state, future = self._pending
+        self._pending = None
+        if failed:
+            raise self._fault(state.step, future.exception())
+        if self._rank == 0:
+            self._publish(state)
+
+    def finish(self) -> None:
+        """Wait for what is pending and publish it; collective."""
+        if self._pending is None:
+            return
+        wait([self._pending[1]])
+        written, failed = self._add([float(flag) for flag in self.progress()])
+        self.settle(written, failed)
+        self._add([0.0])  # rank 0 has published: the others may end
+
+    def _publish(self, state: State) -> None:
+        partial = _partial(self._work, state.step)
+        final = self._work / f"step-{state.step:06d}"
         publish_bytes(partial / STATE_FILE, state.model_dump_json(indent=2).encode() + b"\n")
-        _sync_tree(partial)
         if final.exists():  # left by an attempt whose later state was damaged
             shutil.rmtree(final)
         os.replace(partial, final)
-        sync_directory(work)
-        for _, old in complete(work)[:-KEEP]:
-            shutil.rmtree(old)
-    meet()
+        sync_directory(self._work)
+        found = complete(self._work)
+        stay = self._keep.stay([(step, _heldout_loss(path)) for step, path in found])
+        for step, old in found:
+            if step not in stay:
+                shutil.rmtree(old)
+
+    def _fault(self, step: int, error: BaseException | None) -> LlmctlError:
+        """What to say where a state could not be written."""
+        if self._rank == 0:
+            shutil.rmtree(_partial(self._work, step), ignore_errors=True)
+        left = complete(self._work)
+        intact = f"the state of step {left[-1][0]} is intact" if left else "there is no earlier state"
+        reason = str(error) if error is not None else "another rank failed to write its part"
+        hint = error.hint if isinstance(error, LlmctlError) else "the same command resumes"
+        return InputError(f"cannot save the state of step {step}: {reason}; {intact}", hint=hint)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown(wait=True)
+
+
+def _write_part(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """One rank's tensors, synced.
+
+    Raises:
+        InputError: the disk is full; the message says how much was missing.
+    """
+    from safetensors.torch import save_file
+
+    needed = total_bytes(tensors) + SLACK_BYTES
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise _full(path, needed, free)
+    try:
+        save_file(dict(tensors), path)
+        with open(path, "rb") as handle:
+            os.fsync(handle.fileno())
+        sync_directory(path.parent)
+    except Exception as error:  # safetensors has an exception of its own for what the system said
+        path.unlink(missing_ok=True)
+        if "No space left" in str(error) or "Disk quota" in str(error):
+            raise _full(path, needed, shutil.disk_usage(path.parent).free) from error
+        if isinstance(error, OSError):
+            raise explain(error, str(path)) from error
+        raise
+
+
+def _full(path: Path, needed: int, free: int) -> InputError:
+    missing = max(needed - free, 1) / 1e6
+    return InputError(
+        f"the disk that holds {path.parent.parent} is full: {needed / 1e6:.1f} MB needed, {missing:.1f} missing",
+        hint="free space, then run the same command again: it resumes",
+    )
+
+
+def _heldout_loss(directory: Path) -> float | None:
+    """Of a whole state; a damaged one counts as not measured."""
+    try:
+        return read(directory).heldout_loss
+    except IntegrityError:
+        return None
+
+
+def _partial(work: Path, step: int) -> Path:
+    return work / f"step-{step:06d}.tmp"
 
 
 def complete(work: Path) -> list[tuple[int, Path]]:
@@ -108,7 +228,7 @@ def read(directory: Path) -> State:
 def damage_named(directory: Path) -> Iterator[None]:
     """Whatever a reader of a damaged state raises, as an `IntegrityError` that names the state.
 
-    Damaged files make torch, safetensors and pickle fail in many ways, hence every exception that can mean damage.
+    Damaged files make torch and safetensors fail in many ways, hence every exception that can mean damage.
     """
     try:
         yield
@@ -127,25 +247,19 @@ def sweep(work: Path) -> None:
         shutil.rmtree(path)
 
 
-def require_match(state: State, *, strategy: str, world_size: int, zero: int, run: dict[str, Any]) -> None:
-    """Refuse a state that this run cannot continue exactly.
+def require_match(state: State, run: Mapping[str, Any]) -> None:
+    """Refuse the state of another run.
 
     Raises:
-        UsageError: it was saved by another strategy, number of ranks, ZeRO stage or configuration.
+        UsageError: it was saved under another configuration, or from other inputs.
     """
-    if state.run != run:
-        changed = sorted(key for key in {*state.run, *run} if state.run.get(key) != run.get(key))
-        raise UsageError(
-            f"the unfinished run at step {state.step} was configured otherwise: {', '.join(changed)}",
-            hint="run it as before to resume, or --force to start anew",
-        )
-    saved = (state.strategy, state.world_size, state.zero)
-    if saved != (strategy, world_size, zero):
-        raise UsageError(
-            f"the unfinished run at step {state.step} was saved with nproc={state.world_size} zero={state.zero}, "
-            f"and its state is bound to them; this run has nproc={world_size} zero={zero}",
-            hint=f"give --nproc {state.world_size} --zero {state.zero} to resume, or --force to start anew",
-        )
+    if state.run == run:
+        return
+    changed = sorted(key for key in {*state.run, *run} if state.run.get(key) != run.get(key))
+    raise UsageError(
+        f"the unfinished run at step {state.step} was configured otherwise: {', '.join(changed)}",
+        hint="run it as before to resume, or --force to start anew",
+    )
 
 
 def cut_metrics(path: Path, length: int) -> None:
@@ -168,12 +282,3 @@ def synced_length(path: Path) -> int:
     with open(path, "rb") as handle:
         os.fsync(handle.fileno())
         return os.fstat(handle.fileno()).st_size
-
-
-def _sync_tree(directory: Path) -> None:
-    """Flush every file and directory below `directory` to the disk."""
-    for root, _, files in os.walk(directory):
-        for name in files:
-            with open(Path(root, name), "rb") as handle:
-                os.fsync(handle.fileno())
-        sync_directory(Path(root))

@@ -7,21 +7,27 @@ optimizer's state are fp32, and bf16 is torch's autocast inside the forward pass
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
+from llmctl.config.errors import UsageError
+from llmctl.config.optimizers import SophiaConfig
 from llmctl.config.train import TrainConfig
 from llmctl.model.transformer import Transformer
 from llmctl.train.launch import Ranks
-from llmctl.train.optimizers import build_optimizer
+from llmctl.train.muon import Muon
+from llmctl.train.optimizers import build_optimizer, described, set_rate
+from llmctl.train.recompute import recompute
+from llmctl.train.scaling import unscale
+from llmctl.train.shards import Layout, Piece
+from llmctl.train.states import Trained, buffers_of
 from llmctl.train.strategy import Call, autocast_dtype, join
 
-TAG = "state"
 SHARED_MEMORY_OP = "deepspeed_shm_comm"
 
 
@@ -50,12 +56,22 @@ class DeepSpeed:
         self.world_size = ranks.world_size
         self.zero = zero
         self.device = device
+        self.scale = 1.0
+        self._accept: Callable[[float], bool]
+        self._verdict: bool | None = None
+        self._norm: float | None = None
         if device.type == "cuda":
             torch.cuda.set_device(device)
         join()
 
     def prepare(self, model: Transformer, config: TrainConfig, micro_batches: int) -> None:
-        """Hand the model and a plain torch optimizer to DeepSpeed."""
+        """Hand the model and a plain torch optimizer to DeepSpeed.
+
+        Raises:
+            UsageError: the optimizer works in a single process only.
+        """
+        if isinstance(config.optimizer, SophiaConfig):
+            raise UsageError("sophia runs in a single process only", hint="start it without a launcher")
         os.environ.setdefault("DS_ACCELERATOR", self.device.type)  # read when deepspeed is imported
         import deepspeed
 
@@ -63,33 +79,90 @@ class DeepSpeed:
         deepspeed.ops.__compatible_ops__[SHARED_MEMORY_OP] = False
         deepspeed.init_distributed(verbose=False)
         self.model = model.to(self.device).train()
+        recompute(self.model, config.recompute)
+        autocast = autocast_dtype(config.precision)
+        optimizer = build_optimizer(self.model, config.optimizer, autocast)
+        self.groups = described(optimizer, config.optimizer)
+        self._put_behind_a_gate(optimizer)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=Guest(self.model, autocast_dtype(config.precision), self.device.type),
-            optimizer=build_optimizer(self.model, config.optimizer),
+            model=Guest(self.model, autocast, self.device.type),
+            optimizer=optimizer,
             config=engine_config(config, self.world_size, self.zero, micro_batches),
         )
+        layout = self._layout()
+        if isinstance(optimizer, Muon):
+            optimizer.layout = layout
+        self.trained = Trained(layout, optimizer, self.device, buffers_of(self.model))
+
+    def _layout(self) -> Layout:
+        """Where DeepSpeed has put the fp32 parameters that the optimizer updates."""
+        named = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        if self.zero == 0:
+            return Layout.whole(named, self.rank, self.world_size)
+        piece = _piece_in_shard if self.zero == 3 else _piece_in_flat_group
+        pieces = piece(self.engine.optimizer, named)
+        return Layout(pieces, rank=self.rank, world_size=self.world_size, sharded=True)
+
+    def described(self) -> str:
+        """Of the groups as they were before sharding."""
+        return self.groups
 
     def forward(self, call: Call) -> Tensor:
         """Run through the engine."""
         result: Tensor = self.engine(call)
         return result
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor, *, last: bool) -> None:
         """Scaled so that DeepSpeed's mean over ranks is a sum; its division by micro-batches is left out."""
-        self.engine.backward(loss * self.world_size, scale_wrt_gas=False)
-        if not self.engine.is_gradient_accumulation_boundary():
+        scale = self.scale if self.zero == 0 else 1.0  # above stage 0 DeepSpeed multiplies itself
+        self.engine.set_gradient_accumulation_boundary(is_boundary=last)  # it cannot count batches that grow
+        self.engine.backward(loss * (self.world_size * scale), scale_wrt_gas=False)
+        if not last:
             self.engine.step()  # counts the micro-batch
 
-    def step(self, lr: float) -> float:
+    def scale_loss(self, scale: float) -> None:
+        """Above stage 0 DeepSpeed scales and unscales; at stage 0 this class does."""
+        if self.zero and scale != self.scale:
+            self.optimizer.override_loss_scale(scale)
+        self.scale = scale
+
+    def step(self, factor: float, accept: Callable[[float], bool]) -> float:
         """Let the engine clip and update; it has reduced the gradients in the last backward."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        norm = None
+        set_rate(self.optimizer, factor)
+        self._accept, self._verdict, self._norm = accept, None, None
         if self.zero == 0:  # the engine clips but does not tell the norm
+            if self.scale != 1.0:
+                unscale(self.model.parameters(), self.scale)
             gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-            norm = nn.utils.get_total_norm(gradients)
+            self._norm = float(nn.utils.get_total_norm(gradients))
         self.engine.step()
-        return float(self.engine.get_global_grad_norm() if norm is None else norm)
+        return float(self.engine.get_global_grad_norm()) if self._norm is None else self._norm
+
+    def _put_behind_a_gate(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the optimizer update only where the loop agrees to the gradient's norm.
+
+        Above stage 0 the engine calls it for one group after another, having computed the norm over all of them.
+        """
+        update = optimizer.step
+
+        def gated() -> None:
+            if self._verdict is None:
+                norm = self._norm if self._norm is not None else float(self.optimizer._global_grad_norm)  # noqa: SLF001
+                self._verdict = math.isfinite(norm) and self._accept(norm)
+            if self._verdict:
+                update()
+
+        optimizer.step = gated  # type: ignore[method-assign, assignment]
+
+    def refresh(self) -> None:
+        """Copy the fp32 weights of all shards to where the model looks for them, as the end of a step does."""
+        if self.zero in (1, 2):
+            self.optimizer.update_lp_params()
+        elif self.zero == 3:
+            self.optimizer._partition_all_parameters()  # noqa: SLF001 (as DeepSpeed's own step begins and ends)
+            for number in range(len(self.optimizer.fp16_groups)):
+                self.optimizer._reassign_or_swap_out_partitioned_parameters(number)  # noqa: SLF001
+            self.optimizer._post_step(set())  # noqa: SLF001
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """All-reduce in fp64."""
@@ -97,25 +170,11 @@ class DeepSpeed:
         distributed.all_reduce(tensor)
         return [float(value) for value in tensor.tolist()]
 
-    def save(self, directory: Path) -> None:
-        """DeepSpeed's own files, each rank its shard, with the generators' states."""
-        client: dict[str, Any] = {"rng_cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            client["rng_cuda"] = torch.cuda.get_rng_state(self.device)
-        self.engine.save_checkpoint(str(directory), tag=TAG, client_state=client, save_latest=False)
-
-    def load(self, directory: Path) -> None:
-        """Restore them. They are pickles, read because this run wrote them into its own work directory."""
-        _, client = self.engine.load_checkpoint(str(directory), tag=TAG)
-        torch.set_rng_state(client["rng_cpu"].cpu())
-        if "rng_cuda" in client:
-            torch.cuda.set_rng_state(client["rng_cuda"].cpu(), self.device)
-
     def weights(self) -> dict[str, Tensor] | None:
         """Gather parameter by parameter, so that rank 0 needs room for one copy in CPU memory."""
         import deepspeed
 
-        gathered = {}
+        gathered = {name: value.to("cpu", copy=True) for name, value in self.trained.buffers.items()}
         for name, parameter in self.model.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.zero == 3):
                 if self.rank == 0:
@@ -128,13 +187,45 @@ def engine_config(config: TrainConfig, world_size: int, zero: int, micro_batches
 
     The batch sizes only have to be consistent with one another: the loop deals the rows.
     """
+    sharding: dict[str, Any] = {"stage": zero, "contiguous_gradients": True, "overlap_comm": False}
+    if config.offload != "none":
+        sharding["offload_optimizer"] = {"device": config.offload}
+        if zero == 3:
+            sharding["offload_param"] = {"device": config.offload}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": micro_batches,
         "train_batch_size": micro_batches * world_size,
         "gradient_clipping": config.clip_norm,
-        "zero_optimization": {"stage": zero, "contiguous_gradients": True, "overlap_comm": False},
+        "zero_optimization": sharding,
+        "zero_force_ds_cpu_optimizer": False,  # its own needs a compiler; ours work wherever their tensors are
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
+
+
+def _piece_in_flat_group(optimizer: Any, named: Mapping[str, nn.Parameter]) -> Iterator[Piece]:
+    """Stages 1 and 2: a group's parameters lie end to end, and each rank holds an equal stretch of them."""
+    held = {id(p): shard for group, shard in _flat_groups(optimizer) for p in group}
+    for name, parameter in named.items():
+        found: Any = getattr(parameter, "_hp_mapping")  # noqa: B009 (DeepSpeed's attribute, unknown to the type checker)
+        at, start, length = 0, 0, 0
+        if found is not None:
+            at, start = found.hp_fragment_address.start, found.lp_fragment_address.start
+            length = found.hp_fragment_address.numel
+        yield Piece(name, parameter.shape, held[id(parameter)], at, start, length)
+
+
+def _flat_groups(optimizer: Any) -> Iterator[tuple[list[nn.Parameter], Tensor]]:
+    return zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True)
+
+
+def _piece_in_shard(optimizer: Any, named: Mapping[str, nn.Parameter]) -> Iterator[Piece]:
+    """Stage 3: each parameter is cut into equal parts, one for each rank, the last of them padded."""
+    for name, parameter in named.items():
+        number, at, length = optimizer.grad_position[optimizer.get_param_id(parameter)]
+        shape: torch.Size = getattr(parameter, "ds_shape")  # noqa: B009 (as above)
+        start = min(length * distributed.get_rank(), shape.numel())
+        held = optimizer.fp32_partitioned_groups_flat[number]
+        yield Piece(name, shape, held, at, start, min(length, shape.numel() - start))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,10 @@ from torch import Tensor
 
 from llmctl.model.likelihood import Tensors, target_losses
 from llmctl.model.transformer import Transformer
-from llmctl.tokens.batch import Batch
-from llmctl.train.strategy import Call
+from llmctl.tokens.batch import IGNORE, Batch
+from llmctl.tokens.order import permuted
+from llmctl.train.loader import RowSource
+from llmctl.train.strategy import Call, Strategy
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,58 @@ class HeldOut:
     def bits_per_byte(self) -> float:
         """Bits per byte of text: comparable between tokenizers. NaN where no target stands for a byte."""
         return self.text_nll / math.log(2) / self.bytes if self.bytes else math.nan
+
+    @property
+    def figures(self) -> dict[str, int | float]:
+        """By the names of metrics and totals; what is undefined (no targets, no text) is left out."""
+        figures = {"heldout_loss": self.loss, "heldout_bits_per_byte": self.bits_per_byte}
+        defined = {name: value for name, value in figures.items() if math.isfinite(value)}
+        return {**defined, "heldout_targets": self.targets}
+
+
+@dataclass(frozen=True)
+class HeldOutRows:
+    """What is measured during training.
+
+    Attributes:
+        rows: of which a fixed sample is scored.
+        byte_lengths: int32 [V], bytes that each id stands for.
+    """
+
+    rows: RowSource
+    byte_lengths: NDArray[np.int32]
+
+    def bytes_of(self, batch: Batch) -> int:
+        """Bytes that the targets of a batch stand for."""
+        return int(self.byte_lengths[batch.labels[batch.labels != IGNORE]].sum(dtype=np.int64))
+
+
+@torch.no_grad()
+def sample_scored(
+    held: HeldOutRows, wanted: int, micro_rows: int, strategy: Strategy, done: Callable[[int], None] | None = None
+) -> HeldOut:
+    """Score a fixed sample of held-out rows, each rank a share of it; collective.
+
+    Args:
+        held: the rows.
+        wanted: how many of them; 0 for all.
+        micro_rows: rows in one forward pass.
+        strategy: what computes.
+        done: told how many passes are finished.
+    """
+    count = min(wanted or held.rows.count, held.rows.count)
+    sample = np.sort(permuted(0, np.arange(count), held.rows.count))
+    parts = [sample[start : start + micro_rows] for start in range(0, count, micro_rows)]
+
+    def share() -> Iterator[Batch]:
+        for first in range(0, len(parts), strategy.world_size):
+            mine = first + strategy.rank
+            batch = held.rows.batch(parts[min(mine, len(parts) - 1)])
+            # Every rank takes part in every pass, as sharded weights are gathered in step; a surplus is blank.
+            yield batch if mine < len(parts) else batch.without_targets()
+
+    values = accumulated(share(), held.byte_lengths, strategy.device, strategy.forward, done)
+    return total(strategy.sum(values))
 
 
 def accumulated(

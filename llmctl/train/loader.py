@@ -5,15 +5,16 @@ from __future__ import annotations
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llmctl.config.batches import Batches
 from llmctl.config.errors import UsageError
 from llmctl.config.train import TrainConfig, micro_rows
 from llmctl.tokens.batch import Batch
-from llmctl.tokens.order import rows_of_step
+from llmctl.tokens.order import part_of_rank, rows_of_step
 
 
 class RowSource(Protocol):
@@ -26,6 +27,15 @@ class RowSource(Protocol):
         ...
 
 
+@runtime_checkable
+class Ordered(Protocol):
+    """A source with an order of its own, such as a mixture of several; others are shuffled whole, epoch by epoch."""
+
+    def rows_of_step(self, seed: int, step: int, batch_rows: int) -> NDArray[np.int64]:
+        """The rows of a step, as a function of these numbers alone."""
+        ...
+
+
 @dataclass(frozen=True)
 class Plan:
     """How the rows of a step are dealt: contiguous parts to ranks, contiguous parts of those to micro-batches.
@@ -35,7 +45,7 @@ class Plan:
 
     seed: int
     steps: int
-    batch_rows: int
+    batches: Batches
     rank: int
     world_size: int
     micro_rows: int
@@ -47,26 +57,35 @@ class Plan:
         Raises:
             UsageError: the rows of a step cannot be dealt evenly.
         """
-        if config.batch_rows % world_size:
-            raise UsageError(
-                f"batch_rows ({config.batch_rows}) is not a multiple of the {world_size} ranks",
-                hint=f"give a multiple of {world_size}",
-            )
-        return cls(config.seed, steps, config.batch_rows, rank, world_size, micro_rows(config, world_size))
+        sizes = {"batch_rows": config.batch_rows}
+        if config.batch_ramp is not None:
+            sizes["batch_ramp.start_rows"] = config.batch_ramp.start_rows
+        for name, size in sizes.items():
+            if size % world_size:
+                raise UsageError(
+                    f"{name} ({size}) is not a multiple of the {world_size} ranks",
+                    hint=f"give a multiple of {world_size}",
+                )
+        return cls(config.seed, steps, config.batches, rank, world_size, micro_rows(config, world_size))
 
     @property
     def micro_batches(self) -> int:
-        """Forward passes of one rank in one step; the last may be smaller."""
-        return -(-(self.batch_rows // self.world_size) // self.micro_rows)
+        """Forward passes of one rank in a full step; the last may be smaller."""
+        return -(-(self.batches.batch_rows // self.world_size) // self.micro_rows)
 
-    def rows(self, step: int, count: int) -> NDArray[np.int64]:
+    def rows(self, step: int, source: RowSource) -> NDArray[np.int64]:
         """All rows of `step`, over all ranks."""
-        return rows_of_step(self.seed, step, self.batch_rows, count)
+        parts = [
+            source.rows_of_step(self.seed, number, rows)
+            if isinstance(source, Ordered)
+            else rows_of_step(self.seed, number, rows, source.count)
+            for number, rows in self.batches.spans(step)
+        ]
+        return np.concatenate(parts)
 
     def own(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """This rank's part of a step's rows."""
-        part = rows.size // self.world_size
-        return rows[self.rank * part : (self.rank + 1) * part]
+        return part_of_rank(rows, self.rank, self.world_size)
 
 
 class Loader:
@@ -92,7 +111,7 @@ class Loader:
 
     def _read(self, step: int) -> list[Batch]:
         plan = self._plan
-        batch = self._source.batch(plan.own(plan.rows(step, self._source.count)))
+        batch = self._source.batch(plan.own(plan.rows(step, self._source)))
         return [batch.slice(slice(start, start + plan.micro_rows)) for start in range(0, batch.rows, plan.micro_rows)]
 
     def __enter__(self) -> Self:

@@ -2,89 +2,52 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llmctl.config.base import semantic_values
-from llmctl.config.errors import GateError, InputError, IntegrityError, InterruptedRunError
+from llmctl.config.averages import average_share
+from llmctl.config.errors import InputError, InterruptedRunError
+from llmctl.config.optimizers import SophiaConfig
 from llmctl.config.train import TrainConfig
 from llmctl.model.device import choose_device
+from llmctl.model.kernels import set_backend
 from llmctl.model.likelihood import Tensors
 from llmctl.model.transformer import Transformer
 from llmctl.pipeline.job import Job
 from llmctl.store.artifact import Artifact
 from llmctl.tokens.batch import Batch
-from llmctl.tokens.order import permuted
 from llmctl.tokens.rows import SCHEMA as ROWS_SCHEMA
 from llmctl.train import checkpoints, heldout
+from llmctl.train.balance import end_step, forget_counts, not_training
 from llmctl.train.checkpoints import State
-from llmctl.train.heldout import HeldOut
-from llmctl.train.launch import environment
-from llmctl.train.loader import Loader, Plan, RowSource
+from llmctl.train.curvature import generator_of, sampled_labels
+from llmctl.train.guards import HINT, DivergedError, Fault, Guard
+from llmctl.train.heldout import HeldOut, HeldOutRows
+from llmctl.train.launch import environment, give_up
+from llmctl.train.loader import Loader, Plan
 from llmctl.train.local import Local
+from llmctl.train.memory import exhaustion_explained
+from llmctl.train.objective import Fitted, Objective
+from llmctl.train.report import Report, bits_per_byte
+from llmctl.train.resume import States
+from llmctl.train.scaling import LossScale
 from llmctl.train.schedules import rate_factor
 from llmctl.train.stop import Stop
 from llmctl.train.strategy import Strategy, keep_freed_memory, precision_warning, set_threads
+from llmctl.train.watchdog import Beat, Watchdog
 
 SHOWN_ROWS = 16
-DIVERGED_HINT = "lower optimizer.lr or clip_norm"
-
-
-class DivergedError(GateError):
-    """A loss or gradient that is infinite or not a number: the run ends at that step and publishes nothing.
-
-    It is a failed gate (exit code 6), since inputs and configuration are sound and the result is refused. No state
-    of the step is saved, so the run resumes before it, and diverges again where nothing changes; a changed
-    learning rate is another run.
-    """
-
-
-class Objective(Protocol):
-    """What is learned: rows, and the loss of some of them."""
-
-    @property
-    def rows(self) -> RowSource:
-        """Where the rows of a step come from."""
-        ...
-
-    def loss(self, model: Transformer, batch: Tensors) -> Tensor:
-        """Sum of the loss over the batch's targets: a scalar, to be divided by `Batch.targets` over all ranks."""
-        ...
-
-
-@dataclass(frozen=True)
-class HeldOutRows:
-    """What is measured during training.
-
-    Attributes:
-        rows: of which a fixed sample is scored.
-        byte_lengths: int32 [V], bytes that each id stands for.
-    """
-
-    rows: RowSource
-    byte_lengths: NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What training gave.
-
-    Attributes:
-        weights: full fp32 weights by name on rank 0, None on other ranks.
-        totals: steps, tokens, loss, tokens_per_s, and the held-out figures where there were held-out rows.
-    """
-
-    weights: dict[str, Tensor] | None
-    totals: dict[str, int | float | str]
+NORM = "gradient's norm"
+_DONE = {"skip": "left out", "rollback": "rolled back to the newest saved state, to leave it out"}
 
 
 def fit(
@@ -96,21 +59,28 @@ def fit(
     Under a launcher every rank calls this with the same model and rows.
 
     Raises:
-        DivergedError: a loss or gradient is not finite.
+        DivergedError: a loss or gradient cannot be trusted, and the guard says stop.
         InputError: a step has no target at all.
         InterruptedRunError: on SIGINT or SIGTERM, after saving the state.
-        UsageError: the state in `job.work` is of another configuration or set of ranks.
+        UsageError: the state in `job.work` is of another configuration, or memory runs out.
     """
     strategy = choose_strategy(job.config)
-    run = Run(job, strategy, objective, steps, heldout_rows)
+    report = Report(job, strategy, model)
+    run = Run(job, strategy, model, objective, steps, heldout_rows, report)
     strategy.prepare(model, job.config, run.plan.micro_batches)
-    if run.leads and (warning := precision_warning(job.config.precision, strategy.device)):
-        job.progress.note(warning)
+    if warning := precision_warning(job.config.precision, strategy.device):
+        report.note(warning)
+    report.note(f"{strategy.described()}; gradients clipped to a norm of {job.config.clip_norm:g}")
+    report.note(set_backend(model, job.config, strategy.device))
     run.resume()
     stopping = Stop(job.work, signals=strategy.world_size == 1, leads=run.leads)
-    with stopping as stop, Loader(objective.rows, run.plan) as loader:
-        while run.step < steps:
-            run.advance(loader, stop)
+    patience = job.config.watchdog_s if strategy.world_size > 1 and run.leads else 0.0
+    watchdog = Watchdog(job.work, strategy.world_size, patience, functools.partial(give_up, job.work))
+    with stopping as stop, Loader(objective.rows, run.plan) as loader, run.states.saver, watchdog, report:
+        with exhaustion_explained(model, strategy.trained, job.config, run.shape):
+            while run.step < steps:
+                run.advance(loader, stop)
+        run.states.saver.finish()
     return Fitted(strategy.weights(), run.totals())
 
 
@@ -139,9 +109,18 @@ class Run:
     """
 
     def __init__(
-        self, job: Job[Any], strategy: Strategy, objective: Objective, steps: int, held: HeldOutRows | None
+        self,
+        job: Job[Any],
+        strategy: Strategy,
+        model: Transformer,
+        objective: Objective,
+        steps: int,
+        held: HeldOutRows | None,
+        report: Report,
     ) -> None:
         self.job = job
+        self.model = model
+        self.report = report
         self.config: TrainConfig = job.config
         self.strategy = strategy
         self.objective = objective
@@ -151,13 +130,13 @@ class Run:
         self.train_s = 0.0
         self.loss = math.nan
         self.measured: HeldOut | None = None
+        self.guard = Guard(self.config.guard)
+        self.states = States(job, strategy, self.plan, report.note)
+        self.scale = LossScale() if self.config.precision == "fp16" else None
+        self._beat = Beat(job.work, strategy.rank) if strategy.world_size > 1 else None
+        self._seq_len = 0
         self._stop_agreed = False
         self._started = time.perf_counter()
-        self.identity = {
-            **semantic_values(self.config),
-            "steps": steps,
-            "inputs": {role: given.digest for role, given in sorted(job.inputs.items())},
-        }
 
     @property
     def leads(self) -> bool:
@@ -165,54 +144,153 @@ class Run:
         return self.strategy.rank == 0
 
     def advance(self, loader: Loader, stop: Stop) -> None:
-        """One step, and what is due after it."""
-        self.take_step(loader, stop_asked=stop.requested)
-        every = self.config.eval_every_steps
-        if self.step == self.plan.steps or (every and self.step % every == 0):
+        """One step, and what is due after it; a step that ends in a rollback leaves nothing due."""
+        before = self.step
+        if self.step in self.guard.left_out:
+            self._agree([], stop)
+            self.step += 1
+            self._log(left_out=1)
+        else:
+            self.take_step(loader, stop)
+        if self.step <= before:
+            return
+        if share := average_share(self.config.average, self.step, self.plan.steps):
+            self.strategy.trained.average(share)
+        every, last = self.config.eval_every_steps, self.step == self.plan.steps
+        if last:
+            self._adopt_average()
+        if last or (every and self.step % every == 0):
             self.measure()
         due = self.config.checkpoint_every_steps
-        if self._stop_agreed and self.step < self.plan.steps:
+        if self._stop_agreed and not last:
             self.save()
+            self.states.saver.finish()
             raise InterruptedRunError(
                 f"stopped after step {self.step} of {self.plan.steps}, with its state saved",
                 hint="the same command resumes",
             )
-        if due and self.step % due == 0 and self.step < self.plan.steps:
+        if due and self.step % due == 0 and not last:
             self.save()
 
-    def take_step(self, loader: Loader, *, stop_asked: bool) -> None:
+    def take_step(self, loader: Loader, stop: Stop) -> None:
         """Gradient of the mean loss over all targets of all ranks, clipped; one update; one row of metrics."""
         begun = time.perf_counter()
+        self._at("the reading of rows")
         batches = loader.take(self.step)
         waited = time.perf_counter() - begun
         seen = sum(int(np.count_nonzero(batch.documents >= 0)) for batch in batches)
-        targets, tokens, asked = self.strategy.sum([sum(batch.targets for batch in batches), seen, stop_asked])
-        self._stop_agreed = asked > 0
+        targets, tokens = self._agree([sum(batch.targets for batch in batches), seen], stop)
+        self._seq_len = batches[0].tokens.shape[1]
+        self.report.start(self._seq_len)
         if targets == 0:
             raise InputError(f"{self._where()} hold no target at all", hint=self._look() or "look at them")
-        nll = self._accumulate(batches, targets)
-        lr = self.config.optimizer.lr * rate_factor(self.config.schedule, self.step, self.plan.steps)
-        if not math.isfinite(nll):
-            raise DivergedError(f"the loss is {nll} in {self._where()}", hint=self._diverged_hint())
-        norm = self.strategy.step(lr)
-        if not math.isfinite(norm):
-            raise DivergedError(f"the gradient's norm is {norm} in {self._where()}", hint=self._diverged_hint())
+        self._estimate_curvature(batches, targets)
+        if self.scale is not None:
+            self.strategy.scale_loss(self.scale.value)
+        nll, size = self._accumulate(batches, targets)
+        loss = nll / targets
+        factor = rate_factor(self.config.schedule, self.step, self.plan.steps)
+        fault = self.guard.fault("loss", loss)
+        norm = math.nan
+        if fault is None or fault.action != "stop":
+            norm = self.strategy.step(factor, lambda norm: (fault or self.guard.fault(NORM, norm)) is None)
+            if fault is None and not math.isfinite(norm) and self._overflowed():
+                return
+            fault = fault or self.guard.fault(NORM, norm)
+        if fault is not None:
+            self._answer(fault)
+            return
+        if self.scale is not None:
+            self.scale.went_well()
         spent = time.perf_counter() - begun
+        self.guard.trust(loss, norm)
         self.step += 1
         self.tokens += int(tokens)
         self.train_s += spent
-        self.loss = nll / targets
-        self._log(loss=self.loss, lr=lr, grad_norm=norm, tokens_per_s=tokens / spent, data_wait_s=waited)
-        self._report(lr, tokens / spent)
+        self.loss = loss
+        lr, speed = self.config.optimizer.lr * factor, tokens / spent
+        measured = {**bits_per_byte(nll, size), **self.report.utilisation(speed), **self.report.memory()}
+        balance = end_step(self.model, self.strategy.sum)
+        self._log(loss=loss, lr=lr, grad_norm=norm, tokens_per_s=speed, data_wait_s=waited, **measured, **balance)
+        self.report.progress(self.step, self.plan.steps, loss=loss, lr=lr, tokens_per_s=speed)
 
-    def _accumulate(self, batches: list[Batch], targets: float) -> float:
-        """Add up the gradient of nll / targets over this rank's micro-batches; the nll of all ranks."""
+    def _agree(self, figures: list[float], stop: Stop) -> list[float]:
+        """Sums over the ranks of `figures`; along with them, whether anyone asks for a stop or has saved."""
+        self._at("the count of targets")
+        written, failed = self.states.saver.progress()
+        *sums, asked, written_all, failed_any = self.strategy.sum([*figures, stop.requested, written, failed])
+        self._stop_agreed = asked > 0
+        self.states.saver.settle(written_all, failed_any)
+        return sums
+
+    def _overflowed(self) -> bool:
+        """Whether the gradient overflowed because the loss was scaled; the step then changes nothing but the scale."""
+        if self.scale is None or not self.scale.overflowed():
+            return False
+        forget_counts(self.model)
+        self.step += 1
+        self._log(loss_scale=self.scale.value)
+        return True
+
+    def _answer(self, fault: Fault) -> None:
+        """Do what the guard says about the step that was just computed and not applied."""
+        forget_counts(self.model)
+        at, rows = self.step, self._rows().tolist()
+        incident = {"step": at + 1, "incident": fault.text, "action": fault.action, "rows": rows}
+        where, hint = self._where(), "; ".join(part for part in (HINT, self._look()) if part)
+        first, state = at, None
+        if fault.action != "skip":
+            self.states.saver.finish()
+        if fault.action == "rollback" and (state := self.states.newest()) is not None:
+            first = max(state.step, at - self.config.guard.rollback_steps)
+            self._continue_from(state)
+        enough = fault.action != "stop" and self.guard.leave_out(first, at)
+        self.report.incident(**incident)
+        if not enough:
+            left = len(self.guard.left_out)
+            most = f"; {left} steps left out are more than guard.most" if fault.action != "stop" else ""
+            raise DivergedError(f"{fault.text} in {where}{most}", hint=hint)
+        self.report.note(f"{fault.text} in {where}: {_DONE[fault.action if state else 'skip']}")
+        if state is None:
+            self.step += 1
+
+    def _adopt_average(self) -> None:
+        """Make the average the weights that are measured and published."""
+        if self.config.average is not None:
+            self.strategy.trained.adopt_average()
+            self.strategy.refresh()
+
+    def _accumulate(self, batches: list[Batch], targets: float) -> tuple[float, float]:
+        """Add up the gradient of nll / targets over this rank's micro-batches.
+
+        Returns:
+            Of all ranks: the nll, and the bytes that the targets stand for (0 where that is not known).
+        """
         nll = torch.zeros((), dtype=torch.float64, device=self.strategy.device)
-        for batch in batches:
+        for number, batch in enumerate(batches, start=1):
+            self._at("a forward pass")
             loss = self.strategy.forward(self._loss_of(batch))
             nll += loss.detach()
-            self.strategy.backward(loss / targets)
-        return self.strategy.sum([nll.item()])[0]
+            self._at("a backward pass")
+            self.strategy.backward(loss / targets, last=number == len(batches))
+        self._at("the update")
+        size = 0 if self.held is None else sum(self.held.bytes_of(batch) for batch in batches)
+        nll_of_all, bytes_of_all = self.strategy.sum([nll.item(), size])
+        return nll_of_all, bytes_of_all
+
+    def _estimate_curvature(self, batches: list[Batch], targets: float) -> None:
+        """Where the optimizer is Sophia and an estimate is due: one from labels that the model draws itself."""
+        if not isinstance(self.config.optimizer, SophiaConfig) or self.step % self.config.optimizer.interval:
+            return
+        local = self.strategy
+        assert isinstance(local, Local), "the configuration refuses Sophia elsewhere"
+        generator = generator_of(self.config.seed, self.step, local.device)
+        for batch in batches:
+            given = Tensors.of(batch, local.device)
+            labels = local.forward(functools.partial(sampled_labels, batch=given, generator=generator))
+            drawn = replace(given, labels=labels)
+            local.backward(local.forward(functools.partial(self.objective.loss, batch=drawn)) / targets, last=False)
+        local.estimate(targets)
 
     def _loss_of(self, batch: Batch) -> Callable[[Transformer], Tensor]:
         tensors = Tensors.of(batch, self.strategy.device)
@@ -220,61 +298,44 @@ class Run:
 
     def _where(self) -> str:
         """The step that is being taken and its rows, for messages."""
-        rows = self.plan.rows(self.step, self.objective.rows.count).tolist()
+        rows = self._rows().tolist()
         shown = ", ".join(map(str, rows[:SHOWN_ROWS])) + (", …" if len(rows) > SHOWN_ROWS else "")
         return f"step {self.step + 1}, rows {shown}"
+
+    def _rows(self) -> NDArray[np.int64]:
+        return self.plan.rows(self.step, self.objective.rows)
 
     def _look(self) -> str:
         """How to look at the rows of the step that is being taken; empty where they are in no artifact."""
         given = self.job.inputs.get("input")
-        if not isinstance(given, Artifact) or given.manifest.schema_ != ROWS_SCHEMA:
+        if not isinstance(given, Artifact) or given.manifest.schema_ != ROWS_SCHEMA or self.config.batch_ramp:
             return ""
         seed, batch_rows = self.config.seed, self.config.batch_rows
         return f"look at them: llmctl show {given.ref} --step {self.step + 1} --seed {seed} --batch-rows {batch_rows}"
-
-    def _diverged_hint(self) -> str:
-        return "; ".join(part for part in (DIVERGED_HINT, self._look()) if part)
 
     def measure(self) -> None:
         """Score the fixed sample of held-out rows, each rank a share of it."""
         if self.held is None or self.held.rows.count == 0:
             return
-        self.measured = self._score(self.held)
-        self._log(**_heldout_figures(self.measured))
+        wanted, rows = self.config.heldout_rows, self.plan.micro_rows
+        with not_training(self.model):
+            self.measured = heldout.sample_scored(self.held, wanted, rows, self.strategy, self._at_measuring)
+        self._log(**self.measured.figures)
         bits = self.measured.bits_per_byte
-        self._note(f"step {self.step}: held-out loss {self.measured.loss:.4f}, {bits:.4f} bits per byte")
-
-    @torch.no_grad()
-    def _score(self, held: HeldOutRows) -> HeldOut:
-        count = min(self.config.heldout_rows or held.rows.count, held.rows.count)
-        sample = np.sort(permuted(0, np.arange(count), held.rows.count))
-        parts = [sample[start : start + self.plan.micro_rows] for start in range(0, count, self.plan.micro_rows)]
-
-        def share() -> Iterator[Batch]:
-            for first in range(0, len(parts), self.strategy.world_size):
-                mine = first + self.strategy.rank
-                batch = held.rows.batch(parts[min(mine, len(parts) - 1)])
-                # Every rank takes part in every pass, as sharded weights are gathered in step; a surplus is blank.
-                yield batch if mine < len(parts) else batch.without_targets()
-
-        values = heldout.accumulated(share(), held.byte_lengths, self.strategy.device, self.strategy.forward)
-        return heldout.total(self.strategy.sum(values))
+        self.report.note(f"step {self.step}: held-out loss {self.measured.loss:.4f}, {bits:.4f} bits per byte")
 
     def save(self) -> None:
-        """Write a resumable state; collective."""
-        state = checkpoints.State(
+        """Begin to write a resumable state; collective."""
+        measured = self.measured
+        self.states.save(
             step=self.step,
             tokens=self.tokens,
             train_s=self.train_s,
             elapsed_s=self.elapsed_s,
-            metrics_bytes=checkpoints.synced_length(self.job.metrics_file) if self.leads else 0,
-            strategy=self.strategy.name,
-            world_size=self.strategy.world_size,
-            zero=self.strategy.zero,
-            run=self.identity,
-            rounding=self._rounding(),
+            heldout_loss=measured.loss if measured is not None and math.isfinite(measured.loss) else None,
+            guard=self.guard.memory,
+            loss_scale=None if self.scale is None else (self.scale.value, self.scale.good),
         )
-        checkpoints.save(self.job.work, state, self.strategy.save, self._meet, leads=self.leads)
 
     def resume(self) -> None:
         """Continue from the newest intact state, or start with an empty metrics file; collective.
@@ -282,102 +343,53 @@ class Run:
         Raises:
             IntegrityError: there are states, and all are damaged.
         """
-        if self.leads:
-            checkpoints.sweep(self.job.work)
-        self._meet()
-        faults: list[IntegrityError] = []
-        for _, directory in reversed(checkpoints.complete(self.job.work)):
-            found = self._restore(directory)
-            if isinstance(found, State):
-                self._continue_from(found)
-                return
-            faults.append(found)
-            self._note(f"{found.what}; trying the one before it")
-        if faults:
-            raise faults[0]
-        if self.leads:
+        state = self.states.newest()
+        if state is not None:
+            self._continue_from(state)
+        elif self.leads:
             checkpoints.cut_metrics(self.job.metrics_file, 0)
-
-    def _restore(self, directory: Path) -> State | IntegrityError:
-        """Load one state on every rank, or what is wrong with it on any of them."""
-        mine, fault = self.strategy, None
-        try:
-            state = checkpoints.read(directory)
-            checkpoints.require_match(
-                state, strategy=mine.name, world_size=mine.world_size, zero=mine.zero, run=self.identity
-            )
-            with checkpoints.damage_named(directory):
-                mine.load(directory)
-        except IntegrityError as error:
-            fault = error
-        if mine.sum([fault is not None])[0] == 0:
-            return state
-        elsewhere = f"the training state {directory} is damaged: another rank cannot read its part"
-        return fault or IntegrityError(elsewhere, hint="--force starts anew")
 
     def _continue_from(self, state: State) -> None:
         """Take over where `state` stood."""
-        if self.leads:
-            checkpoints.cut_metrics(self.job.metrics_file, state.metrics_bytes)
-        self._note(f"resuming after step {state.step} of {self.plan.steps}")
-        now = self._rounding()
-        changed = [
-            f"{key} {state.rounding[key]} became {now[key]}"
-            for key in now
-            if state.rounding.get(key, now[key]) != now[key]
-        ]
-        if changed:
-            self._note(f"{', '.join(changed)}: results agree with those of an undisturbed run to rounding only")
         self.step, self.tokens, self.train_s = state.step, state.tokens, state.train_s
-        self._started -= state.elapsed_s
-
-    def _rounding(self) -> dict[str, int | str]:
-        """What decides the order in which sums are taken, by the names of the configuration."""
-        return {
-            "device": self.strategy.device.type,
-            "threads": torch.get_num_threads(),
-            "micro_batch_rows": self.plan.micro_rows,
-            "compile": str(self.config.compile).lower(),
-        }
+        self._started = time.perf_counter() - state.elapsed_s
+        self.guard.recall(state.guard)
+        if self.scale is not None and state.loss_scale is not None:
+            self.scale = LossScale(*state.loss_scale)
 
     @property
     def elapsed_s(self) -> float:
         """Seconds since the start, over all attempts, time between them left out."""
         return time.perf_counter() - self._started
 
+    def shape(self) -> tuple[int, int]:
+        """Rows and tokens of a row in one forward pass; of what came last."""
+        return self.plan.micro_rows, self._seq_len
+
     def totals(self) -> dict[str, int | float | str]:
         """Figures of the whole run."""
         values: dict[str, int | float | str] = {
             "steps": self.step,
             "tokens": self.tokens,
-            "loss": self.loss,
-            "tokens_per_s": self.tokens / self.train_s,
+            "tokens_per_s": self.tokens / max(self.train_s, 1e-9),
             "train_s": self.train_s,
+            "attention": self.model.attention_backend,
         }
+        values |= {**self.report.utilisation(self.tokens / max(self.train_s, 1e-9)), **self.report.memory()}
+        if math.isfinite(self.loss):  # some step was good
+            values["loss"] = self.loss
+        if self.guard.left_out:
+            values["left_out"] = len(self.guard.left_out)
         if self.measured is not None:
-            values |= _heldout_figures(self.measured)
+            values |= self.measured.figures
         return values
 
-    def _meet(self) -> None:
-        self.strategy.sum([0.0])
+    def _at(self, doing: str) -> None:
+        if self._beat is not None:
+            self._beat.at(self.step, doing)
 
-    def _note(self, text: str) -> None:
-        if self.leads:
-            self.job.progress.note(text)
+    def _at_measuring(self, _: int = 0) -> None:
+        self._at("the held-out loss")
 
     def _log(self, **figures: float) -> None:
-        if self.leads:
-            self.job.log({"step": self.step, **figures, "tokens": self.tokens, "elapsed_s": self.elapsed_s})
-
-    def _report(self, lr: float, tokens_per_s: float) -> None:
-        if self.leads:
-            self.job.progress.update(
-                self.step, self.plan.steps, "steps", loss=self.loss, lr=lr, tokens_per_s=tokens_per_s
-            )
-
-
-def _heldout_figures(measured: HeldOut) -> dict[str, int | float]:
-    """What was measured, by the names of metrics and totals; what is undefined (no targets, no text) is left out."""
-    figures = {"heldout_loss": measured.loss, "heldout_bits_per_byte": measured.bits_per_byte}
-    defined = {name: value for name, value in figures.items() if math.isfinite(value)}
-    return {**defined, "heldout_targets": measured.targets}
+        self.report.row(self.step, **figures, tokens=self.tokens, elapsed_s=self.elapsed_s)

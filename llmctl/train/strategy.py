@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor, distributed
 from llmctl.config.devices import cores
 from llmctl.config.train import TrainConfig
 from llmctl.model.transformer import Transformer
+from llmctl.train.launch import meeting_point
+from llmctl.train.states import Trained
 
 Call = Callable[[Transformer], Tensor]
 
@@ -24,7 +26,7 @@ PATIENCE = timedelta(days=1)  # how long ranks wait for rank 0 to have its input
 
 
 class Strategy(Protocol):
-    """One way to compute steps. All methods but `save` are collective: every rank calls them in the same order.
+    """One way to compute steps. All methods are collective: every rank calls them in the same order.
 
     Attributes:
         name: `local` or `deepspeed`.
@@ -32,6 +34,7 @@ class Strategy(Protocol):
         world_size: number of ranks.
         zero: ZeRO stage, 0 where nothing is sharded.
         device: where the model computes.
+        trained: the tensors that steps change, from `prepare` on.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Strategy(Protocol):
     world_size: int
     zero: int
     device: torch.device
+    trained: Trained
 
     def prepare(self, model: Transformer, config: TrainConfig, micro_batches: int) -> None:
         """Take over `model`, which must hold the same weights on every rank."""
@@ -48,24 +52,31 @@ class Strategy(Protocol):
         """`call(model)` under the run's precision, with sharded weights at hand."""
         ...
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of `loss`; over ranks and micro-batches gradients are summed."""
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add the gradient of `loss`; over ranks and micro-batches, of which this may be the last, they are summed."""
         ...
 
-    def step(self, lr: float) -> float:
-        """Clip the global gradient, update with `lr`, clear the gradient; its 2-norm before clipping."""
+    def scale_loss(self, scale: float) -> None:
+        """Multiply losses by `scale` from now on, and gradients by its inverse before they are clipped."""
+        ...
+
+    def step(self, factor: float, accept: Callable[[float], bool]) -> float:
+        """Clip the global gradient, update at `factor` times the peak rates, clear it; its 2-norm before clipping.
+
+        Nothing is updated where `accept`, given the norm, says no, or where the norm is not finite.
+        """
+        ...
+
+    def refresh(self) -> None:
+        """Let the model compute with the weights that were put into `trained`."""
+        ...
+
+    def described(self) -> str:
+        """One line that says which parameters the optimizer treats how."""
         ...
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Each value summed over the ranks, in fp64."""
-        ...
-
-    def save(self, directory: Path) -> None:
-        """Write weights, optimizer and random state into an existing directory, each rank its own part."""
-        ...
-
-    def load(self, directory: Path) -> None:
-        """Restore what `save` wrote."""
         ...
 
     def weights(self) -> dict[str, Tensor] | None:
@@ -95,7 +106,7 @@ def keep_freed_memory() -> None:
 
 def autocast_dtype(precision: str) -> torch.dtype | None:
     """The dtype of matrix products, None for that of the weights."""
-    return torch.bfloat16 if precision == "bf16" else None
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
 
 def precision_warning(precision: str, device: torch.device) -> str | None:
@@ -105,6 +116,8 @@ def precision_warning(precision: str, device: torch.device) -> str | None:
     """
     if precision == "bf16" and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001 (torch has no public name for it)
         return "this CPU has no bf16 instructions, so bf16 falls back to a slow emulation: precision=fp32 is faster"
+    if precision == "fp16" and device.type == "cpu":
+        return "CPUs compute in fp16 far more slowly than in fp32: precision=fp16 is for GPUs without bf16"
     if precision == "fp32" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return "this GPU computes many times faster in bf16: consider precision=bf16"
     return None
@@ -113,5 +126,6 @@ def precision_warning(precision: str, device: torch.device) -> str | None:
 def join() -> None:
     """Join the process group of a launcher's ranks, once: gloo for tensors on the CPU, NCCL for those on GPUs."""
     if not distributed.is_initialized():
+        os.environ.update(meeting_point(os.environ))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         distributed.init_process_group(backend, timeout=PATIENCE)

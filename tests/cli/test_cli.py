@@ -38,7 +38,7 @@ def receipts(text: str) -> list[dict[str, Any]]:
 def test_help_lists_every_command_in_the_order_of_the_line(llmctl: Any) -> None:
     shown = llmctl("--help")
     assert shown.returncode == 0
-    listed = re.findall(r"^  ([a-z]+)  +[A-Z]", shown.stdout, re.MULTILINE)
+    listed = re.findall(r"^  ([a-z][a-z-]+)  +[A-Z]", shown.stdout, re.MULTILINE)
     assert listed == [*STAGES, *OTHERS]
 
 
@@ -212,6 +212,7 @@ def test_chat_is_configured_as_every_command(llmctl: Any) -> None:
     shown = llmctl("chat", "web", "why?", "precision=bf16", "--print-config", LLMCTL_CHAT__TEMPERATURE="0.5")
     assert json.loads(shown.stdout) == {
         "questions": ["why?"], "temperature": 0.5, "max_tokens": 128, "device": "auto", "precision": "bf16",
+        "weights": "plain",
     }  # fmt: skip
     wrong = llmctl("chat", "web", "why?", "temprature=1", "--max-tokens", "0")
     assert wrong.returncode == 2

@@ -131,3 +131,25 @@ def test_stats_with_bad_input(llmctl: Any, sources: Path, words: list[str], code
     assert done.returncode == code, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_stats_of_a_tokenizer(llmctl: Any, sources: Path) -> None:
+    made = llmctl("tokenizer", "web", "--model", "byte-bpe", "--vocab-size", "275", "-q")
+    assert (made.returncode, made.stdout) == (0, "web.tokenizer@v1\n"), made.stderr
+    shown = llmctl("stats", "web.tokenizer", "--on", "books")
+    assert shown.returncode == 0, shown.stderr
+    assert "275 ids, on books@v1: 20 documents" in shown.stdout
+    figures = json.loads(llmctl("stats", "web.tokenizer", "--on", "books", "--json").stdout)
+    assert (figures["ref"], figures["on"], figures["unknown_rate"]) == ("web.tokenizer@v1", "books@v1", 0.0)
+    assert figures["bytes"] == figures["sources"]["top"][0]["bytes"]
+    for words in (("web.tokenizer",), ("web", "--on", "books")):
+        refused = llmctl("stats", *words)
+        assert refused.returncode == 2
+        assert "llmctl stats TOKENIZER --on DOCUMENTS" in refused.stderr
+
+
+def test_a_fresh_pipe_is_measured_where_there_was_no_store(shell: Any, tmp_path: Path) -> None:
+    (tmp_path / "page.txt").write_text("a page of five words\n")
+    done = shell("llmctl collect page.txt | llmctl stats --json ngram_words=[1]")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["words"] == 5

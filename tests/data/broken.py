@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import random
 import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 DATE = "2024-05-06T07:08:09Z"
 
@@ -107,3 +112,14 @@ def mutations(sound: bytes, count: int, seed: int) -> Iterator[bytes]:
             if not data:
                 data = bytearray(b"\n")
         yield bytes(data)
+
+
+def parquet_of_bytes(path: Path, **columns: list[bytes]) -> Path:
+    """A Parquet file with columns of strings, whatever bytes those are."""
+    arrays = []
+    for values in columns.values():
+        ends = pa.array([0, *itertools.accumulate(map(len, values))], pa.int32())
+        data = pa.py_buffer(b"".join(values))
+        arrays.append(pa.Array.from_buffers(pa.string(), len(values), [None, ends.buffers()[1], data]))
+    pq.write_table(pa.table(arrays, names=list(columns)), path)
+    return path

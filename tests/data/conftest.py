@@ -12,7 +12,7 @@ import pytest
 
 from llmctl.config.base import Config
 from llmctl.data.table_writer import TableWriter
-from llmctl.data.tables import DOCUMENTS
+from llmctl.data.tables import documents_schema
 from llmctl.pipeline.job import Job, Product, Progress, Silent
 from llmctl.store.artifact import Artifact, Input
 from llmctl.store.files import sha256_file
@@ -70,15 +70,15 @@ def stage(tmp_path: Path) -> Callable[..., tuple[Product, Artifact]]:
 
 
 @pytest.fixture
-def documents(tmp_path: Path) -> Callable[[Sequence[dict[str, str]]], Artifact]:
-    """An artifact of documents with the rows given."""
+def documents(tmp_path: Path) -> Callable[..., Artifact]:
+    """An artifact of documents with the rows given, and the `EXTRA_COLUMNS` that are named."""
     count = 0
 
-    def make(rows: Sequence[dict[str, str]]) -> Artifact:
+    def make(rows: Sequence[dict[str, Any]], *extra: str) -> Artifact:
         nonlocal count
         count += 1
         directory = tmp_path / f"given{count}"
-        writer = TableWriter(directory / "data", DOCUMENTS)
+        writer = TableWriter(directory / "data", documents_schema(extra))
         writer.write_rows([{"source": "test", "url": "", "license": "", "lang": "", **row} for row in rows])
         files = writer.close()
         return artifact_of(directory, Product("llmctl.documents/1", files=files))

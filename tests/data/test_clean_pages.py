@@ -13,7 +13,15 @@ from llmctl.config.clean import CleanConfig
 from llmctl.data.clean import run
 from llmctl.data.clean.html import PAGE, STRUCTURE, HtmlToText, names_page
 from llmctl.data.clean.kernel import with_text
-from llmctl.data.clean.pages import MANY_ATTRIBUTES, page_text, strip_markup, trafilatura_text, without_copies
+from llmctl.data.clean.markup import scan
+from llmctl.data.clean.pages import (
+    MAX_ATTRIBUTES,
+    MAX_COPIES,
+    page_text,
+    strip_markup,
+    trafilatura_text,
+    without_copies,
+)
 from tests.data.conftest import rows_of
 
 CODE = "def f():\n    if x:\n        return  1\n\n    # end"
@@ -85,6 +93,12 @@ HOSTILE = {
     "entities": "&#x" * N,
     "foreign": "<svg><foreignObject><p></svg></foreignObject></p>" * (N // 50),
     "paragraphs": "<p " * N,
+    "tags in a name": ("<x" * 60_000 + ">") * 40,
+    "tags in values": ("<a b=" + "<x" * 900 + ">") * 2000,
+    "tags in quotes": '<a b="' + "<x>" * N + '">',
+    "quotes in turns": """<x y="<x y='""" * (N // 4),
+    "ends in values": "".join(f"<b id={n} title='</b>'><p>" for n in range(20_000)) + "x",
+    "ends in tables": "".join(f"<b id={n}><table><td></b></table><p>" for n in range(5_000)) + "x",
 }
 
 
@@ -100,7 +114,7 @@ def test_hostile_pages_end(name: str) -> None:
 def test_deep_and_attribute_laden_pages_keep_their_text() -> None:
     assert page_text("<div>" * 5000 + "words &amp; more" + "</div>" * 5000, main_content=True) == "words & more"
     laden = "<a " + " ".join(f"a{n}=1" for n in range(200)) + ">words</a><script>x</script><!-- c --><p>more<br>end"
-    assert MANY_ATTRIBUTES.search(laden)
+    assert scan(laden, MAX_ATTRIBUTES).attributes == MAX_ATTRIBUTES
     assert page_text(laden, main_content=True).split() == ["words", "more", "end"]
     unclosed = "".join(f"<b id={n}><p>word{n}" for n in range(3000))
     assert page_text(unclosed, main_content=False).split() == [f"word{n}" for n in range(3000)]
@@ -110,8 +124,9 @@ def test_ordinary_pages_are_parsed_as_they_are() -> None:
     links = "".join(
         f'<li><a class="x" href="/{n}?a=b&amp;c=d"><span>item <b>{n}</b></span></a></li>' for n in range(3000)
     )
-    assert without_copies(links) == links
-    assert not MANY_ATTRIBUTES.search(links)
+    markup = scan(links, MAX_ATTRIBUTES)
+    assert (markup.tags, markup.attributes, markup.unclosed) == (24_000, 2, 0)
+    assert without_copies(links, markup) is links
 
 
 def test_patterns_that_find_pages_are_linear() -> None:
@@ -138,3 +153,68 @@ def test_characters_that_are_none() -> None:
 def test_any_markup_gives_text(markup: str, main_content: bool) -> None:
     page_text(markup, main_content=main_content).encode()
     strip_markup(markup).encode()
+
+
+NAMES = st.from_regex(r"[a-z][a-z0-9:_-]{0,20}", fullmatch=True)
+VALUES = st.text(alphabet="abc<>/= \n&", max_size=20)
+ATTRIBUTES = st.one_of(
+    NAMES,
+    st.builds("{}={}".format, NAMES, st.from_regex(r"[a-z0-9:.?&][a-z0-9:./?&=]{0,20}", fullmatch=True)),
+    st.builds('{} = "{}"'.format, NAMES, VALUES),
+    st.builds("{}='{}'".format, NAMES, VALUES),
+)
+
+
+@given(st.lists(ATTRIBUTES, max_size=40), st.sampled_from(["p", "a", "img", "h1", "x-y"]))
+def test_attributes_are_counted_as_a_browser_counts_them(attributes: list[str], name: str) -> None:
+    hidden = "".join(attributes).count("<")  # what stands in quotes may be counted too, and may be more
+    found = scan(f"text <{name} {' '.join(attributes)}> more", 10_000)
+    assert found.attributes == len(attributes) or (hidden and found.attributes >= len(attributes))
+    assert found.tags == 1 + hidden
+
+
+@pytest.mark.parametrize(
+    ("markup", "unclosed"),
+    [
+        ("<b>x</b> <i>y</I > <A href=x>z</a>", 0),
+        ("<b>x <b>y</b>", 1),
+        ("<b><i>x</b></i>", 2),
+        ("<a><code>x<span>y</span><br></code></a>" * 5, 0),
+        ("<b>x<p>y</b>", 1),
+        ("<b>x<!-- c --></b>", 1),
+        ("<b>x<script></b></script>", 1),
+        ("<b title='</b>'>x", 1),
+        ("<b title='<i>'>x</b>", 2),
+        ("<b", 1),
+        ("<b>" * 1000, 1000),
+        ("<b>" * 64 + "</b>" * 64, 0),
+        ("<strong>x</strong><big>y</big><font size=1>z</font><h1>n</h1><bb>m", 0),
+        ("</b></b><b>x</b>", 0),
+        ("x < y <3 <> <b>", 1),
+    ],
+)
+def test_formatting_that_stays_open_is_counted(markup: str, unclosed: int) -> None:
+    assert scan(markup, MAX_ATTRIBUTES).unclosed == unclosed
+
+
+@given(st.text(alphabet="<>/=!\"' \nabimgpx\0&", max_size=400))
+def test_any_markup_is_scanned(markup: str) -> None:
+    found = scan(markup, MAX_ATTRIBUTES)
+    assert found.tags == markup.count("<")
+    assert 0 <= found.attributes <= MAX_ATTRIBUTES
+    assert 0 <= found.unclosed <= found.tags
+
+
+def test_copies_are_bounded_where_formatting_is_never_closed() -> None:
+    hostile = "".join(f"<b id={n} title='</b>'><p>" for n in range(3000))
+    markup = scan(hostile, MAX_ATTRIBUTES)
+    assert markup.unclosed * markup.tags > MAX_COPIES
+    assert "<b " not in without_copies(hostile, markup)
+
+
+@pytest.mark.parametrize(
+    ("page", "mathematics"),
+    [("<math>", 1), ("<p><MATH display=block>", 1), ("<script type='math/tex'>", 1), ("<maths></math> mathtex", 0)],
+)
+def test_mathematics_is_found(page: str, mathematics: bool) -> None:
+    assert scan(page, MAX_ATTRIBUTES).mathematics == mathematics

@@ -152,3 +152,17 @@ def test_overlap_is_that_of_tuples(document: list[str], item: list[str], n: int)
 def test_overlapping_spans_of_several_items_are_cut_once() -> None:
     spans = [Span(0, 1, 2, 6), Span(1, 1, 4, 8), Span(2, 1, 5, 6)]
     assert without("0123456789", spans) == "0189"
+
+
+def test_what_is_known_of_documents_stays_with_them(documents, stage, tmp_path) -> None:
+    rows = [
+        {"id": "clean", "text": words(60, 1), "quality": 0.5},
+        {"id": "leak", "text": words(60, 2), "quality": 0.25},
+    ]
+    looked_for = evaluation(tmp_path / "set.jsonl", [{"id": "q", "text": words(60, 2)}])
+    _, artifact = stage(run, DecontaminateConfig(), documents(rows, "quality"), against=looked_for)
+    assert [(row["id"], row["quality"]) for row in rows_of(artifact)] == [("clean", 0.5)]
+    twice = {"id": "both", "text": f"{words(60, 1)} {words(60, 2)}", "quality": 0.75}
+    removing = DecontaminateConfig(action="remove")
+    _, artifact = stage(run, removing, documents([twice], "quality"), against=looked_for)
+    assert [(row["id"], row["quality"]) for row in rows_of(artifact)] == [("both", 0.75)]

@@ -145,7 +145,7 @@ def test_buckets() -> None:
 
 
 def sets_of(*texts: str, n: int = 5) -> ShingleSets:
-    return ShingleSets([shingles(normalise(pa.array(texts)), n).sets()])
+    return ShingleSets(shingles(normalise(pa.array(texts)), n).sets())
 
 
 @given(
@@ -195,3 +195,20 @@ def test_components(pairs: list[tuple[int, int]]) -> None:
         for member in union:
             sets[member] = union
     assert components.groups() == [sorted(s) for n, s in enumerate(sets) if len(s) > 1 and n == min(s)]
+
+
+def test_what_is_known_of_documents_stays_with_them(documents: Callable, stage: Callable) -> None:
+    words = random_words(random.Random(1))
+    other = random_words(random.Random(2))
+    rows = [
+        {"id": "poor", "text": " ".join(words), "quality": 0.1, "pii": "email:2"},
+        {"id": "good", "text": " ".join(words[:-1]), "quality": 0.9, "pii": ""},
+        {"id": "unknown", "text": " ".join(other), "quality": None, "pii": None},
+    ]
+    _, artifact = stage(run, DedupConfig(keep="quality"), documents(rows, "quality", "pii"))
+    kept = [{name: row[name] for name in ("id", "quality", "pii")} for row in rows_of(artifact)]
+    assert kept == [
+        {"id": "good", "quality": 0.9, "pii": ""},
+        {"id": "unknown", "quality": None, "pii": None},
+    ]
+    assert "perplexity" not in rows_of(artifact)[0], "what the input lacks is not made up"

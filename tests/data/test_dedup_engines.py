@@ -1,5 +1,6 @@
 """The same groups and the same artifact whoever does the work: NumPy or Daft, threads, processes or a cluster."""
 
+import json
 import os
 import random
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,14 +17,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmctl.config.base import Config
+from llmctl.config.clean import CleanConfig
+from llmctl.config.collect import CollectConfig
 from llmctl.config.dedup import DedupConfig
 from llmctl.config.errors import InputError
-from llmctl.data.dedup import run, stage
+from llmctl.config.mix import MixConfig
+from llmctl.data import clean, collect, mix
+from llmctl.data.collect import tasks
+from llmctl.data.dedup import run, sets, stage
 from llmctl.data.dedup.groups import NumpyGrouping
 from llmctl.data.dedup.keys import KEYS_FILE, Keys, key_schema
 from llmctl.pipeline.job import Product
 from llmctl.store.artifact import Artifact
-from tests.data.conftest import artifact_of
+from tests.data.conftest import artifact_of, job_of
 from tests.data.test_dedup import clusters_of, random_words
 
 
@@ -115,6 +123,8 @@ def test_threads_and_processes_give_the_same_bytes(corpus, stage_, monkeypatch) 
     _, first = stage_(run, DedupConfig(workers=1, index=True), corpus)
     _, threads = stage_(run, DedupConfig(workers=3, index=True), corpus)
     monkeypatch.setattr(stage, "THREADS_UP_TO_BYTES", 0)
+    monkeypatch.setattr(sets, "HELD_IN_MEMORY", 0)  # as a large corpus
+    monkeypatch.setattr(sets, "HASHES_AT_ONCE", 500)
     _, processes = stage_(run, DedupConfig(workers=2, index=True), corpus)
     assert fingerprint(first) == fingerprint(threads) == fingerprint(processes)
     assert len(clusters_of(first)) == 80
@@ -136,13 +146,15 @@ from llmctl.data.dedup import run
 from llmctl.data.workers import open_workers
 from llmctl.pipeline.job import Job, Product, Silent
 from tests.data.conftest import artifact_of, unused
-from tests.data.test_dedup_engines import node_of, refuse
+from tests.data.test_dedup_engines import node_of, other_stages, refuse
 
 corpus, out, address = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 config = DedupConfig(index=True, engine="ray", ray_address=address)
 job = Job(config=config, inputs={"input": artifact_of(corpus, Product("llmctl.documents/1"))}, out=out / "data",
           work=out / "work", metrics_file=out / "metrics.jsonl", progress=Silent(), nested=unused)
 print("ROWS", run(job).totals["rows_digest"])
+for name, digest in other_stages(job.inputs["input"], out / "others", engine="ray", ray_address=address).items():
+    print(name, digest)
 workers = open_workers(EngineConfig(engine="ray", ray_address=address))
 found = list(workers.map(node_of, range(8)))
 print("ORDER", [number for number, _ in found], "NODES", len({node for _, node in found}))
@@ -151,6 +163,34 @@ try:
 except Exception as error:
     print("ERROR", type(error).__name__, error, error.hint)
 """
+
+
+def other_stages(corpus: Artifact, directory: Path, **engine: Any) -> dict[str, str]:
+    """The `rows_digest` of what collect, clean and mix make of the corpus, in several tasks each."""
+    folder = directory / "texts"
+    folder.mkdir(parents=True)
+    for part in corpus.files(suffix=".parquet"):
+        texts = pq.read_table(part, columns=["text"]).to_pylist()
+        lines = [{"text": f"{row['text']} mail{number}@example.org"} for number, row in enumerate(texts)]
+        (folder / f"{part.stem}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    digests: dict[str, str] = {}
+
+    def made(name: str, body: Callable, config: Config, **roles: Artifact) -> Artifact:
+        place = directory / name
+        place.mkdir()
+        product = body(job_of(config, place, **roles))
+        digests[name] = str(product.totals["rows_digest"])
+        return artifact_of(place, product)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "GROUP_BYTES", 1)  # a task a file
+        collected = made("collect", collect.run, CollectConfig(sources=(str(folder),), **engine))
+    off = {"enabled": False}
+    asked = CleanConfig(quality=off, repetition=off, boilerplate={"enabled": True}, pii={"action": "redact"}, **engine)
+    cleaned = made("clean", clean.run, asked, given=collected)
+    mixture = MixConfig(weights={"raw": 1, "clean": 2}, heldout_fraction=0.1, **engine)
+    made("mix", mix.run, mixture, **{"sources.raw": corpus, "sources.clean": cleaned})
+    return digests
 
 
 def node_of(task: int) -> tuple[int, str]:
@@ -170,6 +210,7 @@ def test_two_ray_nodes_give_the_same_bytes(corpus, stage_, tmp_path) -> None:
     from ray.cluster_utils import Cluster
 
     _, native = stage_(run, DedupConfig(index=True), corpus)
+    others = other_stages(corpus, tmp_path / "native", workers=1)
     environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     os.environ["PYTHONPATH"] = environ["PYTHONPATH"]  # for the nodes
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
@@ -184,6 +225,8 @@ def test_two_ray_nodes_give_the_same_bytes(corpus, stage_, tmp_path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     said = dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
     assert said["ROWS"] == native.manifest.totals["rows_digest"]
+    assert {name: said[name] for name in others} == others
+    assert len(set(others.values())) == 3
     assert said["ORDER"] == "[0, 1, 2, 3, 4, 5, 6, 7] NODES 2"
     assert said["ERROR"] == "InputError 1 is bad mend it"
     remote = artifact_of(tmp_path / "remote", Product("llmctl.documents/1"))

@@ -92,7 +92,7 @@ def test_the_index_holds_what_stays_and_costs_what_the_documentation_says(crawls
     shingle_count = len(table["shingles"].combine_chunks().flatten())
     assert shingle_count == 80 * 296
     size = artifact.file("index-00000.parquet").stat().st_size
-    assert size < len(table) * (16 + 8 * 18 + 100) + 5.0 * shingle_count
+    assert size < len(table) * (16 + 8 * 24 + 120) + 5.0 * shingle_count
 
 
 def test_an_index_of_another_making_is_refused(crawls, documents, stage) -> None:

@@ -80,8 +80,8 @@ def test_permutations_bands_and_rows_are_those_of_datasketch() -> None:
         signer = Signer.drawn(permutations, seed)
         drawn = MinHash(num_perm=permutations, seed=seed, scheme="affine32").permutations
         assert np.array_equal(np.array([signer.factors, signer.addends]), drawn)
-    assert bands_and_rows(0.8, 128) == (18, 7)
-    assert bands_and_rows(0.5, 128) == (39, 3)
+    assert bands_and_rows(0.8, 160) == (24, 6)
+    assert bands_and_rows(0.5, 128) == (42, 3)
     assert bands_and_rows(1.0, 128) == (2, 64), "where datasketch's best would be a single band"
 
 
@@ -99,15 +99,26 @@ def test_sets_and_what_they_share(given: list[list[int]]) -> None:
         assert held.hashes[a:b].tolist() == sorted(set(one))
     addresses = held.offsets[:-1].astype(np.uint64) * np.uint64(8) + np.uint64(held.hashes.ctypes.data)
     pairs = np.array([(i, j) for i in range(len(given)) for j in range(len(given))])
-    common = shared(addresses, held.lengths(), pairs)
-    assert common.tolist() == [len(set(given[i]) & set(given[j])) for i, j in pairs.tolist()]
+    true = np.array([len(set(given[i]) & set(given[j])) for i, j in pairs.tolist()])
+    assert shared(addresses, held.lengths(), pairs, np.zeros_like(true)).tolist() == true.tolist()
+    assert shared(addresses, held.lengths(), pairs, true).tolist() == true.tolist()
+    given_up = shared(addresses, held.lengths(), pairs, true + 1)
+    assert (given_up == true).all()
+    assert (shared(addresses, held.lengths(), pairs, true + 5) < true + 5).all()
+
+
+def test_a_comparison_in_vain_ends_early() -> None:
+    held = as_shingles([np.arange(0, 2000, 2, dtype=np.uint64), np.arange(1, 2001, 2, dtype=np.uint64)])
+    addresses = np.array([0, 8000], np.uint64) + np.uint64(held.hashes.ctypes.data)
+    (bound,) = shared(addresses, held.lengths(), np.array([[0, 1]]), np.array([900])).tolist()
+    assert 800 < bound < 900, "given up at the first look after a hundred hashes that the other lacks"
 
 
 def test_shifted_sets_are_compared_without_their_lowest_bits() -> None:
     held = as_shingles([np.array([1 << 30, 5 << 30], np.uint64), np.array([(1 << 30) + 77, 6 << 30], np.uint64)])
     addresses = np.array([0, 16], np.uint64) + np.uint64(held.hashes.ctypes.data)
-    assert shared(addresses, held.lengths(), np.array([[0, 1]])).tolist() == [0]
-    assert shared(addresses, held.lengths(), np.array([[0, 1]]), shift=24).tolist() == [1]
+    assert shared(addresses, held.lengths(), np.array([[0, 1]]), np.array([1])).tolist() == [0]
+    assert shared(addresses, held.lengths(), np.array([[0, 1]]), np.array([1]), shift=24).tolist() == [1]
 
 
 def test_a_missing_library_is_one_clear_error(tmp_path: Path) -> None:

@@ -17,9 +17,13 @@ from tests.conftest import LLMCTL, environment
 KILLS = 50
 FILES = 6
 WORDS = "a page of the notes goes down the line and nothing of what it says is lost on the way to the end".split()
+FOOTER = "All rights are kept by whoever keeps the notes."
 COMMANDS = {
     "collect": ["collect", "notes", "workers=2"],
-    "clean": ["clean", "notes", "quality.enabled=false", "repetition.enabled=false", "workers=2"],
+    "clean": [
+        *["clean", "notes", "--keep-rejected", "--pii", "redact", "boilerplate.enabled=true", "boilerplate.by=source"],
+        *["quality.min_stop_words=0", "quality.min_alphabetic_words=0.5", "repetition.enabled=false", "workers=2"],
+    ],
     "dedup": ["dedup", "notes.clean", "workers=2"],
 }
 
@@ -36,6 +40,17 @@ def notes(tmp_path: Path) -> Path:
                 words = [draw.choice(WORDS) + str(draw.randrange(40)) for _ in range(60)]
                 if line % 10 == 0:
                     words = [f"{word}{number * line % 7}" for word in WORDS * 3]
+                if line % 13 == 0:
+                    words = words[:20]  # too few to stay
+                if line % 17 == 0:
+                    words = [
+                        *words,
+                        "write",
+                        "to",
+                        f"{number}.{line}@example.org",
+                        "\n" + FOOTER,
+                    ] * 5
+                words += ["\n" + FOOTER]
                 handle.write(json.dumps({"text": " ".join(words), "id": f"{number}-{line}"}) + "\n")
     return folder
 
@@ -68,6 +83,11 @@ def digests(root: Path) -> dict[str, str]:
 @pytest.mark.slow
 def test_a_stage_killed_anywhere_resumes_to_the_same_digest(notes: Path, tmp_path: Path) -> None:
     whole = {stage: finish(tmp_path, "whole", stage) for stage in COMMANDS}
+    totals = Store.open(tmp_path / "whole").resolve("notes.clean").manifest.totals
+    assert totals["dropped.too_few_words"]
+    assert totals["boilerplate.lines"]
+    assert totals["pii.email"]
+    assert totals["kept"] > FILES * 200
     draw = random.Random(int(os.environ.get("LLMCTL_TEST_SEED", "0")))
     killed = 0
     while killed < KILLS:

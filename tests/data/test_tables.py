@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from llmctl.config.errors import InputError
 from llmctl.data.table_writer import RowsDigest, TableWriter
-from llmctl.data.tables import CHATS, DOCUMENTS, PROMPTS, read_batches, read_rows
+from llmctl.data.tables import CHATS, DOCUMENTS, PROMPTS, conform, read_batches, read_parquet, read_rows
 from llmctl.store.artifact import FileInput
 from llmctl.store.files import sha256_file
+from tests.data.broken import parquet_of_bytes
 
 # Every string that UTF-8 can hold.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -201,3 +202,21 @@ def test_a_missing_parquet_column_names_those_there_are(tmp_path: Path) -> None:
     pq.write_table(pa.table({"body": ["x"]}), path)
     with pytest.raises(InputError, match="row 1: no 'text'"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    ("column", "row"), [("text", 1500), ("id", 3)], ids=["beyond the first batch", "a column that is not the text"]
+)
+def test_text_that_is_not_utf8_names_its_file_and_row(tmp_path: Path, column: str, row: int) -> None:
+    values = {"id": [b"%d" % number for number in range(2000)], "text": ["h\u00e4user".encode()] * 2000}
+    values[column][row - 1] = b"h\xe4user"
+    path = parquet_of_bytes(tmp_path / "latin.parquet", **values)
+    for reading in (lambda: read(path), lambda: list(read_parquet(path))):
+        with pytest.raises(InputError, match=f"latin.parquet row {row}: '{column}' is not UTF-8"):
+            reading()
+
+
+def test_rows_of_another_kind_are_an_input_error() -> None:
+    batch = pa.RecordBatch.from_pydict({"txt": ["a"]})
+    with pytest.raises(InputError, match="without the column 'id'; they have: txt"):
+        conform(batch, DOCUMENTS)

@@ -227,6 +227,22 @@ def test_the_baseline_is_an_untrained_model_of_the_same_shape(
     assert results(evaluation)["tasks"]["choices"]["acc"]["untrained_stderr"] == totals["untrained.choices.acc.stderr"]
 
 
+def test_what_rounding_loses_is_measured_and_stored(line: Line, base: Artifact, quiz: FileInput) -> None:
+    plain = line.eval(base, {}, choices=quiz)
+    lost = {}
+    for weights in ("int8", "int4"):
+        evaluation = line.eval(base, {"weights": weights}, choices=quiz)
+        totals = evaluation.manifest.totals
+        assert totals["unrounded.heldout.loss"] == plain.manifest.totals["heldout.loss"]
+        assert totals["unrounded.choices.acc"] == plain.manifest.totals["choices.acc"]
+        lost[weights] = float(totals["heldout.bits_per_byte.lost"])
+        bits = results(evaluation)["tasks"]["heldout"]["bits_per_byte"]
+        assert lost[weights] == pytest.approx(bits["value"] - bits["unrounded"], abs=1e-12)
+        assert results(evaluation)["settings"]["weights"] == weights
+    assert 0 < abs(lost["int8"]) < abs(lost["int4"]) < 0.05
+    assert "heldout.bits_per_byte.lost" not in plain.manifest.totals
+
+
 def test_chat_is_for_checkpoints_that_learned_it_and_rows_come_from_the_lineage(
     line: Line, rows: Artifact, base: Artifact, tuned: Artifact, quiz: FileInput
 ) -> None:

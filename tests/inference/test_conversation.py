@@ -8,6 +8,7 @@ import torch
 
 from llmctl.config.devices import Precision
 from llmctl.inference.conversation import answer, converse, open_engine
+from llmctl.inference.options import Options
 from llmctl.inference.request import Request
 from llmctl.tokens.chat import render_prompt
 
@@ -15,9 +16,19 @@ from llmctl.tokens.chat import render_prompt
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_precision_decides_the_dtype(checkpoint: Path, precision: Precision, dtype: torch.dtype) -> None:
     with open_engine(checkpoint, device="cpu", precision=precision, max_running=3) as engine:
-        assert engine.model.dtype == engine._scheduler.cache.keys.dtype == dtype
+        assert engine.model.dtype == engine._scheduler.cache.data.dtype == dtype
         assert engine.model.device == torch.device("cpu")
         assert engine._scheduler.rows == 3
+
+
+def test_a_draft_is_opened_beside_the_model(checkpoint: Path) -> None:
+    chat = [{"role": "user", "content": "what is a list?"}]
+    options = Options(draft_tokens=3)
+    with open_engine(checkpoint, device="cpu", precision="fp32") as engine:
+        alone = answer(engine, chat, max_tokens=8, temperature=0.0)
+    with open_engine(checkpoint, device="cpu", precision="fp32", options=options, draft=checkpoint) as engine:
+        assert answer(engine, chat, max_tokens=8, temperature=0.0) == alone
+        assert engine.counts.accepted == engine.counts.drafted > 0
 
 
 def test_an_answer_is_what_the_rendered_chat_generates(checkpoint: Path) -> None:

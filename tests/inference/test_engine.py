@@ -112,6 +112,21 @@ def test_logprobs_are_those_of_the_raw_distribution(engine: Engine) -> None:
         ids.append(token)
 
 
+def test_logprobs_of_the_prompt(engine: Engine) -> None:
+    for limit in (3, 0):
+        (answer,) = engine.generate([Request(PROMPTS[2], max_tokens=limit, prompt_logprobs=2, stop_ids=())])
+        assert answer.prompt_logprobs is not None
+        assert answer.prompt_logprobs[0] is None
+        assert len(answer.prompt_logprobs) == len(PROMPTS[2])
+        for place, entry in enumerate(answer.prompt_logprobs[1:], start=1):
+            table = uncached(engine.model, PROMPTS[2][:place]).log_softmax(-1)
+            assert entry is not None
+            assert entry.token == PROMPTS[2][place]
+            assert entry.logprob == pytest.approx(table[entry.token].item(), abs=1e-4)
+            assert [value for _, value in entry.top] == pytest.approx(table.topk(2).values.tolist(), abs=1e-4)
+        assert (len(answer.token_ids), answer.finish_reason) == (limit, "length")
+
+
 def first_answer(engine: Engine) -> Completion:
     return engine.generate([Request(PROMPTS[0], max_tokens=24, temperature=0.0, stop_ids=())])[0]
 
@@ -146,6 +161,34 @@ def test_a_stop_string_across_tokens_ends_the_answer_before_it(engine: Engine) -
     assert len(answer.token_ids) <= 9
 
 
+def test_penalties_see_what_was_generated(engine: Engine) -> None:
+    asked = Request(
+        PROMPTS[0], max_tokens=24, temperature=0.0, stop_ids=(), frequency_penalty=-9.0, presence_penalty=2.0
+    )
+    ids: list[int] = []
+    for token in engine.generate([asked])[0].token_ids:
+        logits = uncached(engine.model, [*PROMPTS[0], *ids])
+        taken = torch.zeros(VOCAB)
+        for index in set(ids):
+            taken[index] = -9.0 * ids.count(index) + 2.0
+        assert token == int((logits - taken).argmax())
+        ids.append(token)
+    assert tuple(ids) != first_answer(engine).token_ids
+
+
+def test_min_tokens_keep_an_answer_from_ending(engine: Engine) -> None:
+    whole = first_answer(engine)
+    stop = whole.token_ids[3]
+    settings = {"max_tokens": 24, "temperature": 0.0, "min_tokens": 10}
+    answer = engine.generate([Request(PROMPTS[0], stop_ids=(stop,), **settings)])[0]  # type: ignore[arg-type]
+    assert stop not in answer.token_ids[:10]
+    assert len(answer.token_ids) >= 10
+    text = engine.tokenizer.decode(whole.token_ids[2:4])
+    answer = engine.generate([Request(PROMPTS[0], stop_ids=(), stop=(text,), **settings)])[0]  # type: ignore[arg-type]
+    assert answer.token_ids[:10] == whole.token_ids[:10]
+    assert text in answer.text
+
+
 def test_the_context_ends_the_answer(engine: Engine) -> None:
     prompt = [1] * 90
     for limit in (None, 1000):
@@ -168,6 +211,11 @@ def test_the_context_ends_the_answer(engine: Engine) -> None:
         ({"top_p": 0.0}, "top_p"),
         ({"top_p": 1.1}, "top_p"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1, "prompt_logprobs": 1}, "max_tokens"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs"),
+        ({"logit_bias": {VOCAB: 1.0}}, "token id 512 is outside"),
+        ({"allowed_ids": [-1]}, "token id -1 is outside"),
+        ({"banned_ids": range(VOCAB)}, "holds every id"),
         ({"stop": [""]}, "stop"),
         ({"stop": "END"}, "stop"),
         ({"logprobs": -1}, "logprobs"),
@@ -182,7 +230,7 @@ def test_wrong_requests_are_refused(engine: Engine, settings: dict[str, object],
 def test_the_context_bounds_the_cache(checkpoint: Path) -> None:
     with Engine.open(checkpoint, max_running=2) as engine:
         assert engine.context == 96
-        assert engine._scheduler.cache.keys.shape == (2, 2, 96, 2, 16)
+        assert engine._scheduler.cache.data.shape == (2, 2 * 96 // 16, 16, 2 * 2, 16)  # keys and values
         assert len(engine.generate([Request([1], stop_ids=(), seed=0)])[0].token_ids) == 95
 
 
@@ -233,7 +281,7 @@ def test_a_callback_is_told_of_the_end(checkpoint: Path, end: str) -> None:
 
 def test_bfloat16_runs(checkpoint: Path) -> None:
     with Engine.open(checkpoint, dtype=torch.bfloat16) as engine:
-        assert engine.model.dtype == engine._scheduler.cache.keys.dtype == torch.bfloat16
+        assert engine.model.dtype == engine._scheduler.cache.data.dtype == torch.bfloat16
         assert len(engine.generate([Request([1], max_tokens=5, stop_ids=(), seed=0)])[0].token_ids) == 5
 
 
@@ -327,9 +375,9 @@ def test_an_idle_engine_sleeps(engine: Engine) -> None:
     assert time.process_time() - before < 0.15
 
 
-def test_a_tokenizer_of_another_size_is_refused(tokenizer: Tokenizer) -> None:
-    model = Transformer(ModelConfig(name="nano"), VOCAB + 1)
-    with pytest.raises(InputError, match="the tokenizer has 512 ids, the model 513"):
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tokenizer: Tokenizer) -> None:
+    model = Transformer(ModelConfig(name="nano"), VOCAB - 1)
+    with pytest.raises(InputError, match="the tokenizer has 512 ids, the model 511"):
         Engine(model, tokenizer)
 
 

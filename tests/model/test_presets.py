@@ -1,11 +1,15 @@
 """Presets: the counts that their table claims, and what a wrong shape is told."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from pydantic import ValidationError
 
 from llmctl.config.base import semantic_values
+from llmctl.config.dial import DialConfig, dialled
 from llmctl.config.model import PRESETS, ModelConfig
+from llmctl.model.families import family_for
 from llmctl.model.transformer import Transformer
 
 COUNTS = [
@@ -150,17 +154,31 @@ def test_a_configuration_survives_its_own_json(name: str) -> None:
     assert ModelConfig.model_validate(semantic_values(config)) == config
 
 
-def test_what_a_plain_llama_cannot_express_is_named() -> None:
-    assert all(ModelConfig(name=name).beyond_llama() == [] for name, _, _ in COUNTS)
-    assert ModelConfig(name="mistral-7b").beyond_llama() == ["attention.window"]
-    assert ModelConfig(name="qwen3-8b").beyond_llama() == ["attention.qk_norm"]
-    assert ModelConfig(name="qwen3-0.6b").beyond_llama() == ["attention.qk_norm", "head_width"]
-    assert ModelConfig(name="llama3.1-8b").beyond_llama() == ["rope_scaling"]
-    assert ModelConfig(name="mixtral-8x7b").beyond_llama() == ["experts"]
-    assert ModelConfig(name="deepseek-v3").beyond_llama() == [
-        "attention.scale",
-        "experts",
-        "head_width",
-        "latent",
-        "rope_scaling",
+def test_the_table_in_the_documentation_is_right() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip(" `") for cell in line.strip("|").split("|")]
+        for line in document.splitlines()
+        if line.endswith(("LMHeadModel |", "ForCausalLM |"))
     ]
+    assert [row[0] for row in rows] == list(PRESETS)
+    for name, layers, width, heads, context, vocab_size, parameters, layout in rows:
+        config = ModelConfig(name=name)
+        assert (layers, width) == (str(config.layers), str(config.width))
+        assert heads == f"{config.heads}/{config.kv_heads}"
+        assert int(context.replace(" ", "")) == config.context
+        assert int(parameters.replace(" ", "")) == parameters_of(name, int(vocab_size.replace(" ", "")))
+        assert layout == family_for(config)[0].architecture
+
+
+def test_what_the_documentation_says_of_the_dial_is_so() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    lines = [line for line in document.splitlines() if line.startswith("| `--")]
+    assert len(lines) == 5
+    for line in lines:
+        setting, layers, width, _, _, rows, rate, steps = (cell.strip(" `") for cell in line.strip("|").split("|"))
+        flag, value = setting.removeprefix("--").split()
+        follows = dialled(DialConfig.model_validate({flag: value}))
+        assert (int(layers), int(width), int(rows)) == (follows.layers, follows.width, follows.batch_rows)
+        assert float(rate) == follows.lr
+        assert int(steps.replace(" ", "")) == follows.steps

@@ -1,31 +1,26 @@
 """What every architecture switch must keep: shape, causality, equal cached results, gradients, ability to learn."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.nn import functional
 
-from llmctl.config.model import ModelConfig
-from llmctl.inference.cache import KVCache
-from llmctl.model.attention import Attend, packed
-from llmctl.model.transformer import Transformer
+from llmctl.inference.cache import KVCache, Span
+from tests.model.shapes import (
+    GROUPED,
+    LATENT,
+    LATENT_QUERIES,
+    VOCAB,
+    logits_of,
+    make,
+    one_document_each,
+    one_document_each_attended,
+    packed_row,
+    random_tokens,
+)
 
-VOCAB = 61
-SHAPE = {
-    "name": "custom",
-    "width": 32,
-    "layers": 2,
-    "heads": 4,
-    "kv_heads": 2,
-    "ffn_width": 48,
-    "context": 64,
-    "tied_embeddings": True,
-    "rope_base": 10_000.0,
-    "norm_eps": 1e-5,
-}
 GPT = {
     "kv_heads": 4,
     "positions": "learned",
@@ -33,6 +28,7 @@ GPT = {
     "norm": {"name": "layer", "bias": True},
     "feed_forward": {"activation": "gelu_tanh", "bias": True},
 }
+FEW = {"count": 4, "top": 2, "ffn_width": 24}
 SWITCHES: dict[str, dict[str, Any]] = {
     "mha": {"kv_heads": 4},
     "mqa": {"kv_heads": 1},
@@ -72,6 +68,25 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "scale-logits": {"scale": {"logits": 0.5}},
     "logit-softcap": {"scale": {"logit_softcap": 2.0}},
     "gpt": GPT,
+    "latent": LATENT,
+    "latent-queries": LATENT_QUERIES,
+    "latent-window-softcap-sinks": {**LATENT, "attention": {"window": 3, "softcap": 0.5, "sinks": True}},
+    "latent-yarn-scale": {
+        **LATENT,
+        "rope_scaling": {"name": "yarn", "factor": 4, "original_context": 16, "attention_factor": 1.0},
+        "attention": {"scale": 0.4},
+    },
+    "experts": {"experts": FEW},
+    "experts-top1": {"experts": {**FEW, "top": 1, "normalise": False}},
+    "experts-sigmoid": {"experts": {**FEW, "router": "sigmoid"}},
+    "experts-as-scored": {"experts": {**FEW, "normalise": False, "scale": 1.5}},
+    "experts-shared": {"experts": {**FEW, "shared": 2}},
+    "experts-fine-grained": {"experts": {"count": 16, "top": 6, "ffn_width": 8}},
+    "experts-groups": {"experts": {**GROUPED, "balance": "none"}},
+    "experts-bias": {"experts": GROUPED},
+    "experts-first-dense": {"experts": {**FEW, "first_dense": 1}},
+    "experts-no-gate": {"experts": FEW, "feed_forward": {"activation": "relu2"}},
+    "deepseek": {**LATENT_QUERIES, "experts": {**GROUPED, "shared": 1, "first_dense": 1}},
 }
 each_switch = pytest.mark.parametrize("switch", SWITCHES)
 
@@ -83,46 +98,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def make(changes: Mapping[str, Any], seed: int = 0) -> Transformer:
-    """A model whose gains, biases and sinks are random too, so that each of them shows."""
-    model = Transformer(ModelConfig.model_validate({**SHAPE, **changes}), VOCAB)
-    model.init_weights(seed)
-    generator = torch.Generator().manual_seed(seed + 1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    return model
-
-
-def random_tokens(rows: int, length: int, seed: int = 0) -> Tensor:
-    return torch.randint(0, VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))
-
-
-def one_document_each(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions and documents."""
-    return torch.arange(tokens.shape[1]).expand_as(tokens), torch.zeros_like(tokens)
-
-
-def one_document_each_attended(tokens: Tensor) -> tuple[Tensor, Attend]:
-    """Positions and attention."""
-    positions, documents = one_document_each(tokens)
-    return positions, packed(documents)
-
-
-def logits_of(model: Transformer, tokens: Tensor, positions: Tensor, documents: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model.logits(model(tokens, positions, packed(documents)))
-
-
-def packed_row() -> tuple[Tensor, Tensor, Tensor]:
-    """Documents of 6, 9 and 5 tokens and 2 of padding in one row."""
-    lengths, padding = [6, 9, 5], 2
-    positions = torch.cat([torch.arange(n) for n in [*lengths, padding]])[None]
-    documents = torch.repeat_interleave(torch.tensor([0, 1, 2, -1]), torch.tensor([*lengths, padding]))[None]
-    return random_tokens(1, positions.shape[1]), positions, documents
 
 
 @each_switch
@@ -167,19 +142,17 @@ def test_a_packed_row_equals_its_documents_apart(switch: str) -> None:
 def test_cached_equals_uncached(switch: str) -> None:
     model, tokens = make(SWITCHES[switch]), random_tokens(2, 14)
     whole = logits_of(model, tokens, *one_document_each(tokens))
-    lengths = [6, 3]  # of the prompts; the second is padded behind
+    done = [0, 0]
     with torch.inference_mode():
-        cache = KVCache(model.config, 3, 14, torch.float32, torch.device("cpu"))
-        positions = torch.arange(6).expand(2, 6)
-        first = model.logits(model(tokens[:, :6], positions, cache.prefill(0, 2)))
-        for row, length in enumerate(lengths):
-            assert torch.allclose(first[row, :length], whole[row, :length], atol=1e-5)
-        while max(lengths) < 14:
-            step = torch.tensor([[tokens[row, length]] for row, length in enumerate(lengths)])
-            logits = model.logits(model(step, torch.tensor(lengths)[:, None], cache.decode(lengths)))
-            for row, length in enumerate(lengths):
-                assert torch.allclose(logits[row, 0], whole[row, length], atol=1e-5)
-            lengths = [length + 1 for length in lengths]
+        cache = KVCache(model.config, 8, torch.float32, torch.device("cpu"), 4)
+        for counts in [(6, 3), *[(1, 1)] * 8]:  # the prompts, then a token at a time
+            spans = [Span(range(4 * row, 4 * row + 4), done[row], counts[row]) for row in range(2)]
+            row = torch.cat([tokens[at, span.start : span.length] for at, span in enumerate(spans)])[None]
+            positions = torch.cat([torch.arange(span.start, span.length) for span in spans])[None]
+            logits = model.logits(model(row, positions, cache.attend(spans)))[0].split(counts)
+            for at, span in enumerate(spans):
+                assert torch.allclose(logits[at], whole[at, span.start : span.length], atol=1e-5)
+                done[at] = span.length
 
 
 @each_switch

@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -28,8 +29,6 @@ def test_a_checkpoint_that_opens_and_learned(checkpoint, rows):
 
 def test_the_held_out_figure_is_that_of_the_published_weights(checkpoint, rows):
     held = Rows.open(rows, "heldout")
-    import numpy as np
-
     batch = held.batch(np.arange(held.count))
     found = measure(huggingface.load(checkpoint.data), [batch], Tokenizer.open(checkpoint.data).byte_lengths)
     assert found.loss == pytest.approx(checkpoint.manifest.totals["heldout_loss"], rel=1e-5)
@@ -59,3 +58,38 @@ def test_compiled_training_follows_the_eager_one(stages, rows, checkpoint):
     torch._dynamo.reset()
     compiled_loss = stages("pretrain", config, input=rows).manifest.totals["loss"]
     assert compiled_loss == pytest.approx(stages("pretrain", eager, input=rows).manifest.totals["loss"], rel=1e-4)
+
+
+def test_a_run_by_the_dial_holds_it_against_the_rows(stages, rows):
+    dial = {"depth": 1, "seq_len": 32, "vocab_size": 300}
+    fields = {**QUICK, "steps": 2, "batch_rows": 4}
+    made = stages("pretrain", PretrainConfig.model_validate({**fields, "dial": dial}), input=rows)
+    assert made.manifest.semantic["parameters"] == PretrainConfig(dial=dial).resolved()["dial"]["parameters"]
+    with pytest.raises(UsageError, match="rows of 1024 tokens, and these have 32") as caught:
+        stages("pretrain", PretrainConfig.model_validate({**fields, "dial": {"depth": 1}}), input=rows)
+    assert caught.value.hint == "add dial.seq_len=32"
+
+
+def test_experts_and_further_tokens_go_through_the_stages(stages, rows):
+    beside = {
+        "mtp": {"depth": 1},
+        "experts": {
+            "count": 4,
+            "top": 2,
+            "ffn_width": 16,
+            "router": "sigmoid",
+            "balance": "bias",
+            "balance_loss": 0.01,
+        },
+    }
+    fields = {**QUICK, "model": {**NANO, **beside}, "steps": 12}
+    made = stages("pretrain", PretrainConfig.model_validate(fields), input=rows)
+    model = huggingface.load(made.data)
+    assert model.config.experts.count == 4
+    biases = [value for name, value in model.state_dict().items() if name.endswith("balance_bias")]
+    assert biases
+    assert all(value.abs().max() > 0 for value in biases)
+    held = Rows.open(rows, "heldout")
+    found = measure(model, [held.batch(np.arange(held.count))], Tokenizer.open(made.data).byte_lengths)
+    assert found.loss == pytest.approx(made.manifest.totals["heldout_loss"], rel=1e-5)
+    assert made.manifest.totals["attention"] == "sdpa"

@@ -1,11 +1,13 @@
 """What is refused, with which status, and which field is named."""
 
+import base64
 import json
 from typing import Any
 
 import httpx
 import pytest
 
+from llmctl.serve.keys import POLICIES
 from tests.serve.conftest import CONTEXT, MODEL, Running, Start
 
 CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "a"}], "max_tokens": 2}
@@ -43,8 +45,14 @@ def refused(response: httpx.Response, status: int) -> dict[str, Any]:
         ({"stop": 3}, "stop"),
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
+        ({"logit_bias": {"5": 101}}, "logit_bias[5]"),
+        ({"logit_bias": {"five": 1}}, "logit_bias"),
+        ({"logit_bias": {"512": 1}}, "logit_bias"),
+        ({"allowed_token_ids": []}, "allowed_token_ids"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"),
+        ({"min_tokens": 300}, "min_tokens"),
+        ({"typical_p": 0}, "typical_p"),
         ({"temprature": 0.5}, "temprature"),
     ],
 )
@@ -95,7 +103,10 @@ def test_completions_name_the_field(server: Running, change: dict[str, Any], par
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "x"}}}}, "response_format"),
+        ({"structured_outputs": {"regex": "["}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
     ],
 )
 def test_chats_name_the_field(server: Running, change: dict[str, Any], param: str) -> None:
@@ -226,7 +237,7 @@ def test_max_tokens_of_the_server_bounds_every_request(start: Start) -> None:
         assert answer["usage"]["completion_tokens"] <= 4
 
 
-@pytest.mark.parametrize("path", ["/v1/models", "/v1/completions", "/v1/chat/completions", "/metrics", "/nothing"])
+@pytest.mark.parametrize("path", [*sorted(POLICIES.keys() - {"/health", "/ready"}), "/nothing"])
 def test_every_route_but_health_asks_for_the_key(start: Start, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     monkeypatch.setenv("TEST_SERVE_KEY", "sésame")
     with start(api_key_env="TEST_SERVE_KEY") as server:
@@ -236,11 +247,14 @@ def test_every_route_but_health_asks_for_the_key(start: Start, monkeypatch: pyte
             {"Authorization": "Bearer sesame"},
             {"Authorization": "Bearer"},
             {"Authorization": b"Basic s\xc3\xa9same"},
+            {"Authorization": "Basic " + base64.b64encode(b"someone:sesame").decode()},
             {"X-Api-Key": right},
         ):
             assert refused(server.post(path, headers=header), 401)["code"] == "invalid_api_key"
         assert httpx.get(server.url + "/health").status_code == 200
+        assert httpx.get(server.url + "/ready").status_code == 200
         assert httpx.get(server.url + "/v1/models", headers={"Authorization": right}).status_code == 200
+        assert httpx.get(server.url + "/v1/models", auth=("anyone", "sésame")).status_code == 200
 
 
 def test_an_unset_key_stops_the_start(start: Start) -> None:

@@ -1,5 +1,6 @@
 """The stock OpenAI client against a real server."""
 
+import json
 from typing import Any
 
 import openai
@@ -102,6 +103,68 @@ def test_a_streamed_completion_adds_up_to_the_whole_one(server: Running) -> None
         for choice in chunk.choices:
             texts[choice.index] += choice.text
     assert texts == [choice.text for choice in whole.choices]
+
+
+def test_an_echo_is_scored(server: Running) -> None:
+    create = server.client().completions.create
+    asked: dict[str, Any] = {"model": MODEL, "temperature": 0, "echo": True, "logprobs": 1}
+    ids = server.engine.tokenizer.encode("the list")
+    whole, alone = (create(prompt="the list", max_tokens=count, **asked).choices[0] for count in (4, 0))
+    assert whole.logprobs is not None
+    assert alone.logprobs is not None
+    assert whole.logprobs.token_logprobs is not None
+    assert len(whole.logprobs.token_logprobs) == len(ids) + 4
+    assert whole.logprobs.token_logprobs[: len(ids)] == pytest.approx(alone.logprobs.token_logprobs, abs=1e-5)
+    assert alone.text == "the list" == "".join(alone.logprobs.tokens or ())
+    assert alone.finish_reason == "length"
+    # Of ids given by the client the first has nothing in front of it, and so no log-probability.
+    given = create(prompt=[server.engine.tokenizer.bos_id, *ids], max_tokens=0, **asked).choices[0].logprobs
+    assert given is not None
+    assert given.token_logprobs is not None
+    assert given.token_logprobs[0] is None
+    assert given.token_logprobs[1:] == pytest.approx(alone.logprobs.token_logprobs, abs=1e-5)
+    (score,) = server.engine.score([([server.engine.tokenizer.bos_id], ids)])
+    assert sum(given.token_logprobs[1:]) == pytest.approx(score.logprob, abs=1e-3)
+    texts: list[str] = []
+    scores: list[float] = []
+    for chunk in create(prompt="the list", max_tokens=4, stream=True, **asked):
+        texts.append(chunk.choices[0].text)
+        assert chunk.choices[0].logprobs is not None
+        scores += chunk.choices[0].logprobs.token_logprobs or ()
+    assert "".join(texts) == whole.text
+    assert scores == pytest.approx(whole.logprobs.token_logprobs, abs=1e-5)
+
+
+def test_a_bias_and_an_allowed_list_decide_what_comes(server: Running) -> None:
+    token = server.engine.tokenizer.encode("the list")[-1]
+    text = server.engine.tokenizer.decode([token] * 5)
+    for more in ({"logit_bias": {str(token): 100}}, {"extra_body": {"allowed_token_ids": [token]}}):
+        asked: dict[str, Any] = {"model": MODEL, "prompt": "a", "max_tokens": 5, **more}
+        assert server.client().completions.create(**asked).choices[0].text == text
+
+
+def test_an_answer_in_the_form_that_was_asked_for(server: Running) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}, "n": {"type": "integer", "maximum": 99, "minimum": 0}},
+        "required": ["ok", "n"],
+        "additionalProperties": False,
+    }
+    asked: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "max_tokens": 60, "n": 4, "seed": 1}
+    form: Any = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
+    chat = server.client().chat.completions.create(response_format=form, **asked)
+    for choice in chat.choices:
+        assert choice.finish_reason == "stop"
+        value = json.loads(choice.message.content or "")
+        assert isinstance(value["ok"], bool)
+        assert 0 <= value["n"] <= 99
+    free = server.client().chat.completions.create(response_format={"type": "json_object"}, **asked)
+    for choice in free.choices:
+        if choice.finish_reason == "stop":
+            assert isinstance(json.loads(choice.message.content or ""), dict)
+    more = {"structured_outputs": {"choice": ["yes", "no"]}}
+    picked = server.client().completions.create(model=MODEL, prompt="is it?", n=8, extra_body=more)
+    assert {choice.text for choice in picked.choices} <= {"yes", "no"}
 
 
 def test_a_seed_repeats_an_answer_and_another_changes_it(server: Running) -> None:

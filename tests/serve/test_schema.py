@@ -3,16 +3,16 @@
 import copy
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import httpx
 import jsonschema
 import pytest
 
+from tests.conftest import DATA
 from tests.serve.conftest import MODEL, Running
 
-OPENAPI = Path("/work/shared/data/openai_openapi/openapi.json")
+OPENAPI = DATA / "openai_openapi" / "openapi.json"
 CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "the list"}], "max_tokens": 6}
 TEXT: dict[str, Any] = {"model": MODEL, "prompt": "the list", "max_tokens": 6}
 
@@ -75,7 +75,17 @@ def test_chats(server: Running, conforms: Check, more: dict[str, Any]) -> None:
     assert all(set(choice["message"]) == {"role", "content", "refusal"} for choice in body["choices"])
 
 
-@pytest.mark.parametrize("more", [{}, {"logprobs": 2}, {"logprobs": 0}, {"n": 2, "echo": True}])
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"logprobs": 2},
+        {"logprobs": 0},
+        {"n": 2, "echo": True},
+        {"n": 2, "echo": True, "logprobs": 2},
+        {"frequency_penalty": 0.5, "presence_penalty": 1.0, "logit_bias": {"40": -100}, "min_p": 0.1, "min_tokens": 2},
+    ],
+)
 def test_completions(server: Running, conforms: Check, more: dict[str, Any]) -> None:
     conforms("CreateCompletionResponse", server.post("/v1/completions", json={**TEXT, **more}).json())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +14,9 @@ import pytest
 from llmctl.config.tokens import TokenizerConfig
 from llmctl.store.artifact import FileInput
 from llmctl.tokens.tokenizer import Tokenizer
+from tests.conftest import DATA
 from tests.tokenizers import write_tokenizer
 
-REPOSITORY = Path(__file__).parents[2]
-DATA = Path(os.environ.get("LLMCTL_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
 WriteDocuments = Callable[..., FileInput]
 
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmctl.config.errors import InputError
-from llmctl.tokens.chat import render_prompt, render_training
+from llmctl.tokens.chat import render_prompt, render_prompt_text, render_training
 from llmctl.tokens.tokenizer import Tokenizer
 
 BOS, EOS, START, END = 1, 2, 4, 5
@@ -93,7 +93,7 @@ def test_a_chat_without_an_answer_teaches_nothing(bpe: Tokenizer) -> None:
 
 
 def with_template(tokenizer: Tokenizer, source: str) -> Tokenizer:
-    return Tokenizer(tokenizer._processor, source)
+    return tokenizer.with_template(source)
 
 
 def test_templates_are_sandboxed_and_their_faults_explained(bpe: Tokenizer) -> None:
@@ -121,3 +121,51 @@ def test_transformers_renders_the_same_ids(model: str, make_tokenizer: Callable[
     ids, learned = render_training(ours, CHAT)
     assert training["input_ids"] == ids
     assert [bool(mark) for mark in training["assistant_masks"]] == learned
+
+
+@pytest.mark.parametrize(
+    ("source", "fault"),
+    [
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "more than 1,000,000 steps"),
+        ("{% set r = range(2000) | list %}{% for a in r %}{% for b in r %}{% endfor %}{% endfor %}", "1,000,000 steps"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+        ("{{ 'x' * 10 ** 9 }}", "beyond"),
+        ("{{ 'x' * 999999999 }}", "beyond 16,000,000"),
+        ("{{ 9 ** 9 ** 9 }}", "a power of a number beyond 1,024"),
+        ("{% set n = namespace(x='xx') %}{% for a in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}", "more than"),
+        ("{% set n = namespace(x='xx') %}{% for a in range(40) %}{% set n.x = n.x + n.x %}{% endfor %}", "more than"),
+        ("{{ 'x'.ljust(10000000) }}", "a number beyond 1,000,000"),
+        ("{{ '{:999999999}'.format(1) }}", "a width of four digits"),
+        ("{{ '%999999999d' % 1 }}", "a width of four digits"),
+        ("{{ 'x' | center(999999999) }}", "No filter named 'center'"),
+        ("{% for a in range(99999) %}{{ 'x' * 1000 }}{% endfor %}", "more than 16,000,000 characters"),
+        ("{{ lipsum(n=1) }}", "'lipsum' is undefined"),
+        ("{{ messages | random }}", "No filter named 'random'"),
+        ("{% include '/etc/passwd' %}", "no loader"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("{{ cycler.__init__.__globals__ }}", "unsafe|undefined"),
+        ("{{ messages[0].nothing.at.all }}", "has no attribute|undefined"),
+    ],
+)
+def test_a_template_cannot_spend_or_reach_more_than_its_share(bpe: Tokenizer, source: str, fault: str) -> None:
+    with pytest.raises(InputError, match=fault):
+        render_prompt(bpe.with_template(source), CHAT)
+
+
+def test_what_published_templates_use_works(bpe: Tokenizer) -> None:
+    source = (
+        "{%- set system = messages[0]['content'] if messages[0]['role'] == 'system' else 'none' -%}"
+        "{%- set n = namespace(count=0) -%}"
+        "{%- for message in messages -%}{%- if message.role == 'user' -%}{%- set n.count = n.count + 1 -%}{%- endif -%}"
+        "{%- if loop.last -%}{{ loop.index ~ '/' ~ loop.length }}{%- endif -%}{%- if loop.first %}{%- continue %}"
+        "{%- endif -%}{%- endfor -%}"
+        "{{ ' ' ~ n.count ~ ' ' ~ system | trim | upper ~ ' ' ~ messages[1] | tojson }}"
+        "{%- if strftime_now is defined -%}{{ strftime_now('%d') }}{%- endif -%}{%- if tools -%}tools{%- endif -%}"
+    )
+    text = render_prompt_text(bpe.with_template(source), CHAT)
+    assert text == '5/5 2 BE BRIEF. {"role": "user", "content": "What is 2 + 2?"}'
+
+
+def test_a_tokenizer_without_a_template_says_so(bpe: Tokenizer) -> None:
+    with pytest.raises(InputError, match="has no chat template"):
+        render_prompt(bpe.with_template(""), CHAT)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 
 from llmctl.config.collect import CollectConfig
 from llmctl.config.errors import ConfigError, InputError, UsageError
@@ -18,7 +22,8 @@ from llmctl.pipeline.execute import Outcome
 from llmctl.tokens import train as training
 from llmctl.tokens.quantize import SCORE_GRID, quantized
 from llmctl.tokens.tokenizer import Tokenizer
-from llmctl.tokens.train import _measured, sentences_of, train
+from llmctl.tokens.train import _measured, sentences_of, train, trained_files
+from tests.tokenizers import write_tokenizer
 
 RunStage = Callable[..., Outcome]
 
@@ -27,12 +32,76 @@ def config(**fields: Any) -> TokenizerConfig:
     return TokenizerConfig.model_validate({"vocab_size": 600, **fields})
 
 
-@pytest.mark.parametrize("model", ["bpe", "unigram"])
+@pytest.mark.parametrize("model", ["bpe", "unigram", "char", "word", "byte-bpe"])
 def test_two_runs_give_the_same_bytes(model: str, documents: list[str]) -> None:
-    def once() -> bytes:
-        return train((part for text in documents for part in sentences_of(text)), config(model=model))
+    assert trained_files(iter(documents), config(model=model)) == trained_files(iter(documents), config(model=model))
 
-    assert once() == once()
+
+def test_the_number_of_threads_does_not_matter(tmp_path: Path, documents: list[str]) -> None:
+    """The library reads RAYON_NUM_THREADS once, so each number needs a process of its own."""
+    script = (
+        "import json, sys; from llmctl.config.tokens import TokenizerConfig\n"
+        "from llmctl.tokens.train import trained_files\n"
+        "config = TokenizerConfig.model_validate({'model': 'byte-bpe', 'vocab_size': 800})\n"
+        "files = trained_files(iter(json.load(open(sys.argv[1]))), config)\n"
+        "sys.stdout.buffer.write(files['tokenizer.json'])"
+    )
+    (tmp_path / "texts.json").write_text(json.dumps(documents))
+    made = []
+    for threads in ("1", "3"):
+        command = [sys.executable, "-c", script, str(tmp_path / "texts.json")]
+        environment = {**os.environ, "RAYON_NUM_THREADS": threads}
+        made.append(subprocess.run(command, env=environment, capture_output=True, check=True).stdout)
+    assert made[0] == made[1]
+    assert len(json.loads(made[0])["model"]["vocab"]) == 800
+
+
+@pytest.mark.parametrize(
+    ("split", "digits", "merges", "number", "bracketed"),
+    [
+        ("gpt4", False, 6, ["123", "4"], ["(abc", ")"]),
+        ("gpt4", True, 4, ["1", "2", "3", "4"], ["(abc", ")"]),
+        ("gpt2", False, 5, ["1234"], ["(", "abc", ")"]),
+        ("gpt2", True, 2, ["1", "2", "3", "4"], ["(", "abc", ")"]),
+    ],
+)
+def test_byte_bpe_is_cut_as_configured(
+    split: str, digits: bool, merges: int, number: list[str], bracketed: list[str], tmp_path: Path
+) -> None:
+    wanted = {"model": "byte-bpe", "split": split, "split_digits": digits, "vocab_size": 262 + merges}
+    tokenizer = Tokenizer.open(write_tokenizer(tmp_path, ["x1234x(abc)x" * 20], config(**wanted)))
+
+    def cut(text: str) -> list[str]:
+        return [tokenizer.decode([index]) for index in tokenizer.encode(text)]
+
+    assert cut("1234") == number
+    assert cut("(abc)") == bracketed
+
+
+def test_word_and_char_hold_what_is_most_frequent(tmp_path: Path) -> None:
+    text = " the cat the dog and the the and the cat \u00e9\n"
+    words = Tokenizer.open(write_tokenizer(tmp_path / "word", [text], config(model="word", vocab_size=265)))
+    assert [words.piece_bytes(index) for index in range(262, 265)] == [b" the", b" and", b" cat"]
+    assert [words.piece_bytes(index) for index in words.encode("the and cow")] == [
+        *each_byte("the"),
+        b" and",
+        *each_byte(" cow"),
+    ]
+    chars = Tokenizer.open(write_tokenizer(tmp_path / "char", [text], config(model="char", vocab_size=500)))
+    assert chars.vocab_size == 262 + len(set(text) - {"\n"})
+    assert [chars.piece_bytes(index).decode() for index in chars.encode("caf\u00e9")] == ["c", "a", "f", "\u00e9"]
+
+
+def each_byte(text: str) -> list[bytes]:
+    return [bytes([byte]) for byte in text.encode()]
+
+
+def test_what_byte_kinds_cannot_do_is_refused(documents: list[str]) -> None:
+    for model in ("word", "byte-bpe"):
+        with pytest.raises(ValueError, match="byte_fallback cannot be off"):
+            config(model=model, byte_fallback=False)
+    with pytest.raises(UsageError, match="larger than the text supports, at most 26"):
+        trained_files(iter(["abc abc"]), config(model="byte-bpe"))
 
 
 def test_stage_writes_a_whole_tokenizer(run_stage: RunStage, write_documents: Any, documents: list[str]) -> None:
@@ -115,9 +184,10 @@ def test_what_sentencepiece_would_skip_is_trained_on() -> None:
     assert b"separated" in model
 
 
-def test_unigram_scores_lie_on_the_grid(unigram: Tokenizer) -> None:
-    scores = [unigram._processor.get_score(index) / SCORE_GRID for index in range(unigram.vocab_size)]
+def test_unigram_scores_lie_on_the_grid(make_tokenizer: Callable[..., Path]) -> None:
+    model = (make_tokenizer(model="unigram") / "tokenizer.model").read_bytes()
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    scores = [processor.get_score(index) / SCORE_GRID for index in range(processor.get_piece_size())]
     assert len(set(scores)) > 100
     assert all(score == round(score) for score in scores)
-    model = unigram._processor.serialized_model_proto()
     assert quantized(model) == model

@@ -3,6 +3,7 @@
 import ast
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from llmctl.model.transformer import Transformer
 from llmctl.objectives.losses import next_token
 from llmctl.pipeline.job import Job, Product, Silent
 from llmctl.tokens.batch import IGNORE, PADDING_DOCUMENT, Batch
-from llmctl.train.loop import HeldOutRows, fit
+from llmctl.train.heldout import HeldOutRows
+from llmctl.train.loop import fit
 
 VOCAB = 64
 SEQ_LEN = 24
@@ -116,6 +118,42 @@ def train_to_divergence(job):
     model = Transformer(job.config.model, VOCAB)
     model.init_weights(0)
     fit(job, model, Exploding(), steps=1, heldout_rows=None)
+
+
+def train_counting_orthogonalisations(job):
+    """As `train`; each rank leaves the number of its Newton-Schulz calls in the output folder."""
+    from llmctl.train import muon
+    from llmctl.train.launch import environment
+
+    calls, real = [], muon.newton_schulz
+
+    def counted(*given):
+        calls.append(given[0].shape)
+        return real(*given)
+
+    muon.newton_schulz = counted
+    product = train(job)
+    muon.newton_schulz = real
+    (job.out / f"calls-{environment().rank}").write_text(str(len(calls)))
+    return product
+
+
+def hang_on_rank_1(job):
+    """Rank 1 never comes back from the forward pass of its third step."""
+    from llmctl.train.launch import environment
+
+    class Hanging(Counting):
+        seen = 0
+
+        def loss(self, model, batch):
+            self.seen += 1
+            if environment().rank == 1 and self.seen == 5:  # two micro-batches a step
+                time.sleep(3600)
+            return super().loss(model, batch)
+
+    model = Transformer(job.config.model, VOCAB)
+    model.init_weights(0)
+    fit(job, model, Hanging(), steps=job.config.steps, heldout_rows=None)
 
 
 def die_on_rank_1(job):

@@ -3,7 +3,8 @@ import pytest
 from llmctl.config.base import semantic_values
 from llmctl.config.errors import ConfigError
 from llmctl.config.load import build, parse_overrides
-from llmctl.config.train import CosineConfig, PretrainConfig, SftConfig, WsdConfig
+from llmctl.config.schedules import CosineConfig, WsdConfig
+from llmctl.config.train import PretrainConfig, SftConfig
 
 
 def test_names_stand_for_blocks():
@@ -38,10 +39,11 @@ def test_how_a_step_is_computed_is_not_semantic():
         (["compile=true", "zero=1"], "single process only"),
         (["optimizer.betas=[0.9, 1.0]"], "each beta must lie in"),
         (["steps=0"], "steps"),
-        (["schedule=linear"], "schedule"),
+        (["schedule=exponential"], "schedule"),
         (["optimizer.momentum=0.9"], "momentum"),
-        (["precision=fp16"], "precision"),
+        (["precision=fp17"], "precision"),
         (["zero=4"], "zero"),
+        (["offload=cpu"], "offload moves what ZeRO shards"),
     ],
 )
 def test_faults_are_named(words, message):

@@ -9,8 +9,8 @@ from synthetic_run import make_job
 from llmctl.config.errors import GateError, LlmctlError
 from llmctl.pipeline import spec
 from llmctl.train import launch
-from llmctl.train.launch import Ranks, environment
-from llmctl.train.loop import DivergedError
+from llmctl.train.guards import DivergedError
+from llmctl.train.launch import Ranks, environment, meeting_point
 
 
 def test_environment_of_the_two_launchers():
@@ -18,6 +18,42 @@ def test_environment_of_the_two_launchers():
     assert environment({**given, "LOCAL_SIZE": "2"}) == Ranks(3, 4, 1, 2)  # deepspeed
     assert environment({**given, "LOCAL_WORLD_SIZE": "2"}) == Ranks(3, 4, 1, 2)  # torchrun
     assert environment({}) == Ranks(0, 1, 0, 1)
+
+
+SLURM = {
+    "SLURM_PROCID": "5",
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+    "SLURM_STEP_NODELIST": "gpu-[03-04]",
+    "SLURM_JOB_ID": "123456",
+}
+
+
+def test_srun_starts_ranks_and_a_batch_script_is_none():
+    assert environment(SLURM) == Ranks(5, 8, 1, 4)
+    assert environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) == Ranks()
+    assert environment({**SLURM, "RANK": "1", "WORLD_SIZE": "2"}).world_size == 2
+
+
+@pytest.mark.parametrize(
+    ("hosts", "first"), [("gpu-[03-04]", "gpu-03"), ("a1,b2", "a1"), ("one", "one"), ("n[7,9-11],m1", "n7")]
+)
+def test_ranks_of_srun_meet_at_the_first_host(hosts, first):
+    found = meeting_point({**SLURM, "SLURM_STEP_NODELIST": hosts})
+    assert found == {
+        "MASTER_ADDR": first,
+        "MASTER_PORT": str(15_000 + 123_456 % 10_000),
+        "RANK": "5",
+        "WORLD_SIZE": "8",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "4",
+    }
+    assert environment(found) == Ranks(5, 8, 1, 4)
+
+
+def test_under_other_launchers_nothing_is_changed():
+    assert meeting_point({}) == meeting_point({**SLURM, "RANK": "0"}) == {}
 
 
 def test_asking_who_one_is_imports_no_torch():

@@ -15,12 +15,16 @@ from synthetic_run import VOCAB, Counting, MadeUpRows, curve, make_job, train
 from llmctl.config.errors import InputError, IntegrityError, InterruptedRunError, UsageError
 from llmctl.model.transformer import Transformer
 from llmctl.objectives.losses import next_token
+from llmctl.pipeline.job import Silent
 from llmctl.store.artifact import Artifact
 from llmctl.store.manifest import Manifest
 from llmctl.tokens.batch import IGNORE, Batch
+from llmctl.tokens.order import permuted
 from llmctl.tokens.rows import SCHEMA as ROWS_SCHEMA
+from llmctl.train.guards import DivergedError
+from llmctl.train.heldout import HeldOutRows
 from llmctl.train.loader import Loader, Plan
-from llmctl.train.loop import DivergedError, HeldOutRows, fit
+from llmctl.train.loop import fit
 from llmctl.train.stop import STOP_FILE, Stop
 from llmctl.train.strategy import precision_warning
 
@@ -36,6 +40,21 @@ def test_two_runs_are_bitwise_equal(tmp_path):
     assert [row["step"] for row in rows if "heldout_loss" in row] == [5, 10, 12]
     assert (totals["loss"], totals["heldout_loss"]) == (rows[-2]["loss"], rows[-1]["heldout_loss"])
     assert totals["heldout_loss"] < math.log(VOCAB)
+
+
+def test_the_kernel_of_attention_is_said_and_kept(tmp_path):
+    class Noting(Silent):
+        def __init__(self):
+            self.notes = []
+
+        def note(self, text):
+            self.notes.append(text)
+
+    job = make_job(tmp_path / "a", progress=Noting(), steps=1)
+    assert train(job).totals["attention"] == "sdpa"
+    assert "attention through sdpa (on a CPU)" in job.progress.notes
+    with pytest.raises(UsageError, match="flash: it runs on GPUs alone"):
+        train(make_job(tmp_path / "b", attention_backend="flash"))
 
 
 def test_learns_to_count(tmp_path):
@@ -152,7 +171,7 @@ def test_divergence_names_step_and_rows_and_saves_nothing(tmp_path):
 
     model = Transformer(job.config.model, VOCAB)
     model.init_weights(0)
-    expected = Plan.of(job.config, 12, 0, 1).rows(0, 40).tolist()
+    expected = Plan.of(job.config, 12, 0, 1).rows(0, MadeUpRows(40)).tolist()
     with pytest.raises(DivergedError, match=f"the loss is inf in step 1, rows {', '.join(map(str, expected))}"):
         fit(job, model, Exploding(), steps=12, heldout_rows=None)
     assert not list(job.work.glob("step-*"))
@@ -196,8 +215,24 @@ def test_ranks_and_micro_batches_deal_each_row_once(tmp_path, world_size):
                 batches = loader.take(step)
             assert len(batches) == plan.micro_batches
             dealt += [row for batch in batches for row in batch.tokens.tolist()]
-        expected = MadeUpRows(40).batch(Plan.of(config, 7, 0, 1).rows(step, 40)).tokens.tolist()
+        expected = MadeUpRows(40).batch(Plan.of(config, 7, 0, 1).rows(step, MadeUpRows(40))).tokens.tolist()
         assert dealt == expected
+
+
+def test_growing_batches_are_dealt_in_the_same_order_and_resume(tmp_path):
+    fields = {"batch_rows": 12, "batch_ramp": {"start_rows": 3, "steps": 6}, "micro_batch_rows": 4}
+    plan = Plan.of(make_job(tmp_path, **fields).config, 12, 0, 1)
+    dealt = [row for step in range(12) for row in plan.rows(step, MadeUpRows(40)).tolist()]
+    assert len(dealt) == 3 + 3 + 6 + 6 + 9 + 9 + 6 * 12
+    assert dealt == permuted(0, np.arange(len(dealt)), 40).tolist()
+    whole, parts = make_job(tmp_path / "whole", **fields), make_job(tmp_path / "parts", **fields)
+    train(whole)
+    stop_at(parts, 4)
+    parts.progress.step = 0
+    train(parts)
+    assert curve(parts) == curve(whole)
+    with pytest.raises(UsageError, match=r"batch_ramp.start_rows \(3\) is not a multiple of the 2 ranks"):
+        Plan.of(whole.config, 12, 0, 2)
 
 
 def test_rows_that_cannot_be_dealt_evenly_are_refused(tmp_path):
@@ -233,7 +268,7 @@ def test_a_rank_that_does_not_lead_leaves_the_file_alone(tmp_path):
     assert (tmp_path / STOP_FILE).exists()
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("name", ["part-00000.safetensors", "state.json"])
 @pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: b"\xff" * 40])
 def test_a_damaged_state_falls_back_to_the_one_before(tmp_path, name, damage):
     whole = make_job(tmp_path / "whole")
@@ -245,7 +280,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(tmp_path, name, damage):
     path.write_bytes(damage(path.read_bytes()))
     job.progress.step = 0  # no more stops
     train(job)
-    notes = [note for note in job.progress.notes if "held-out" not in note]
+    notes = [note for note in job.progress.notes if "damaged" in note or "resuming" in note]
     assert "step-000008 is damaged" in notes[0]
     assert notes[1:] == ["resuming after step 6 of 12"]
     assert curve(job) == curve(whole)
@@ -255,7 +290,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(tmp_path, name, damage):
 def test_where_every_state_is_damaged_the_run_does_not_start_anew_by_itself(tmp_path):
     job = make_job(tmp_path)
     stop_at(job, 4)
-    for path in job.work.glob("step-*/model.safetensors"):
+    for path in job.work.glob("step-*/part-*.safetensors"):
         path.write_bytes(b"")
     with pytest.raises(IntegrityError, match="is damaged") as caught:
         train(job)

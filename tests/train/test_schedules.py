@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmctl.config.train import CosineConfig, WsdConfig
+from llmctl.config.schedules import ConstantConfig, CosineConfig, InverseSqrtConfig, LinearConfig, WsdConfig
 from llmctl.train.schedules import rate_factor
 
 COSINE = CosineConfig(warmup_steps=4, final_fraction=0.1)
@@ -51,3 +51,21 @@ def test_rises_then_never_rises_again(steps, warmup, decay, final, wsd):
     assert all(a < b for a, b in itertools.pairwise(factors[: peak + 1]))
     assert all(a >= b for a, b in itertools.pairwise(factors[peak:]))
     assert min(factors[peak:]) >= final - 1e-12
+
+
+def test_linear_closed_form():
+    linear = LinearConfig(warmup_steps=4, final_fraction=0.2)
+    assert rate_factor(linear, 4, 24) == 1.0
+    assert rate_factor(linear, 14, 24) == pytest.approx(0.6)
+    assert rate_factor(linear, 23, 24) == pytest.approx(0.2 + 0.8 / 20)
+
+
+def test_inverse_square_root_closed_form():
+    schedule = InverseSqrtConfig(warmup_steps=4, final_fraction=0.45)
+    assert [rate_factor(schedule, step, 24) for step in (3, 15, 23)] == [1.0, 0.5, 0.45]
+    assert rate_factor(InverseSqrtConfig(warmup_steps=0), 3, 24) == 0.5
+
+
+def test_constant_is_constant():
+    schedule = ConstantConfig(warmup_steps=2)
+    assert [rate_factor(schedule, step, 5) for step in range(5)] == [0.5, 1.0, 1.0, 1.0, 1.0]

@@ -29,7 +29,7 @@ class Setting:
     Attributes:
         config: the configuration.
         files: the optional inputs by role: lists and models.
-        facts: what is known of these inputs: `classifier.max_characters`.
+        facts: what is known of these inputs: `classifier.max_characters`, `kenlm.lowercase`.
         boilerplate: the keys of recurring lines, once they are counted.
         least_quality: the score at the wanted quantile, once all are known.
     """
@@ -114,7 +114,9 @@ class Setting:
         if "kenlm" in self.files:
             from llmctl.data.clean.perplexity import Perplexity
 
-            chosen.append(Perplexity(self.files["kenlm"], config.perplexity))
+            lowercase = self.facts.get("kenlm.lowercase", config.perplexity.lowercase)
+            asked = config.perplexity.model_copy(update={"lowercase": lowercase})
+            chosen.append(Perplexity(self.files["kenlm"], asked))
         if "classifier" in self.files:
             from llmctl.data.clean.quality_classifier import Quality
 

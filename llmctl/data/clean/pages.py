@@ -11,6 +11,7 @@ from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.html import HTMLTree
 
 from llmctl.config.errors import InputError
+from llmctl.data.clean.markup import Markup, scan
 
 # resiliparse's main content takes time quadratic in the depth of a page (10,000 levels: 2 s), its parser in
 # the number of attributes of one tag (20,000: 1 s). Pages that people write have neither.
@@ -19,23 +20,12 @@ MAX_ATTRIBUTES = 64
 FEW_TAGS = 1000  # too few for either to matter
 DEEPER = " > ".join("*" * MAX_DEPTH)
 
-# One attribute as a browser's tokenizer reads it. Names and unquoted values are counted in pieces, so that
-# the pattern's time is linear in the page's length.
-ATTRIBUTE = (
-    r"[\s/]*+(?:=[^\s/>=]{0,64}+|[^\s/>=]{1,64}+)(?:\s*+=\s*+(?:\"[^\"]*+\"|'[^']*+'|[^\s>\"'][^\s>]{0,2000}+)?+)?+"
-)
-MANY_ATTRIBUTES = re.compile(rf"<[a-zA-Z](?:{ATTRIBUTE}){{{MAX_ATTRIBUTES}}}")
-
 # An unclosed <b> is opened anew in every later paragraph, and so are a thousand of them: pages can grow to the
 # square of their length in memory. As <span> they do not.
 MAX_COPIES = 1_000_000  # of 400 bytes
-FORMATTING = "a|b|big|code|em|font|i|nobr|s|small|strike|strong|tt|u"
-INERT = "abbr|br|cite|img|q|span|sub|sup|wbr"  # may stand within a pair without keeping it from closing
-FIELDS = r"(?:[^<>\"']++|\"[^\"<]*+\"|'[^'<]*+')*+"
-FORMATTING_START = re.compile(rf"<({FORMATTING})(?=[\s/>])(?:{FIELDS}>[^<]*+(</)\1\s*+>)?+", re.IGNORECASE)
+FORMATTING = "a|b|big|code|em|font|i|nobr|s|small|strike|strong|tt|u"  # as in markup.c, which counts them
+INERT = "abbr|br|cite|img|q|span|sub|sup|wbr"
 FORMATTING_TAG = re.compile(rf"<(/?)(?:{FORMATTING})(?=[\s/>])", re.IGNORECASE)
-FORMATTING_PAIR = re.compile(rf"<({FORMATTING})(?=[\s/>]){FIELDS}>[^<]*+</\1\s*+>", re.IGNORECASE)
-INERT_TAG = re.compile(rf"</?(?:{INERT})(?=[\s/>]){FIELDS}>", re.IGNORECASE)
 
 # Each alternative ends at the end of the text at the latest, so nothing is read twice.
 MARKUP = re.compile(
@@ -58,33 +48,27 @@ def page_text(html: str, *, main_content: bool) -> str:
         html: a page or a fragment.
         main_content: leave out menus, side bars and footers; ignored for pages nested deeper than 128 levels.
     """
-    many = html.count("<") > FEW_TAGS
-    if MANY_ATTRIBUTES.search(html):
+    markup = scan(html, MAX_ATTRIBUTES)
+    if markup.attributes >= MAX_ATTRIBUTES:
         return strip_markup(html)
-    tree = HTMLTree.parse(without_copies(html) if many else html)
-    if "<math" in html or "math/tex" in html:
+    tree = HTMLTree.parse(without_copies(html, markup))
+    if markup.mathematics:
         keep_tex(tree)
-    if main_content and many and tree.body is not None and tree.body.query_selector(DEEPER) is not None:
+    if main_content and markup.tags > FEW_TAGS and is_deep(tree):
         main_content = False
     text: str = extract_plain_text(tree, main_content=main_content, alt_texts=False)
     return text
 
 
-def without_copies(html: str) -> str:
+def without_copies(html: str, markup: Markup) -> str:
     """`html` with bold, links and the like as `<span>` where unclosed ones could multiply beyond bounds."""
-    tags = html.count("<")
-    if tags * tags <= MAX_COPIES or _unclosed(html) * tags <= MAX_COPIES:
-        return html
-    rest = INERT_TAG.sub(" ", html)
-    for _ in range(3):  # pairs within pairs
-        rest = FORMATTING_PAIR.sub(" ", rest)
-    unclosed = _unclosed(rest)
-    return html if unclosed * tags <= MAX_COPIES else FORMATTING_TAG.sub(r"<\1span ", html)
+    copies = markup.unclosed * markup.tags
+    return html if copies <= MAX_COPIES else FORMATTING_TAG.sub(r"<\1span ", html)
 
 
-def _unclosed(html: str) -> int:
-    """Formatting tags that are not closed before the next tag: at least as many as a parser sees unclosed."""
-    return sum(1 for _, end in FORMATTING_START.findall(html) if not end)
+def is_deep(tree: HTMLTree) -> bool:
+    """Whether the page is nested deeper than `MAX_DEPTH`."""
+    return tree.body is not None and tree.body.query_selector(DEEPER) is not None
 
 
 def keep_tex(tree: HTMLTree) -> None:
@@ -148,13 +132,14 @@ def trafilatura_text(html: str) -> str:
     except ImportError:
         raise InputError("extractor=trafilatura needs trafilatura", hint="pip install 'llmctl[trafilatura]'") from None
     logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # a page without content is counted, not told
-    if MANY_ATTRIBUTES.search(html):
+    markup = scan(html, MAX_ATTRIBUTES)
+    if markup.attributes >= MAX_ATTRIBUTES:
         return strip_markup(html)
-    html = without_copies(html)
+    html = without_copies(html, markup)
     tree = HTMLTree.parse(html)
-    if tree.body is not None and tree.body.query_selector(DEEPER) is not None:
+    if is_deep(tree):
         return page_text(html, main_content=False)
-    if "<math" in html or "math/tex" in html:
+    if markup.mathematics:
         keep_tex(tree)
         html = str(tree)
     return extract(html, include_comments=False, include_tables=True) or ""

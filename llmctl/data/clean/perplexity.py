@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,18 @@ WORD = re.compile(r"\w+|[^\w\s]")
 MOST_LOG10 = 15.0
 
 
+def sentences(text: str, *, lowercase: bool) -> Iterator[list[str]]:
+    """The words and punctuation marks of every line that has any, as a model is trained on them and asked for them."""
+    for line in (text.lower() if lowercase else text).split("\n"):
+        if words := WORD.findall(line):
+            yield words
+
+
 class Perplexity(Measure):
     """The column `perplexity`: 10^(-sum of log10 p / tokens), a line as a sentence, its end as a token.
 
     That is the measure of CCNet (Wenzek et al. 2020, section 3.4) over words and punctuation marks. Texts and the
-    model's training text must be split alike: `WORD`.
+    model's training text must be split alike: `sentences`.
     """
 
     column = "perplexity"
@@ -54,14 +62,10 @@ class Perplexity(Measure):
 
     def measure(self, text: str) -> float | None:
         """The perplexity of one text."""
-        if self.config.lowercase:
-            text = text.lower()
         score, tokens = 0.0, 0
-        for line in text.split("\n"):
-            words = WORD.findall(line)
-            if words:
-                score += self.model.score(" ".join(words))
-                tokens += len(words) + 1
+        for words in sentences(text, lowercase=self.config.lowercase):
+            score += self.model.score(" ".join(words))
+            tokens += len(words) + 1
         return float(10.0 ** min(MOST_LOG10, -score / tokens)) if tokens else None
 
     def judge(self, value: float) -> str | None:

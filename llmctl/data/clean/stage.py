@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -86,14 +87,15 @@ def setting_of(job: Job[CleanConfig]) -> Setting:
         InputError: where a limit is set for an input that is not given.
     """
     files: dict[str, Path] = {}
-    facts: dict[str, int] = {}
+    facts: dict[str, Any] = {}
     for role in FILE_ROLES:
         source = job.inputs.get(role)
         if isinstance(source, FileInput):
             files[role] = source.path
         elif isinstance(source, Artifact):
-            files[role] = source.file(MODEL_FILE)
-            facts["classifier.max_characters"] = source.manifest.semantic["max_characters"]
+            known = source.manifest.semantic
+            files[role] = source.file(known.get("file", MODEL_FILE))
+            facts |= {f"{role}.{name}": known[name] for name in ("max_characters", "lowercase") if name in known}
     facts.setdefault("classifier.max_characters", DEFAULT_CHARACTERS)
     config = job.config
     for role, limited in (

@@ -11,6 +11,7 @@ import pyarrow as pa
 from llmctl.data.clean.kernel import with_reasons
 from llmctl.data.lines import readable
 
+LONGEST_HOST = 253  # characters (RFC 1035, section 2.3.4)
 SCHEMES = ("https://", "http://", "//")
 
 
@@ -95,7 +96,9 @@ def split_address(address: str) -> tuple[str, str]:
 
 
 def parents(host: str) -> Iterator[str]:
-    """`a.b.c`, `b.c`, `c`."""
+    """`a.b.c`, `b.c`, `c`; of a host longer than any name in the DNS, those within a name's length."""
+    if len(host) > LONGEST_HOST:
+        host = host[-LONGEST_HOST - 1 :].partition(".")[2]
     while host:
         yield host
         host = host.partition(".")[2]

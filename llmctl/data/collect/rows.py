@@ -103,8 +103,15 @@ def read_parquet(entry: Entry) -> Iterator[Document]:
             number += 1
             where = f"{entry.where} row {number}"
             with _counted(entry), damage(where):
-                values = {name: batch.column(name)[index].as_py() for name in batch.schema.names}
-                yield document_of(values, number, where, entry)
+                yield document_of(_cells(batch, index, where), number, where, entry)
+
+
+def _cells(batch: pa.RecordBatch, index: int, where: str) -> dict[str, Any]:
+    """One row; Arrow looks at the bytes of a string only here."""
+    try:
+        return {name: batch.column(name)[index].as_py() for name in batch.schema.names}
+    except UnicodeDecodeError as error:
+        raise UnreadableError("encoding", f"{where} is not UTF-8", "write the file again, its text as UTF-8") from error
 
 
 def _check_groups(metadata: Any, entry: Entry) -> None:

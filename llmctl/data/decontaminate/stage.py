@@ -19,7 +19,16 @@ from llmctl.data.decontaminate.overlap import Span, find, without
 from llmctl.data.dedup.kernel import library
 from llmctl.data.parts import Report, gather, run_parts
 from llmctl.data.table_writer import RowsDigest, TableWriter
-from llmctl.data.tables import DOCUMENTS, SCHEMA_NAMES, Part, conform, parts_of, read_part, text_bytes
+from llmctl.data.tables import (
+    SCHEMA_NAMES,
+    Part,
+    conform,
+    documents_schema,
+    extra_columns,
+    parts_of,
+    read_part,
+    text_bytes,
+)
 from llmctl.data.workers import open_workers
 from llmctl.pipeline.job import FileFacts, Job, Product
 from llmctl.store.files import explained, publish
@@ -47,11 +56,13 @@ class Task:
         part: what to read.
         lookup: file that holds the tables and the names of the items.
         config: of the stage.
+        extra: the columns that are written beyond those of every document.
     """
 
     part: Part
     lookup: Path
     config: DecontaminateConfig
+    extra: tuple[str, ...]
 
 
 def decontaminate_part(task: Task, directory: Path) -> Report:
@@ -61,9 +72,10 @@ def decontaminate_part(task: Task, directory: Path) -> Report:
     counts: Counter[str] = Counter()
     found: set[int] = set()
     rows: list[dict[str, object]] = []
-    with TableWriter(directory, DOCUMENTS) as writer:
+    schema = documents_schema(task.extra)
+    with TableWriter(directory, schema) as writer:
         for raw in read_part(task.part):
-            batch = conform(raw, DOCUMENTS)
+            batch = conform(raw, schema)
             spans = find(batch.column("text"), looked_for, task.config.min_ngrams)
             kept, reasons = _cleared(batch, spans, task.config)
             writer.write(kept)
@@ -116,7 +128,9 @@ def run(job: Job[DecontaminateConfig]) -> Product:
         job.work.mkdir(parents=True, exist_ok=True)
         with publish(lookup) as handle:
             pickle.dump(([item.name for item in items], looked_for), handle)
-    tasks = [Task(part, lookup, job.config) for part in parts_of(job.inputs["input"])]
+    given = job.inputs["input"]
+    extra = tuple(extra_columns(given))
+    tasks = [Task(part, lookup, job.config, extra) for part in parts_of(given)]
     counts: Counter[str] = Counter()
     digest = RowsDigest()
     found: set[int] = set()

@@ -26,6 +26,7 @@ enum { OTHER = 0, WORD = 1, SPACE = 2 }; /* classes of characters; the table has
 #define MULTIPLIER UINT64_C(0x9E3779B97F4A7C15) /* 2^64 / golden ratio, odd: a bijection modulo 2^64 */
 #define LANES 32                                /* permutations that one pass over a document's shingles serves */
 #define VALUES 1024                             /* shingles prepared at a time; on the stack */
+#define STEPS 64                                /* of a comparison, before the next look whether it is in vain */
 
 /* A bijection of 64-bit numbers whose output bits depend on all input bits. */
 static inline uint64_t mix(uint64_t value) {
@@ -171,18 +172,27 @@ void sign(const uint64_t *hashes, const int64_t *offsets, int64_t count, const u
 }
 
 /* How many hashes each pair of sorted sets has in common, without their lowest `shift` bits.
-   sets[i] is the address of set i, of lengths[i] distinct hashes; pairs[count][2] are indices into sets. */
+
+   sets[i] is the address of set i, of lengths[i] distinct hashes; pairs[count][2] are indices into sets. A pair that
+   cannot have least[pair] in common is given up, and its number is then anything from the true one to below that. */
 void shared(const uint64_t *const *sets, const int64_t *lengths, const int64_t *pairs, int64_t count, int shift,
-            int64_t *out) {
+            int64_t *out, const int64_t *least) {
     for (int64_t pair = 0; pair < count; pair++) {
         const uint64_t *a = sets[pairs[2 * pair]], *b = sets[pairs[2 * pair + 1]];
         const uint64_t *a_end = a + lengths[pairs[2 * pair]], *b_end = b + lengths[pairs[2 * pair + 1]];
-        int64_t common = 0;
-        while (a < a_end && b < b_end) { /* without branches: which side moves cannot be predicted */
-            uint64_t x = *a >> shift, y = *b >> shift;
-            common += x == y;
-            a += x <= y;
-            b += y <= x;
+        int64_t common = 0, left;
+        while ((left = a_end - a < b_end - b ? a_end - a : b_end - b) > 0) {
+            if (common + left < least[pair]) {
+                common += left;
+                break;
+            }
+            int64_t steps = left < STEPS ? left : STEPS; /* each passes at most one hash of either side */
+            for (int64_t i = 0; i < steps; i++) { /* without branches: which side moves cannot be predicted */
+                uint64_t x = *a >> shift, y = *b >> shift;
+                common += x == y;
+                a += x <= y;
+                b += y <= x;
+            }
         }
         out[pair] = common;
     }

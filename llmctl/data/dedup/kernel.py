@@ -13,8 +13,6 @@ import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from llmctl.config.errors import LlmctlError
+from llmctl.data import compiled
 
 Hashes = npt.NDArray[np.uint64]
 Offsets = npt.NDArray[np.int64]
@@ -36,21 +34,9 @@ PADDING = 8  # bytes that hash_word may read past the last text
 LANES = 32  # as in kernel.c
 
 
-@functools.cache
 def library() -> ctypes.CDLL:
-    """The compiled kernel.
-
-    Raises:
-        LlmctlError: where it was not built, which `pip install` does.
-    """
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name("_kernel" + suffix)
-        if path.exists():
-            return ctypes.CDLL(str(path))
-    raise LlmctlError(
-        "llmctl's compiled kernel (llmctl/data/dedup/kernel.c) was not built",
-        hint="install a C compiler (apt install g++), then run pip install again in llmctl's directory",
-    )
+    """The compiled kernel; an `LlmctlError` where it was not built."""
+    return compiled.library(__file__, "kernel")
 
 
 @functools.cache
@@ -178,19 +164,22 @@ def sign(given: Shingles, factors: npt.NDArray[np.uint32], addends: npt.NDArray[
     return out
 
 
-def shared(addresses: Hashes, lengths: Offsets, pairs: Pairs, shift: int = 0) -> Offsets:
+def shared(addresses: Hashes, lengths: Offsets, pairs: Pairs, least: Offsets, shift: int = 0) -> Offsets:
     """int64 [pairs], how many hashes the two sets of each pair have in common.
 
     Args:
         addresses: uint64 [sets], where each set's sorted distinct hashes begin in memory.
         lengths: int64 [sets].
         pairs: int64 [pairs, 2], indices of sets.
+        least: int64 [pairs]; a pair is given up once it cannot have so many in common, and its number is then
+            anything from the true one to below `least`.
         shift: how many of the lowest bits not to compare.
     """
     out = np.empty(len(pairs), dtype=np.int64)
-    pairs = np.ascontiguousarray(pairs, dtype=np.int64)
+    pairs, least = (np.ascontiguousarray(part, dtype=np.int64) for part in (pairs, least))
     library().shared(
-        _at(addresses), _at(lengths), _at(pairs), ctypes.c_int64(len(pairs)), ctypes.c_int(shift), _at(out)
+        _at(addresses), _at(lengths), _at(pairs), ctypes.c_int64(len(pairs)), ctypes.c_int(shift), _at(out),
+        _at(least),
     )  # fmt: skip
     return out
 

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from llmctl.config.errors import InputError
 from llmctl.data.dedup.kernel import normalise, shingles
 from llmctl.data.dedup.minhash import Banding
-from llmctl.data.dedup.units import Reading
+from llmctl.data.dedup.units import Edited, Reading
 from llmctl.data.parts import Report
+from llmctl.data.workers import in_order
 from llmctl.store.files import publish
 
 KEYS_FILE = "keys.parquet"
@@ -56,6 +57,7 @@ class KeyTask:
         keep: as in the configuration.
         ngram_words: words per shingle.
         banding: None where near duplicates are not asked for.
+        threads: batches worked on at a time.
     """
 
     number: int
@@ -63,6 +65,7 @@ class KeyTask:
     keep: str
     ngram_words: int
     banding: Banding | None
+    threads: int = 1
 
 
 def compute_keys(task: KeyTask, directory: Path) -> Report:
@@ -76,9 +79,12 @@ def compute_keys(task: KeyTask, directory: Path) -> Report:
         pq.ParquetWriter(handle, schema, compression="none", use_dictionary=["source"]) as writer,
     ):
         waiting: list[pa.RecordBatch] = []
-        for edited in task.reading.batches(columns):
-            waiting.append(_keys_of(edited.batch, edited.emptied, rows, task, schema))
-            rows += edited.batch.num_rows
+        edited = task.reading.batches(columns)
+        for batch in in_order(lambda one: _keys_of(one, task, schema), edited, task.threads):
+            place = schema.get_field_index("row")
+            numbers = pa.array(np.arange(rows, rows + batch.num_rows, dtype=np.int32))
+            waiting.append(batch.set_column(place, schema.field(place), numbers))
+            rows += batch.num_rows
             if sum(batch.num_rows for batch in waiting) >= GROUP_ROWS:
                 writer.write_table(pa.Table.from_batches(waiting, schema=schema))
                 waiting = []
@@ -86,14 +92,14 @@ def compute_keys(task: KeyTask, directory: Path) -> Report:
     return Report(figures={"documents": rows})
 
 
-def _keys_of(
-    batch: pa.RecordBatch, emptied: npt.NDArray[np.bool_], first_row: int, task: KeyTask, schema: pa.Schema
-) -> pa.RecordBatch:
+def _keys_of(edited: Edited, task: KeyTask, schema: pa.Schema) -> pa.RecordBatch:
+    """The keys of one batch; `row` counts from 0 in each."""
+    batch, emptied = edited.batch, edited.emptied
     texts = normalise(batch.column("text"))
     exact = texts.exact_keys()
     columns: dict[str, Any] = {
         "part": np.full(batch.num_rows, task.number, dtype=np.int32),
-        "row": np.arange(first_row, first_row + batch.num_rows, dtype=np.int32),
+        "row": np.arange(batch.num_rows, dtype=np.int32),
         "id": batch.column("id"),
         "source": batch.column("source"),
         "length": pc.utf8_length(batch.column("text")).cast(pa.int64()),

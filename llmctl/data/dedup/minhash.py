@@ -16,7 +16,7 @@ from llmctl.data.dedup.kernel import Hashes, Shingles, sign
 Signatures = npt.NDArray[np.uint32]
 
 # Candidates are verified, so a missed pair costs far more than a needless comparison.
-FALSE_POSITIVE_WEIGHT, FALSE_NEGATIVE_WEIGHT = 0.01, 0.99
+FALSE_POSITIVE_WEIGHT, FALSE_NEGATIVE_WEIGHT = 0.001, 0.999
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: a bijection modulo 2^64
 
 
@@ -87,7 +87,7 @@ def mix(values: Hashes) -> Hashes:
 
 
 def bands_and_rows(threshold: float, permutations: int) -> tuple[int, int]:
-    """(bands, rows per band) that datasketch finds best at `threshold` when misses weigh 99 times as much.
+    """(bands, rows per band) that datasketch finds best at `threshold` when misses weigh 999 times as much.
 
     Two sets of similarity s share a band with probability 1 - (1 - s^rows)^bands (Leskovec, Rajaraman and Ullman,
     Mining of Massive Datasets, 3.4). Where one band would be best, which datasketch refuses, it is two.

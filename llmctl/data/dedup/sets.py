@@ -1,9 +1,10 @@
-"""The second pass: shingle sets of the few documents that share a key with another, on disk and mapped."""
+"""The second pass: shingle sets of the documents that share a key with another, on disk."""
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Sequence
+import itertools
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,12 @@ import pyarrow as pa
 from llmctl.data.dedup.kernel import Hashes, Offsets, Pairs, Shingles, concatenate, normalise, shared, shingles
 from llmctl.data.dedup.units import Reading
 from llmctl.data.parts import Report
+from llmctl.data.workers import in_order
 from llmctl.store.files import publish
 
 HASHES_FILE, OFFSETS_FILE = "shingles.bin", "offsets.npy"
-HASHES_AT_ONCE = 1 << 21  # mapped pages are given back after so many (16 MB, and the pages around each that come along)
+HASHES_AT_ONCE = 1 << 21  # compared at a time: up to 16 MB are read for it
+HELD_IN_MEMORY = 1 << 24  # up to so many hashes (128 MB) are not left in their files
 
 
 @dataclass(frozen=True)
@@ -28,27 +31,35 @@ class SetTask:
         reading: how to read it.
         rows: the documents, by their place in the part, ascending.
         ngram_words: words per shingle.
+        threads: batches worked on at a time.
     """
 
     reading: Reading
     rows: npt.NDArray[np.int64]
     ngram_words: int
+    threads: int = 1
 
 
 def spill_sets(task: SetTask, directory: Path) -> Report:
     """Write the sorted distinct shingle hashes of the chosen documents of one part."""
     found: list[Offsets] = []
-    first = 0
     with publish(directory / HASHES_FILE) as handle:
-        for edited in task.reading.batches(["text"]) if len(task.rows) else ():
-            low, high = np.searchsorted(task.rows, (first, first + edited.batch.num_rows))
-            wanted = pa.array(task.rows[low:high] - first)
-            sets = shingles(normalise(edited.batch.column("text").take(wanted)), task.ngram_words).sets()
+        for sets in in_order(
+            lambda texts: shingles(normalise(texts), task.ngram_words).sets(), _wanted(task), task.threads
+        ):
             handle.write(sets.hashes.data)
             found.append(sets.lengths())
-            first += edited.batch.num_rows
     write_offsets(directory, found)
     return Report()
+
+
+def _wanted(task: SetTask) -> Iterator[pa.Array]:
+    """The texts of the chosen documents, batch by batch."""
+    first = 0
+    for edited in task.reading.batches(["text"]) if len(task.rows) else ():
+        low, high = np.searchsorted(task.rows, (first, first + edited.batch.num_rows))
+        yield edited.batch.column("text").take(pa.array(task.rows[low:high] - first))
+        first += edited.batch.num_rows
 
 
 def write_offsets(directory: Path, lengths: Sequence[Offsets]) -> None:
@@ -59,73 +70,90 @@ def write_offsets(directory: Path, lengths: Sequence[Offsets]) -> None:
 
 
 class ShingleSets:
-    """Sets of sorted distinct hashes, numbered through over several blocks of memory or mapped files.
+    """Sets of sorted distinct hashes: in memory, or in files from which those to be compared are read.
 
-    Args:
-        blocks: the sets, block after block.
-        shift: how many of the lowest bits not to compare.
+    Attributes:
+        lengths: int64 [sets], hashes in each.
     """
 
-    def __init__(self, blocks: Sequence[Shingles], shift: int = 0) -> None:
-        self.lengths = np.concatenate([np.zeros(0, dtype=np.int64), *(block.lengths() for block in blocks)])
-        self._blocks = list(blocks)  # what the addresses point into
-        self._addresses = np.concatenate(
-            [
-                np.zeros(0, dtype=np.uint64),
-                *(block.offsets[:-1].astype(np.uint64) * 8 + block.hashes.ctypes.data for block in blocks),
-            ]
-        ).astype(np.uint64)
+    def __init__(self, given: Shingles, shift: int = 0) -> None:
+        self.lengths = given.lengths()
         self._shift = shift
-        self._read = 0  # hashes since mapped pages were last given back
+        self._hashes = given.hashes  # none where they lie in files
+        self._paths: list[Path] = []
+        self._file: npt.NDArray[np.int64] = np.zeros(len(given), dtype=np.int64)
+        self._at = given.offsets[:-1]  # where each set begins in its file, in hashes
+        self._addresses = given.offsets[:-1].astype(np.uint64) * 8 + np.uint64(given.hashes.ctypes.data)
 
     @classmethod
     def of(cls, sets: Sequence[Hashes]) -> ShingleSets:
         """From arrays in memory."""
-        return cls([concatenate([Shingles(one, np.array([0, len(one)])) for one in sets])])
+        return cls(concatenate([Shingles(one, np.array([0, len(one)])) for one in sets]))
 
     @classmethod
-    def mapped(cls, directories: Sequence[Path], shift: int = 0) -> ShingleSets:
-        """What `spill_sets` left in these directories."""
-        blocks = []
-        for directory in directories:
-            offsets = np.load(directory / OFFSETS_FILE)
-            path = directory / HASHES_FILE
-            hashes = np.memmap(path, np.uint64, mode="r") if offsets[-1] else np.empty(0, dtype=np.uint64)
-            blocks.append(Shingles(hashes, offsets))
-        return cls(blocks, shift)
+    def spilled(cls, directories: Sequence[Path], shift: int = 0) -> ShingleSets:
+        """What `spill_sets` left in these directories: in memory if it is little.
+
+        Args:
+            directories: of the parts, in order.
+            shift: how many of the lowest bits not to compare.
+        """
+        offsets = [np.load(directory / OFFSETS_FILE) for directory in directories]
+        paths = [directory / HASHES_FILE for directory in directories]
+        if sum(int(own[-1]) for own in offsets) <= HELD_IN_MEMORY:
+            return cls(
+                concatenate([Shingles(np.fromfile(p, np.uint64), o) for p, o in zip(paths, offsets, strict=True)]),
+                shift,
+            )
+        new = cls(Shingles(np.empty(0, dtype=np.uint64), np.zeros(1, dtype=np.int64)), shift)
+        new.lengths = np.concatenate([np.diff(own) for own in offsets])
+        new._paths = paths
+        new._file = np.repeat(np.arange(len(paths)), [len(own) - 1 for own in offsets])
+        new._at = np.concatenate([own[:-1] for own in offsets])
+        return new
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def chosen(self, order: npt.NDArray[np.int64]) -> ShingleSets:
         """The same sets in another order: number `i` is what `order[i]` was."""
-        new = ShingleSets([], self._shift)
-        new._blocks = self._blocks
-        new.lengths, new._addresses = self.lengths[order], self._addresses[order]
+        new = ShingleSets(Shingles(self._hashes, np.zeros(1, dtype=np.int64)), self._shift)
+        new._paths = self._paths
+        new.lengths, new._file, new._at = self.lengths[order], self._file[order], self._at[order]
+        new._addresses = self._addresses if self._paths else self._addresses[order]
         return new
 
-    def jaccard(self, pairs: Pairs, threshold: float) -> npt.NDArray[np.float64]:
-        """Exact Jaccard similarity of each pair; where the sizes alone rule `threshold` out, the bound they give."""
-        lengths = self.lengths[pairs]
-        small, large = lengths.min(axis=1), lengths.max(axis=1)
-        result: npt.NDArray[np.float64] = np.divide(small, large, out=np.zeros(len(pairs)), where=large > 0)
-        hopeful = np.flatnonzero(result >= threshold)
-        work = np.cumsum(small[hopeful] + large[hopeful])
-        for chunk in np.split(hopeful, np.searchsorted(work, np.arange(HASHES_AT_ONCE, _last(work), HASHES_AT_ONCE))):
-            common = shared(self._addresses, self.lengths, pairs[chunk], self._shift)
-            result[chunk] = common / np.maximum(small[chunk] + large[chunk] - common, 1)
-            self._read += int((small[chunk] + large[chunk]).sum())
-            if self._read >= HASHES_AT_ONCE:
-                self._give_back()
-        return result
+    def _shared(self, pairs: Pairs, least: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """int64 [pairs], hashes in common; below `least`, maybe too many, but still below it."""
+        if not self._paths:
+            return shared(self._addresses, self.lengths, pairs, least, self._shift)
+        wanted, places = np.unique(pairs, return_inverse=True)
+        lengths = self.lengths[wanted]
+        ends = np.cumsum(lengths)
+        begins = ends - lengths
+        hashes = np.empty(int(lengths.sum()), dtype=np.uint64)
+        view = memoryview(hashes.view(np.uint8).data)
+        files = self._file[wanted]
+        order = np.lexsort((self._at[wanted], files))  # one file after the other, each from its start to its end
+        for file, sets in itertools.groupby(order.tolist(), files.item):
+            with open(self._paths[file], "rb", buffering=0) as handle:
+                for one in sets:
+                    os.preadv(handle.fileno(), [view[8 * begins[one] : 8 * ends[one]]], 8 * int(self._at[wanted[one]]))
+        addresses = begins.astype(np.uint64) * 8 + np.uint64(hashes.ctypes.data)
+        return shared(addresses, lengths, places.reshape(-1, 2), least, self._shift)
 
-    def _give_back(self) -> None:
-        """Let go of mapped pages; they are read again from the page cache when they are needed."""
-        self._read = 0
-        for block in self._blocks:
-            held = getattr(block.hashes, "_mmap", None)
-            if isinstance(held, mmap.mmap):
-                held.madvise(mmap.MADV_DONTNEED)
+    def jaccard(self, pairs: Pairs, threshold: float) -> npt.NDArray[np.float64]:
+        """Jaccard similarity of each pair: exact from `threshold` on; below it, a bound that is below it too."""
+        lengths = self.lengths[pairs]
+        total, small = lengths.sum(axis=1), lengths.min(axis=1)
+        result: npt.NDArray[np.float64] = np.divide(small, total - small, out=np.zeros(len(pairs)), where=total > 0)
+        hopeful = np.flatnonzero(result >= threshold)
+        least = np.floor(threshold / (1 + threshold) * total).astype(np.int64)  # J >= t where common / total >= t/(1+t)
+        work = np.cumsum(total[hopeful])
+        for chunk in np.split(hopeful, np.searchsorted(work, np.arange(HASHES_AT_ONCE, _last(work), HASHES_AT_ONCE))):
+            common = self._shared(pairs[chunk], least[chunk])
+            result[chunk] = common / np.maximum(total[chunk] - common, 1)
+        return result
 
 
 def _last(values: npt.NDArray[np.int64]) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from llmctl.config.dedup import DedupConfig
+from llmctl.config.devices import cores
 from llmctl.config.errors import InputError
 from llmctl.data.dedup import decide
 from llmctl.data.dedup.decide import REASONS, STAYS, Candidates, Decisions
@@ -27,8 +28,8 @@ from llmctl.data.dedup.units import HASHES_FILE, Reading, UnitTask, hash_units, 
 from llmctl.data.dedup.write import CLUSTERS_FILE, WriteTask, sources_losing_most, write_clusters, write_part
 from llmctl.data.parts import Report, gather, run_parts
 from llmctl.data.table_writer import RowsDigest
-from llmctl.data.tables import SCHEMA_NAMES, parts_of
-from llmctl.data.workers import Threads, Workers, open_workers
+from llmctl.data.tables import SCHEMA_NAMES, extra_columns, parts_of
+from llmctl.data.workers import Native, Threads, Workers, open_workers
 from llmctl.pipeline.job import Job, Product
 from llmctl.pipeline.stage import load
 
@@ -66,6 +67,7 @@ class _Run:
 
     job: Job[DedupConfig]
     workers: Workers
+    threads: int
     grouping: Grouping
     banding: Banding | None
     index: Index | None
@@ -76,7 +78,9 @@ class _Run:
     def begun(cls, job: Job[DedupConfig]) -> _Run:
         """After the first pass."""
         config = job.config
-        workers = _workers(job)
+        small = _is_small(job)
+        threads = (config.workers or cores()) if small else 1
+        workers = Native(1) if small else open_workers(config)
         banding = Banding.chosen(config.threshold, config.permutations, config.seed) if config.near else None
         index = None
         if "against" in job.inputs:
@@ -85,7 +89,7 @@ class _Run:
             index = Index.of(job.artifact("against"), facts(config, banding))
         readings = _readings(job, workers)
         tasks = [
-            KeyTask(number, reading, config.keep, config.ngram_words, banding)
+            KeyTask(number, reading, config.keep, config.ngram_words, banding, threads)
             for number, reading in enumerate(readings)
         ]
         counts = [
@@ -95,7 +99,7 @@ class _Run:
         if not sum(counts):
             raise InputError(f"{job.inputs['input'].ref} holds no document", hint="nothing to deduplicate")
         keys = Keys([job.work / "keys" / f"{n:05d}" / KEYS_FILE for n in range(len(counts))], counts, config.keep)
-        return cls(job, workers, _grouping(config), banding, index, readings, keys)
+        return cls(job, workers, threads, _grouping(config), banding, index, readings, keys)
 
     def remove_near(self, banding: Banding, decisions: Decisions) -> None:
         """Find candidates, compute their sets, compare them."""
@@ -106,8 +110,8 @@ class _Run:
             return
         own, theirs = self._spilled(candidates)
         if self.index is not None:
-            decide.remove_near_against(candidates, ShingleSets.mapped([*own, *theirs], SHIFT), threshold, decisions)
-        sets = ShingleSets.mapped(own)
+            decide.remove_near_against(candidates, ShingleSets.spilled([*own, *theirs], SHIFT), threshold, decisions)
+        sets = ShingleSets.spilled(own)
         decide.remove_near(
             self.keys, candidates, sets, threshold, decisions,
             lambda done, total: job.progress.update(done, total, "bands compared"),
@@ -118,7 +122,7 @@ class _Run:
         starts = self.keys.starts
         bounds = np.searchsorted(candidates.rows, starts)
         tasks = [
-            SetTask(reading, candidates.rows[low:high] - start, self.job.config.ngram_words)
+            SetTask(reading, candidates.rows[low:high] - start, self.job.config.ngram_words, self.threads)
             for reading, low, high, start in zip(self.readings, bounds, bounds[1:], starts, strict=False)
         ]
         for _ in run_parts(self.job, self.workers, spill_sets, tasks, "sets"):
@@ -141,14 +145,16 @@ class _Run:
         job, config = self.job, self.job.config
         bands = self.banding.bands if self.banding else 0
         masks = decide.mask_files(self.keys, decisions, job.work / "masks")
+        extra = tuple(extra_columns(job.inputs["input"]))
         tasks = [
-            WriteTask(reading, mask, path if config.index else None, bands, config.ngram_words)
+            WriteTask(reading, mask, path if config.index else None, bands, config.ngram_words, extra)
             for reading, mask, path in zip(self.readings, masks, self.keys.files, strict=True)
         ]
         counts: Counter[str] = Counter()
         digest = RowsDigest()
         reports: list[Report] = []
-        for report in _told(job, run_parts(job, self.workers, write_part, tasks), "documents", "kept"):
+        workers = Threads(self.threads) if self.threads > 1 else self.workers
+        for report in _told(job, run_parts(job, workers, write_part, tasks), "documents", "kept"):
             reports.append(report)
             counts.update(report.figures["counts"])
             digest.merge(report.figures["rows_digest"], report.figures["counts"]["kept"])
@@ -201,13 +207,10 @@ def _told(job: Job[DedupConfig], reports: Iterator[Report], figure: str, verb: s
         yield report
 
 
-def _workers(job: Job[DedupConfig]) -> Workers:
-    """Where the passes run: threads suffice for a small corpus, since the kernel works outside Python."""
-    config = job.config
+def _is_small(job: Job[DedupConfig]) -> bool:
+    """Whether threads do: the kernel works outside Python, so they share the batches of one part after the other."""
     size = sum(part.stat().st_size for part in parts_of(job.inputs["input"]) if isinstance(part, Path))
-    if config.engine == "native" and config.unit == "document" and size <= THREADS_UP_TO_BYTES:
-        return Threads(config.workers)
-    return open_workers(config)
+    return job.config.engine == "native" and job.config.unit == "document" and size <= THREADS_UP_TO_BYTES
 
 
 def _grouping(config: DedupConfig) -> Grouping:

@@ -19,7 +19,7 @@ from llmctl.data.dedup.keys import EXACT, Keys, band_names
 from llmctl.data.dedup.units import Reading
 from llmctl.data.parts import Report
 from llmctl.data.table_writer import TableWriter
-from llmctl.data.tables import DOCUMENTS, conform, text_bytes
+from llmctl.data.tables import conform, documents_schema, text_bytes
 from llmctl.pipeline.job import FileFacts
 from llmctl.store.files import explained, publish
 
@@ -44,6 +44,7 @@ class WriteTask:
         keys: the part's `keys.parquet`, for the index; None where none is wanted.
         bands: of the band keys.
         ngram_words: words per shingle.
+        extra: the columns that are written beyond those of every document.
     """
 
     reading: Reading
@@ -51,20 +52,22 @@ class WriteTask:
     keys: Path | None
     bands: int
     ngram_words: int
+    extra: tuple[str, ...] = ()
 
 
 def write_part(task: WriteTask, directory: Path) -> Report:
     """Write what stays of one part, and its index where it is wanted."""
     mask = np.load(task.mask)
+    schema = documents_schema(task.extra)
     counts: Counter[str] = Counter()
     index_path = directory / f"{PREFIX}-00000.parquet"
     with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(TableWriter(directory, DOCUMENTS))
+        writer = stack.enter_context(TableWriter(directory, schema))
         index = stack.enter_context(IndexWriter(index_path, task.bands)) if task.keys else None
         for edited in task.reading.batches():
             first, rows = counts["in"], edited.batch.num_rows
             stays = mask[first : first + rows]
-            kept = conform(edited.batch, DOCUMENTS).filter(pa.array(stays))
+            kept = conform(edited.batch, schema).filter(pa.array(stays))
             writer.write(kept)
             if index is not None:
                 _write_index(index, kept, np.flatnonzero(stays) + first, task)

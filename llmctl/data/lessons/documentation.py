@@ -16,6 +16,7 @@ HEADING = re.compile(r"(?:(class|module) )?([A-Za-z_][\w.]*)(\(.*)?")
 CALL = re.compile(r"[A-Za-z_][\w.]*\([^\n]{0,200}?\)(?:[ ]*->[ ]*[\w\[\], |()]{1,80}?)?[ ]*(?:[:.]|--|\n|$)\s*")
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]?\s+(?=[A-Z`'\"(])")
 ABBREVIATION = re.compile(r"(?:\b(?:e\.g|i\.e|etc|vs|cf|resp|approx|no|fig|al)|\b[A-Z])\.$", re.IGNORECASE)
+LONGEST_ABBREVIATION = len("approx.")
 NOT_PROSE = re.compile(r">>>|::|^\s*[-*+|=~^]{2,}|\\n|https?:|\bdeprecated\b", re.IGNORECASE)
 FEWEST_WORDS = 3  # of a summary that says something
 WORD = re.compile(r"[A-Za-z]{2,}")
@@ -161,7 +162,8 @@ def summary_sentences(docstring: str) -> tuple[str, ...]:
 def _sentences(paragraph: str) -> Iterator[str]:
     start = 0
     for end in SENTENCE_END.finditer(paragraph):
-        if not ABBREVIATION.search(paragraph[start : end.start()]):
+        before = paragraph[max(start, end.start() - LONGEST_ABBREVIATION - 1) : end.start()]
+        if not ABBREVIATION.search(before):
             yield paragraph[start : end.end()].strip()
             start = end.end()
     yield paragraph[start:].strip()

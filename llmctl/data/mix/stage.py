@@ -31,7 +31,7 @@ from llmctl.data.mix.survey import (
 )
 from llmctl.data.parts import gather, run_parts
 from llmctl.data.table_writer import PART_BYTES, RowsDigest
-from llmctl.data.tables import SCHEMA_NAMES, Part, parts_of
+from llmctl.data.tables import SCHEMA_NAMES, Part, extra_columns, parts_of
 from llmctl.data.workers import Native, Workers, open_workers
 from llmctl.pipeline.job import Job, Product
 from llmctl.store.artifact import Artifact, Input
@@ -72,7 +72,8 @@ def run(job: Job[MixConfig], count_tokens: TokenCounter | None = None) -> Produc
     drawn = {"train": train, "heldout": draw_heldout(sources, share, config, size)}
     _explain(job, sources, share, drawn)
     totals = _totals(config, sources, share, drawn)
-    product = _shuffled(job, workers, places, surveys, sources, drawn)
+    extra = tuple(name for source in given.values() for name in extra_columns(source))
+    product = _shuffled(job, workers, places, surveys, sources, drawn, extra)
     totals |= product.totals
     job.log({"stage": "mix", **totals})
     return Product(product.schema, {"heldout_fraction": config.heldout_fraction}, totals, product.files)
@@ -186,6 +187,7 @@ def _shuffled(
     surveys: Sequence[Survey],
     sources: Sequence[Source],
     drawn: dict[str, Drawn],
+    extra: tuple[str, ...],
 ) -> Product:
     """Move the texts to their places and publish the parts."""
     splits: list[str] = []
@@ -196,12 +198,13 @@ def _shuffled(
         splits += [name] * (int(parts.max()) + 1 if len(parts) else 0)
     rows = Drawn(*(np.concatenate([getattr(d, field) for d in drawn.values()]) for field in ("source", "document")))
     marks = new_marks(survey_of(sources, rows))
-    tasks = _scatter_tasks(places, surveys, rows, marks, np.concatenate(targets))
+    tasks = _scatter_tasks(places, surveys, rows, marks, np.concatenate(targets), extra)
     pieces: list[list[tuple[str, int]]] = [[] for _ in splits]
     for number, report in enumerate(run_parts(job, workers, scatter_part, tasks, "scatter")):
         for batch, target in enumerate(report.figures["targets"]):
             pieces[target].append((f"{number:05d}", batch))
-    writes = [WriteTask(name, job.work / "scatter", tuple(own)) for name, own in zip(splits, pieces, strict=True)]
+    root = job.work / "scatter"
+    writes = [WriteTask(name, root, tuple(own), extra) for name, own in zip(splits, pieces, strict=True)]
     digest, done, size = RowsDigest(), [], 0
     for report in run_parts(job, workers, write_part, writes, "write"):
         digest.merge(report.figures["rows_digest"], report.figures["documents"])
@@ -213,7 +216,7 @@ def _shuffled(
 
 
 def _scatter_tasks(
-    places: Sequence[Place], surveys: Sequence[Survey], rows: Drawn, mark: Ints, target: Ints
+    places: Sequence[Place], surveys: Sequence[Survey], rows: Drawn, mark: Ints, target: Ints, extra: tuple[str, ...]
 ) -> list[ScatterTask]:
     """By part, the rows that it gives."""
     tasks: list[ScatterTask] = []
@@ -222,6 +225,6 @@ def _scatter_tasks(
         first = 0 if number == 0 or places[number - 1].source != place.source else first
         end = first + len(survey.identity)
         mine = np.flatnonzero((rows.source == place.source) & (rows.document >= first) & (rows.document < end))
-        tasks.append(ScatterTask(place.part, rows.document[mine] - first, mine, mark[mine], target[mine]))
+        tasks.append(ScatterTask(place.part, rows.document[mine] - first, mine, mark[mine], target[mine], extra))
         first = end
     return tasks

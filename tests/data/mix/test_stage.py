@@ -269,3 +269,16 @@ def test_bad_settings(config: dict, message: str) -> None:
 def test_an_empty_source(source: Callable, mixed: Callable, documents: Callable) -> None:
     with pytest.raises(InputError, match="the source none holds no document to train on: it is empty"):
         mixed({"web": source("web", texts(1, 20)), "none": documents([])})
+
+
+def test_what_is_known_of_documents_stays_with_them(
+    documents: Callable[..., Artifact], mixed: Callable[..., Artifact]
+) -> None:
+    scored = documents(
+        [{"id": f"a-{n}", "text": text, "quality": n / 8} for n, text in enumerate(texts(1, 8))], "quality"
+    )
+    plain = documents([{"id": f"b-{n}", "text": text} for n, text in enumerate(texts(2, 8))])
+    rows = rows_of(mixed({"a": scored, "b": plain}, heldout_fraction=0.0, temperature=1.0), "train")
+    assert len(rows) == 16
+    for row in rows:
+        assert row["quality"] == (int(row["id"][2:]) / 8 if origin(row) == "a" else None)

@@ -1,0 +1,182 @@
+"""One step of the model over parts of many sequences: forward pass, choice of the next tokens, what became known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llmctl.inference.cache import KVCache, Span, step_order
+from llmctl.inference.request import Event, FinishReason, TokenLogprob
+from llmctl.inference.sampler import draw, logprobs_of
+from llmctl.inference.sequence import SequenceState
+from llmctl.model.likelihood import LOGITS_AT_ONCE
+from llmctl.model.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a step runs of one sequence.
+
+    Attributes:
+        sequence: whose tokens.
+        count: how many of them, from `sequence.computed` on.
+        drafts: guesses of what follows, run behind its last token.
+    """
+
+    sequence: SequenceState
+    count: int
+    drafts: Sequence[int] = ()
+
+    @property
+    def last(self) -> bool:
+        """Whether the step runs the sequence's last token, so that the next one can be chosen."""
+        return self.sequence.computed + self.count == len(self.sequence.tokens)
+
+    @property
+    def generates(self) -> bool:
+        """Whether all but the sequence's last token is in the cache."""
+        return self.count == 1 and self.last
+
+    @property
+    def span(self) -> Span:
+        """Its place in the cache."""
+        return Span(self.sequence.blocks, self.sequence.computed, self.count + len(self.drafts))
+
+    @property
+    def tokens(self) -> list[int]:
+        """What the model reads."""
+        start = self.sequence.computed
+        return [*self.sequence.tokens[start : start + self.count], *self.drafts]
+
+
+@dataclass
+class Said:
+    """What a step adds to one answer."""
+
+    tokens: list[int]
+    text: str
+    logprobs: list[TokenLogprob]
+    reason: FinishReason | None = None
+
+
+def hidden_states(
+    model: Transformer, cache: KVCache, spans: Sequence[Span], tokens: Sequence[Sequence[int]]
+) -> tuple[list[int], Tensor]:
+    """Run the tokens of spans as one row.
+
+    Returns:
+        The places of the spans in the order in which they were run, and the hidden states of their tokens, [N,D].
+    """
+    order = step_order(spans)
+    spans, tokens = [spans[index] for index in order], [tokens[index] for index in order]
+    row = torch.tensor([[token for some in tokens for token in some]], device=model.device)
+    places = [place for span in spans for place in range(span.start, span.length)]
+    hidden = model(row, torch.tensor([places], device=model.device), cache.attend(spans))
+    return order, hidden[0]
+
+
+class Runner:
+    """The model and its cache.
+
+    Args:
+        model: generates.
+        cache: of the model.
+    """
+
+    def __init__(self, model: Transformer, cache: KVCache) -> None:
+        self.model = model
+        self.cache = cache
+
+    def run(self, parts: Sequence[Part]) -> list[tuple[SequenceState, Event]]:
+        """One forward pass; the events of the sequences whose last token it ran.
+
+        Every sequence's `computed` grows by what is now in the cache for good: its tokens, and the drafts that turned
+        out to be what is chosen.
+        """
+        spans, tokens = [part.span for part in parts], [part.tokens for part in parts]
+        order, hidden = hidden_states(self.model, self.cache, spans, tokens)
+        ready: list[tuple[Part, int]] = []
+        events: list[tuple[SequenceState, Event]] = []
+        first = 0
+        for part in (parts[index] for index in order):
+            sequence, span, last = part.sequence, part.span, part.last
+            if sequence.scores_prompt:
+                self._score_prompt(sequence, span, hidden[first : first + span.count])
+            if last and sequence.limit == 0:
+                events.append((sequence, Event((), "", "length", None, tuple(sequence.prompt_logprobs))))
+            elif last:
+                ready.append((part, first + part.count - 1))
+            sequence.computed += part.count
+            first += span.count
+        return events + (self._choose(ready, hidden) if ready else [])
+
+    def _score_prompt(self, sequence: SequenceState, span: Span, hidden: Tensor) -> None:
+        """Log-probabilities of the prompt's tokens that those of `span` predict."""
+        start = len(sequence.prompt_logprobs) - 1  # the first place whose successor is not scored yet
+        targets = sequence.request.prompt_ids[start + 1 : span.length + 1]
+        at_once = max(1, LOGITS_AT_ONCE // self.model.vocab_size)
+        for first in range(0, len(targets), at_once):
+            some = targets[first : first + at_once]
+            skipped = start - span.start + first
+            logits = self.model.logits(hidden[skipped : skipped + len(some)]).float()
+            count = sequence.request.prompt_logprobs or 0
+            sequence.prompt_logprobs += logprobs_of(logits, some, [count] * len(some))
+
+    def _choose(self, ready: Sequence[tuple[Part, int]], hidden: Tensor) -> list[tuple[SequenceState, Event]]:
+        """Choose the next tokens of each sequence, as many as its drafts allow.
+
+        A draft counts where it is what is chosen in its place, by the sequence's own number for that place. So an
+        answer is the same with drafts and without, drawn or greedy.
+
+        Args:
+            ready: parts and the place in `hidden` of the last token that is not a draft.
+            hidden: [N,D].
+        """
+        rows = [place + offset for part, place in ready for offset in range(1 + len(part.drafts))]
+        logits = self.model.logits(hidden if len(rows) == len(hidden) else hidden[rows]).float()  # [R,V]
+        said = [Said([], "", []) for _ in ready]
+        starts, start = [], 0
+        for part, _ in ready:
+            starts.append(start)
+            start += 1 + len(part.drafts)
+        active = list(range(len(ready)))
+        offset = 0
+        while active:
+            table = logits if len(active) == len(logits) else logits[[starts[index] + offset for index in active]]
+            drawn = draw(table, [ready[index][0].sequence.turn() for index in active])
+            for index, token, logprob in zip(active, drawn.tokens, drawn.logprobs, strict=True):
+                _accept(ready[index][0].sequence, said[index], token, logprob)
+            active = [index for index in active if _goes_on(ready[index][0], said[index], offset)]
+            offset += 1
+        return [(part.sequence, _event(part.sequence, one)) for (part, _), one in zip(ready, said, strict=True)]
+
+
+def _accept(sequence: SequenceState, said: Said, token: int, logprob: TokenLogprob | None) -> None:
+    """Append one chosen token; -1 says that nothing can be chosen, which cuts the answer."""
+    if token < 0:
+        said.text += sequence.rest()
+        said.reason = "length"
+        return
+    text, said.reason = sequence.accept(token)
+    said.tokens.append(token)
+    said.text += text
+    if logprob is not None:
+        said.logprobs.append(logprob)
+
+
+def _goes_on(part: Part, said: Said, offset: int) -> bool:
+    """Whether the token just chosen is the draft of its place, so that the place behind it is right too."""
+    right = said.reason is None and offset < len(part.drafts) and said.tokens[-1] == part.drafts[offset]
+    if right:
+        part.sequence.computed += 1
+    return right
+
+
+def _event(sequence: SequenceState, said: Said) -> Event:
+    prompt = tuple(sequence.prompt_logprobs) if sequence.scores_prompt and not sequence.told else None
+    sequence.told = True
+    logprobs = None if sequence.request.logprobs is None else tuple(said.logprobs)
+    return Event(tuple(said.tokens), said.text, said.reason, logprobs, prompt)
