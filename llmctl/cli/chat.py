@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from llmctl.cli.command import DEFAULT_STORE, Given, JsonOption, PrintConfigOption, StoreOption, build_command
 from llmctl.cli.failures import guarded
 from llmctl.cli.output import Mode, Sink
-from llmctl.cli.stage import take_pipe
+from llmctl.cli.stage import open_inputs
 from llmctl.config.errors import UsageError
 from llmctl.pipeline.stage import Role, Verb
 
@@ -39,17 +39,14 @@ def _body(given: Given) -> None:
 
 def _run(given: Given, sink: Sink) -> None:
     from llmctl.config.chat import ChatConfig
-    from llmctl.pipeline.execute import resolve_inputs
     from llmctl.store.artifact import Artifact
-    from llmctl.store.store import Store
 
     if given.options["print_config"]:
         sink.write(given.config().model_dump_json(indent=2))
         return
     config, refs = given.resolve()
-    refs, piped = take_pipe(CHAT, refs)  # first: the stage before it may still make the store
-    store = Store.open(given.options["store"])
-    checkpoint = resolve_inputs(CHAT, refs, store, piped)["input"]
+    inputs, piped = open_inputs(CHAT, refs, given.options["store"])
+    checkpoint = inputs["input"]
     assert isinstance(checkpoint, Artifact)
     assert isinstance(config, ChatConfig)
     if piped and not config.questions:

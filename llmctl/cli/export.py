@@ -7,7 +7,7 @@ from typing import Any
 from llmctl.cli.command import DEFAULT_STORE, Given, JsonOption, PrintConfigOption, StoreOption, build_command
 from llmctl.cli.failures import guarded
 from llmctl.cli.output import Mode, Sink
-from llmctl.cli.stage import take_pipe
+from llmctl.cli.stage import open_inputs
 from llmctl.pipeline.stage import Role, Verb
 
 EXPORT = Verb(
@@ -37,17 +37,14 @@ def _body(given: Given) -> None:
 
 def _run(given: Given, sink: Sink) -> None:
     from llmctl.config.inout import ExportConfig
-    from llmctl.pipeline.execute import resolve_inputs
     from llmctl.store.artifact import Artifact
-    from llmctl.store.store import Store
 
     if given.options["print_config"]:
         sink.write(given.config().model_dump_json(indent=2))
         return
     config, refs = given.resolve()
-    refs, piped = take_pipe(EXPORT, refs)  # first: the stage before it may still make the store
-    store = Store.open(given.options["store"])
-    checkpoint = resolve_inputs(EXPORT, refs, store, piped)["input"]
+    inputs, _ = open_inputs(EXPORT, refs, given.options["store"])
+    checkpoint = inputs["input"]
     assert isinstance(checkpoint, Artifact)
     assert isinstance(config, ExportConfig)
 

@@ -28,7 +28,7 @@ from llmctl.config.errors import EXIT_OK
 from llmctl.pipeline.stage import Stage, Verb
 
 if TYPE_CHECKING:
-    from llmctl.store.artifact import Artifact
+    from llmctl.store.artifact import Artifact, Input
 
 COMMON: dict[str, tuple[Any, Any]] = {
     "store": (StoreOption, DEFAULT_STORE),
@@ -93,6 +93,18 @@ def _run(stage: Stage, given: Given, sink: Sink) -> None:
         return
     outcome = execute(call, store, sink)
     sink.finish(outcome.artifact, receipts.end_ok(outcome.artifact, cached=outcome.cached), stage.then, outcome.seconds)
+
+
+def open_inputs(verb: Verb, refs: Mapping[str, str], location: str) -> tuple[dict[str, Input], bool]:
+    """What a verb that only reads is given, and whether its `input` came through the pipe.
+
+    The pipe is read before the store is opened: the stage before it may still make the store.
+    """
+    from llmctl.pipeline.execute import resolve_inputs
+    from llmctl.store.store import Store
+
+    refs, piped = take_pipe(verb, refs)
+    return resolve_inputs(verb, refs, Store.open(location), piped), bool(piped)
 
 
 def take_pipe(verb: Verb, refs: Mapping[str, str]) -> tuple[dict[str, str], dict[str, Artifact]]:

@@ -18,7 +18,7 @@ from llmctl.cli.command import (
 )
 from llmctl.cli.failures import guarded
 from llmctl.cli.output import Mode, Sink
-from llmctl.cli.stage import take_pipe
+from llmctl.cli.stage import open_inputs
 from llmctl.config.errors import UsageError
 from llmctl.pipeline.stage import Role, Verb
 
@@ -65,17 +65,13 @@ def _body(given: Given) -> None:
 
 def _run(given: Given, sink: Sink) -> None:
     from llmctl.config.stats import StatsConfig
-    from llmctl.pipeline.execute import resolve_inputs
     from llmctl.store.artifact import Artifact
-    from llmctl.store.store import Store
 
     config, refs = given.resolve()
     if given.options["print_config"]:
         sink.write(config.model_dump_json(indent=2))
         return
-    refs, piped = take_pipe(STATS, refs)  # first: the stage before it may still make the store
-    store = Store.open(given.options["store"])
-    inputs = resolve_inputs(STATS, refs, store, piped)
+    inputs, _ = open_inputs(STATS, refs, given.options["store"])
     artifact = inputs["input"]
     assert isinstance(artifact, Artifact)
     assert isinstance(config, StatsConfig)
