@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from llmctl.config.errors import ConfigError, InputError, Problem
 from llmctl.config.tokens import PackConfig
+from llmctl.config.weights import unknown_sources, weight_problems
 from llmctl.pipeline.job import Job
 from llmctl.store.artifact import Artifact
 from llmctl.tokens.fit import Layout
@@ -20,19 +21,11 @@ def check_weights(config: PackConfig, names: Sequence[str]) -> None:
     Raises:
         ConfigError: a weight is missing, or names no source.
     """
-    known = f"sources: {', '.join(names)}"
     if (config.weights or config.stages) and len(names) < 2:
         raise ConfigError([Problem("weights", "there is one source", "name several: llmctl pack a=0.7 b=0.3")])
-    problems = [Problem(f"weights.{name}", "no such source", known) for name in config.weights if name not in names]
+    problems = weight_problems(config.weights, names)
     for number, stage in enumerate(config.stages):
-        where = f"stages.{number}.weights"
-        problems += [Problem(f"{where}.{name}", "no such source", known) for name in stage.weights if name not in names]
-    if config.weights:
-        problems += [
-            Problem(f"weights.{name}", "is missing", "give every source a weight, or none")
-            for name in names
-            if name not in config.weights
-        ]
+        problems += unknown_sources(f"stages.{number}.weights", stage.weights, names)
     if problems:
         raise ConfigError(problems)
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmctl.config.errors import ConfigError, Problem
+from llmctl.config.errors import ConfigError
 from llmctl.config.mix import MixConfig
+from llmctl.config.weights import weight_problems
 from llmctl.data.mix.draw import Drawn, Source, cut, draw_heldout, draw_training, new_marks, source_shares, survey_of
 from llmctl.data.mix.near import HeldoutIndex
 from llmctl.data.mix.shuffle import ScatterTask, WriteTask, scatter_part, write_part
@@ -60,7 +61,8 @@ def run(job: Job[MixConfig], count_tokens: TokenCounter | None = None) -> Produc
     """
     config = job.config
     given = job.group(SOURCES)
-    _check_weights(config, list(given))
+    if problems := weight_problems(config.weights, list(given)):
+        raise ConfigError(problems)
     places = [Place(number, part) for number, source in enumerate(given.values()) for part in parts_of(source)]
     workers = _workers(config, given)
     surveys = _survey(job, workers, places, count_tokens)
@@ -85,20 +87,6 @@ def _workers(config: MixConfig, given: Mapping[str, Input]) -> Workers:
     if config.engine == "native" and size <= SMALL_BYTES:
         return Native(1)
     return open_workers(config)
-
-
-def _check_weights(config: MixConfig, names: Sequence[str]) -> None:
-    """Every source has a weight and every weight a source, or there are no weights at all."""
-    known = f"sources: {', '.join(names)}"
-    problems = [Problem(f"weights.{name}", "no such source", known) for name in config.weights if name not in names]
-    if config.weights:
-        problems += [
-            Problem(f"weights.{name}", "is missing", "give every source a weight, or none")
-            for name in names
-            if name not in config.weights
-        ]
-    if problems:
-        raise ConfigError(problems)
 
 
 def _survey(
