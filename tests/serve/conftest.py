@@ -1,5 +1,6 @@
 """A real server on a loopback port over a random checkpoint, and the stock OpenAI client in front of it."""
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -86,3 +87,14 @@ def server(start: Start) -> Iterator[Running]:
     """One server for all tests that do not need a configuration of their own."""
     with start() as running:
         yield running
+
+
+@pytest.fixture
+def restored_log() -> Iterator[None]:
+    """What a test does to the server's log is undone."""
+    log = logging.getLogger("llmctl.serve")
+    before = log.level, list(log.handlers), log.propagate
+    yield
+    log.setLevel(before[0])
+    log.handlers[:] = before[1]
+    log.propagate = before[2]

@@ -1,12 +1,10 @@
 """The edges of the server: TLS, slow and oversized headers, deep JSON, its log for programs, and token ids."""
 
 import json
-import logging
 import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -133,17 +131,7 @@ def test_what_cannot_be_tokenized(server: Running, path: str, body: dict, status
     assert refused(server.post(path, json=body), status)["param"] == param
 
 
-@pytest.fixture
-def _log() -> Iterator[None]:
-    log = logging.getLogger("llmctl.serve")
-    before = log.level, list(log.handlers), log.propagate
-    yield
-    log.setLevel(before[0])
-    log.handlers[:] = before[1]
-    log.propagate = before[2]
-
-
-@pytest.mark.usefixtures("_log")
+@pytest.mark.usefixtures("restored_log")
 @pytest.mark.parametrize("prompts", [False, True])
 def test_the_log_for_programs(start: Start, capsys: pytest.CaptureFixture[str], prompts: bool) -> None:
     log_to_stderr()

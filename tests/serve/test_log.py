@@ -2,7 +2,6 @@
 
 import logging
 import re
-from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -14,16 +13,7 @@ from tests.serve.test_running import eventually
 KEY, PROMPT = "sesame-open", "the secret list"
 
 
-@pytest.fixture(autouse=True)
-def _restored() -> Iterator[None]:
-    log = logging.getLogger("llmctl.serve")
-    before = log.level, list(log.handlers), log.propagate
-    yield
-    log.setLevel(before[0])
-    log.handlers[:] = before[1]
-    log.propagate = before[2]
-
-
+pytestmark = pytest.mark.usefixtures("restored_log")
 LISTENING = r"listening on http://127\.0\.0\.1:\d+"
 COMPLETION = r"POST /v1/completions 200 \d+\.\d ms"
 UNKNOWN = r"GET other 401 \d+\.\d ms"
