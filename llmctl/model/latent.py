@@ -19,7 +19,8 @@ class LatentAttention(nn.Module):
 
     Where nothing is kept they are made, as in any attention. A cache keeps the two vectors alone: the matrices that
     would make keys and values are then multiplied into the queries and the result instead, which gives the same.
-    Parameters bear the names of Hugging Face's DeepSeek-V3; the rotary part is in the rotate-half layout.
+    Parameters bear the names of Hugging Face's DeepSeek-V3, but for compressed queries, whose three parts are one
+    `q_proj` here; the rotary part is in the rotate-half layout.
 
     Shapes: beside those of the model, R rank of keys and values, P rotary width, N = E - P, G width of values.
     """
