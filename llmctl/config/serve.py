@@ -10,6 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from llmctl.config.base import Config
 from llmctl.config.devices import Device, Precision, Weights
 
+ToolFormat = Literal["auto", "hermes", "llama3"]
+
 
 class ServeConfig(Config):
     """`llmctl serve`. Nothing here changes the model; bounds exist so that no client can starve the others."""
@@ -64,6 +66,9 @@ class ServeConfig(Config):
     )
     max_request_tokens: int | None = Field(
         None, ge=1, description="most tokens that one request may cost: for all choices, prompt and max_tokens together"
+    )
+    tool_format: ToolFormat = Field(
+        "auto", description="how the model writes calls of functions; auto: as its chat template does, else as Hermes"
     )
     max_logprobs: int = Field(20, ge=0, le=100, description="most alternatives returned for one token")
     max_body_bytes: int = Field(4 << 20, ge=1024, le=1 << 30, description="largest request body in bytes; else 413")

@@ -18,7 +18,8 @@ from llmctl import __version__
 from llmctl.config.serve import ServeConfig
 from llmctl.inference.engine import Engine
 from llmctl.serve import errors, requests, responses
-from llmctl.serve.formats import ChatFormat, Collected, CompletionFormat, Format
+from llmctl.serve.chatformat import ChatFormat
+from llmctl.serve.formats import Collected, CompletionFormat, Format
 from llmctl.serve.generation import Generation, Service
 from llmctl.serve.keys import KeyMiddleware, read_keys, require_policies
 from llmctl.serve.metrics import CONTENT_TYPE, Metrics
@@ -213,8 +214,8 @@ async def _events(generation: Generation, form: Format) -> AsyncIterator[bytes]:
             yield responses.sse(body)
         async for index, event in generation:
             form.usage.completion_tokens += len(event.token_ids)
-            if event.text or event.logprobs or event.finish_reason:
-                yield responses.sse(form.chunk(index, event))
+            for body in form.chunks(index, event):
+                yield responses.sse(body)
         for body in form.closing():
             yield responses.sse(body)
         yield responses.SSE_DONE
