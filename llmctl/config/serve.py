@@ -76,7 +76,7 @@ class ServeConfig(Config):
     header_timeout_s: float = Field(10.0, gt=0, le=3600, description="seconds a client may take to send its headers")
     log_format: Literal["text", "json"] = Field("text", description="one line a request, for people or for programs")
     log_prompts: bool = Field(default=False, description="put prompts and answers into the log too; json only")
-    retry_after_s: int = Field(1, ge=1, le=3600, description="seconds that a 429 tells its client to wait")
+    retry_after_s: int = Field(1, ge=1, le=3600, description="seconds that a 429 or 503 tells its client to wait")
     shutdown_s: float = Field(
         20.0, ge=0, le=3600, description="seconds that running requests get to finish after SIGTERM or SIGINT"
     )

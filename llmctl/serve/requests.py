@@ -89,12 +89,27 @@ def _prompts(value: Any) -> Any:
 
 
 Unsupported = Annotated[Any, AfterValidator(_only_neutral)]
+IdKey = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Stop = Annotated[Text, Field(min_length=1, max_length=LONGEST_STOP)]
+Single = str | list[str]
+AnyPrompts = Single | list[int] | list[list[int]]
 Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=MOST_IDS)]
-Biases = Annotated[dict[int, Bias], BeforeValidator(_id_keys), Field(max_length=MOST_IDS)]
-Stops = Annotated[list[Stop], Field(max_length=MOST_STOPS), BeforeValidator(_as_list)]
-Prompts = Annotated[list[str] | list[list[int]], BeforeValidator(_prompts)]
+Biases = Annotated[
+    dict[int, Bias], BeforeValidator(_id_keys, json_schema_input_type=dict[IdKey, Bias]), Field(max_length=MOST_IDS)
+]
+Stops = Annotated[list[Stop], Field(max_length=MOST_STOPS), BeforeValidator(_as_list, json_schema_input_type=Single)]
+Prompts = Annotated[list[str] | list[list[int]], BeforeValidator(_prompts, json_schema_input_type=AnyPrompts)]
+
+
+class TextPart(Body):
+    """One part of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+Content = str | list[TextPart] | None
 
 
 class StreamOptions(Body):
@@ -219,7 +234,9 @@ class Message(Body):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     tool_calls: list[ToolCall] | None = Field(None, description="what the assistant called")
     tool_call_id: Text | None = Field(None, validate_default=True, description="of the call that a tool answers")
-    content: Annotated[Text | None, BeforeValidator(_content)] = Field(None, validate_default=True)
+    content: Annotated[Text | None, BeforeValidator(_content, json_schema_input_type=Content)] = Field(
+        None, validate_default=True
+    )
     name: str | None = Field(None, description="ignored")
     parsed: Any = Field(None, description="ignored: what OpenAI's client made of the content")
     refusal: Unsupported = None

@@ -115,4 +115,6 @@ def _allowed_name(tool: Any) -> str:
 
 
 Tools = Annotated[list[Tool], Field(max_length=MOST_TOOLS)]
-Choice = Annotated[ToolChoice, BeforeValidator(_choice)]
+Choice = Annotated[
+    ToolChoice, BeforeValidator(_choice, json_schema_input_type=Literal["none", "auto", "required"] | dict[str, Any])
+]
