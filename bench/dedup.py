@@ -136,7 +136,7 @@ def measure(directory: Path, tools: list[str], peer_python: str, repeat: int) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="where bench/corpus.py wrote its corpus")
-    parser.add_argument("--peer-python", default=sys.executable, help="an interpreter with rensa, datatrove and text-dedup")
+    parser.add_argument("--peer-python", default=sys.executable, help="one with rensa, datatrove and text-dedup")
     parser.add_argument("--tools", nargs="*", default=["llmctl", *PEERS])
     parser.add_argument("--repeat", type=int, default=3)
     given = parser.parse_args()
