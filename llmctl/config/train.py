@@ -59,7 +59,8 @@ class TrainConfig(Config):
         "fp32",
         description="bf16: matrix products under autocast, with fp32 weights, gradients and optimizer state. "
         "Fast on GPUs and on CPUs with AMX or AVX512-BF16, very slow on others. fp16: the same with a scaled loss, "
-        "for GPUs without bf16.",
+        "for GPUs without bf16. fp8: bf16 with the products of linear layers in 8 bits, scaled by tensor or, as "
+        "fp8-rowwise, by row; for Hopper and later, with the extra fp8.",
     )
     seed: int = Field(
         0, ge=0, lt=INTEGER_LIMIT, description="Seed of the initial weights and of the order of the rows."
@@ -163,6 +164,15 @@ class TrainConfig(Config):
             )
         if self.optimizer.name == "sophia" and self.nproc > 1:
             raise ValueError("sophia runs in a single process only: leave out nproc, or take another optimizer")
+        return self
+
+    @model_validator(mode="after")
+    def _eight_bits_find_weights(self) -> TrainConfig:
+        if self.precision.startswith("fp8") and self.zero == 3:
+            raise ValueError(
+                "fp8 keeps each weight at hand until the backward pass, which zero=3 is there to avoid: "
+                "give zero=1 or 2 with it"
+            )
         return self
 
     @property

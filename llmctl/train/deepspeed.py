@@ -18,7 +18,9 @@ from torch import Tensor, distributed, nn
 from llmctl.config.errors import UsageError
 from llmctl.config.optimizers import SophiaConfig
 from llmctl.config.train import TrainConfig
+from llmctl.model.device import product_dtype
 from llmctl.model.transformer import Transformer
+from llmctl.train.float8 import use_float8
 from llmctl.train.launch import Ranks
 from llmctl.train.muon import Muon
 from llmctl.train.optimizers import build_optimizer, described, set_rate
@@ -26,7 +28,7 @@ from llmctl.train.recompute import recompute
 from llmctl.train.scaling import unscale
 from llmctl.train.shards import Layout, Piece
 from llmctl.train.states import Trained, buffers_of
-from llmctl.train.strategy import Call, autocast_dtype, join
+from llmctl.train.strategy import Call, join
 
 SHARED_MEMORY_OP = "deepspeed_shm_comm"
 
@@ -79,10 +81,11 @@ class DeepSpeed:
         deepspeed.ops.__compatible_ops__[SHARED_MEMORY_OP] = False
         deepspeed.init_distributed(verbose=False)
         self.model = model.to(self.device).train()
+        told = use_float8(self.model, config.precision, self.device)
         recompute(self.model, config.recompute)
-        autocast = autocast_dtype(config.precision)
+        autocast = product_dtype(config.precision)
         optimizer = build_optimizer(self.model, config.optimizer, autocast)
-        self.groups = described(optimizer, config.optimizer)
+        self.groups = "; ".join(filter(None, (described(optimizer, config.optimizer), told)))
         self._put_behind_a_gate(optimizer)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=Guest(self.model, autocast, self.device.type),

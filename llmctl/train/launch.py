@@ -93,14 +93,27 @@ def start(job: Job[Any], entry: str) -> Product:
 
     Under a launcher this rank leads the others, which must be in `follow`. Otherwise `nproc` or `zero` start
     ranks here, and without them the entry runs in this process.
+
+    Raises:
+        UsageError: the configuration asks for what this machine cannot do.
     """
     config: TrainConfig = job.config
+    _require_machine(config)
     if environment().world_size > 1:
         return lead(job, entry)
     if config.uses_deepspeed:
         return run_ranks(job, entry)
     product: Product = load(entry)(job)
     return product
+
+
+def _require_machine(config: TrainConfig) -> None:
+    """Refuse what cannot run here, before a rank is started or a row is read."""
+    if config.precision.startswith("fp8"):
+        from llmctl.model.device import choose_device
+        from llmctl.train.float8 import require_float8
+
+        require_float8(config.precision, choose_device(config.device))
 
 
 def run_ranks(job: Job[Any], entry: str) -> Product:

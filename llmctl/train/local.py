@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from llmctl.config.train import TrainConfig
+from llmctl.model.device import product_dtype
 from llmctl.model.transformer import Transformer
 from llmctl.train.elementwise import Sophia
+from llmctl.train.float8 import use_float8
 from llmctl.train.optimizers import build_optimizer, described, set_rate
 from llmctl.train.recompute import recompute
 from llmctl.train.scaling import unscale
 from llmctl.train.shards import Layout
 from llmctl.train.states import Trained, buffers_of
-from llmctl.train.strategy import Call, autocast_dtype
+from llmctl.train.strategy import Call
 
 
 class Local:
@@ -35,13 +37,14 @@ class Local:
         """Move the model to the device and make its optimizer."""
         del micro_batches
         self.model = model.to(self.device).train()
+        told = use_float8(self.model, config.precision, self.device)
         recompute(self.model, config.recompute)
         if config.compile:
             self.model.compile(dynamic=False)
         self.parameters = dict(model.named_parameters())  # a tied one is named once
-        self.autocast = autocast_dtype(config.precision)
+        self.autocast = product_dtype(config.precision)
         self.optimizer = build_optimizer(model, config.optimizer, self.autocast)
-        self.groups = described(self.optimizer, config.optimizer)
+        self.groups = "; ".join(filter(None, (described(self.optimizer, config.optimizer), told)))
         self.trained = Trained(Layout.whole(self.parameters), self.optimizer, self.device, buffers_of(model))
         self.clip_norm = config.clip_norm
 

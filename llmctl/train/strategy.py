@@ -104,11 +104,6 @@ def keep_freed_memory() -> None:
         mallopt(top_pad, 64 << 20)
 
 
-def autocast_dtype(precision: str) -> torch.dtype | None:
-    """The dtype of matrix products, None for that of the weights."""
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-
-
 def precision_warning(precision: str, device: torch.device) -> str | None:
     """What to say where this device computes in the chosen precision far more slowly than in the other.
 
