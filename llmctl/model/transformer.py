@@ -49,13 +49,17 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(heads)  # [B,T,K,E]
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
+        mixed: Tensor = self.o_proj(attend(layer, q, k, v, self.rule(x.device)).flatten(-2))
+        return mixed
+
+    def rule(self, device: torch.device) -> Scoring:
+        """The layer's scoring, with what of it is a tensor."""
         scoring = self.scoring
         if self.slopes is not None:
-            scoring = replace(scoring, slopes=torch.tensor(self.slopes, device=x.device))
+            scoring = replace(scoring, slopes=torch.tensor(self.slopes, device=device))
         if self.sinks is not None:
             scoring = replace(scoring, sinks=self.sinks)
-        mixed: Tensor = self.o_proj(attend(layer, q, k, v, scoring).flatten(-2))
-        return mixed
+        return scoring
 
 
 class Block(nn.Module):
