@@ -17,8 +17,10 @@ from torch import Tensor, distributed, nn
 
 from llmctl.config.errors import UsageError
 from llmctl.config.optimizers import SophiaConfig
+from llmctl.config.sequence import uncut
 from llmctl.config.train import TrainConfig
 from llmctl.model.device import product_dtype
+from llmctl.model.sequence import SharedRows
 from llmctl.model.transformer import Transformer
 from llmctl.train.float8 import use_float8
 from llmctl.train.launch import Ranks
@@ -70,7 +72,7 @@ class DeepSpeed:
         """Hand the model and a plain torch optimizer to DeepSpeed.
 
         Raises:
-            UsageError: the optimizer works in a single process only.
+            UsageError: the optimizer works in a single process only, or ranks cannot share rows of this model.
         """
         if isinstance(config.optimizer, SophiaConfig):
             raise UsageError("sophia runs in a single process only", hint="start it without a launcher")
@@ -81,6 +83,10 @@ class DeepSpeed:
         deepspeed.ops.__compatible_ops__[SHARED_MEMORY_OP] = False
         deepspeed.init_distributed(verbose=False)
         self.model = model.to(self.device).train()
+        if config.sequence_parallel > 1:
+            if reason := uncut(model.config, config.sequence_parallel):
+                raise UsageError(reason, hint="sequence_parallel=1")
+            self.model.sequence = SharedRows.join(config.sequence_parallel)
         told = use_float8(self.model, config.precision, self.device)
         recompute(self.model, config.recompute)
         autocast = product_dtype(config.precision)
