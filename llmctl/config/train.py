@@ -84,8 +84,12 @@ class TrainConfig(Config):
     sequence_parallel: int = execution(
         1, ge=1, le=1024, description="Ranks that share each row, for rows too long for one; divides the heads."
     )
-    offload: Literal["none", "cpu"] = execution(
-        "none", description="cpu: the optimizer's state stays in the machine's memory, at zero=3 the parameters too."
+    offload: str = execution(
+        "none",
+        pattern=r"^(none|cpu|nvme:/.*)$",
+        description="cpu: the optimizer's state stays in the machine's memory, at zero=3 the parameters too. "
+        "nvme:/PATH, at zero=3: the optimizer's state and the fp32 weights that it updates stay in files of that "
+        "folder, and come into memory one group at a time.",
     )
     device: Device = execution("auto", description="auto: cuda where there is one.")
     compile: bool = execution(default=False, description="Compile the model with torch.compile (single process only).")
@@ -165,6 +169,8 @@ class TrainConfig(Config):
     def _offload_has_shards(self) -> TrainConfig:
         if self.offload != "none" and not self.zero:
             raise ValueError("offload moves what ZeRO shards: give zero=1, 2 or 3 with it")
+        if self.offload_folder and self.zero != 3:
+            raise ValueError("offload=nvme works at zero=3 alone: give zero=3 with it, or offload=cpu")
         return self
 
     @model_validator(mode="after")
@@ -191,6 +197,12 @@ class TrainConfig(Config):
     def batches(self) -> Batches:
         """How many rows each step has."""
         return Batches(self.batch_rows, self.batch_ramp)
+
+    @property
+    def offload_folder(self) -> str:
+        """Where offloaded tensors lie on a disk; empty where they lie in memory."""
+        kind, _, folder = self.offload.partition(":")
+        return folder if kind == "nvme" else ""
 
     @property
     def row_ranks(self) -> int:
