@@ -48,6 +48,12 @@ class Batch:
         """The same rows with nothing to predict."""
         return dataclasses.replace(self, labels=np.full_like(self.labels, IGNORE))
 
+    def with_targets_in(self, columns: slice) -> Batch:
+        """The same rows with something to predict in these columns only."""
+        labels = np.full_like(self.labels, IGNORE)
+        labels[:, columns] = self.labels[:, columns]
+        return dataclasses.replace(self, labels=labels)
+
     def slice(self, rows: slice) -> Batch:
         """The batch of some of the rows, without copying."""
         return Batch(self.tokens[rows], self.positions[rows], self.documents[rows], self.labels[rows])

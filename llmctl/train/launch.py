@@ -27,6 +27,7 @@ from llmctl.pipeline import spec as specs
 from llmctl.pipeline.job import Job, Product, Progress
 from llmctl.pipeline.stage import load
 from llmctl.store.files import publish_bytes
+from llmctl.train import disk
 from llmctl.train.stop import Stop
 
 LOG_FILE = "ranks.log"
@@ -109,11 +110,18 @@ def start(job: Job[Any], entry: str) -> Product:
 
 def _require_machine(config: TrainConfig) -> None:
     """Refuse what cannot run here, before a rank is started or a row is read."""
-    if config.precision.startswith("fp8"):
-        from llmctl.model.device import choose_device
+    eight_bits, folder = config.precision.startswith("fp8"), config.offload_folder
+    if not eight_bits and not folder:
+        return
+    from llmctl.model.device import choose_device
+
+    device = choose_device(config.device)
+    if eight_bits:
         from llmctl.train.float8 import require_float8
 
-        require_float8(config.precision, choose_device(config.device))
+        require_float8(config.precision, device)
+    if folder:
+        disk.require_files(folder, device.type)
 
 
 def run_ranks(job: Job[Any], entry: str) -> Product:
@@ -279,6 +287,7 @@ def leave(code: int) -> NoReturn:
     The process group and DeepSpeed keep C++ threads, and destroying them while they run aborts the process
     ("terminate called without an active exception", exit code -6) after everything has been written.
     """
+    disk.clear()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -178,7 +178,7 @@ class Run:
         self._at("the reading of rows")
         batches = loader.take(self.step)
         waited = time.perf_counter() - begun
-        seen = sum(int(np.count_nonzero(batch.documents >= 0)) for batch in batches)
+        seen = sum(self.plan.tokens(batch) for batch in batches)
         targets, tokens = self._agree([sum(batch.targets for batch in batches), seen], stop)
         self._seq_len = batches[0].tokens.shape[1]
         self.report.start(self._seq_len)
@@ -317,9 +317,9 @@ class Run:
         """Score the fixed sample of held-out rows, each rank a share of it."""
         if self.held is None or self.held.rows.count == 0:
             return
-        wanted, rows = self.config.heldout_rows, self.plan.micro_rows
+        wanted = self.config.heldout_rows
         with not_training(self.model):
-            self.measured = heldout.sample_scored(self.held, wanted, rows, self.strategy, self._at_measuring)
+            self.measured = heldout.sample_scored(self.held, wanted, self.plan, self.strategy, self._at_measuring)
         self._log(**self.measured.figures)
         bits = self.measured.bits_per_byte
         self.report.note(f"step {self.step}: held-out loss {self.measured.loss:.4f}, {bits:.4f} bits per byte")
@@ -363,8 +363,8 @@ class Run:
         return time.perf_counter() - self._started
 
     def shape(self) -> tuple[int, int]:
-        """Rows and tokens of a row in one forward pass; of what came last."""
-        return self.plan.micro_rows, self._seq_len
+        """Rows and this rank's tokens of a row in one forward pass; of what came last."""
+        return self.plan.micro_rows, self._seq_len // self.plan.parts
 
     def totals(self) -> dict[str, int | float | str]:
         """Figures of the whole run."""

@@ -13,11 +13,11 @@ from llmctl.tokens.batch import IGNORE, PADDING_DOCUMENT, Batch
 from llmctl.train.launch import environment
 from llmctl.train.loop import fit
 
-LONGEST = 17
+LONGEST = 18
 
 
 def documents():
-    """Fourteen documents of 2 to 17 ids."""
+    """Fourteen documents of 2 to 18 ids."""
     random = np.random.default_rng(5)
     return [random.integers(4, VOCAB, size=length) for length in random.integers(2, LONGEST + 1, size=14)]
 
@@ -77,8 +77,8 @@ LAYOUTS = {
 }
 
 
-def take_a_step(directory, layout, **fields):
-    """Two steps, of which the first leaves its state behind; the work directory and the job."""
+def take_a_step(directory, layout, held=None, **fields):
+    """Two steps, of which the first leaves its state behind."""
     rows = Laid(layout)
     fixed = {"steps": 2, "checkpoint_every_steps": 1, "eval_every_steps": 0, "clip_norm": 1e9}
     job = make_job(directory, **fixed, batch_rows=rows.count, **fields)
@@ -86,8 +86,7 @@ def take_a_step(directory, layout, **fields):
     model.init_weights(0)
     objective = Counting()
     objective.rows = rows
-    fit(job, model, objective, steps=2, heldout_rows=None)
-    return job
+    return fit(job, model, objective, steps=2, heldout_rows=held)
 
 
 def loss_and_gradient(directory):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from synthetic_run import WIDE, curve, make_job, train, train_counting_orthogonalisations
+from synthetic_run import WIDE, StopAfter, curve, make_job, train, train_counting_orthogonalisations
 
 from llmctl.config.errors import GateError, InterruptedRunError, LlmctlError, UsageError
 from llmctl.train import launch
@@ -210,20 +210,6 @@ def ranks_of(work):
         except OSError:
             continue
     return found
-
-
-class StopAfter:
-    def __init__(self, step):
-        self.step = step
-        self.notes = []
-
-    def update(self, done, total, unit, **facts):
-        if done >= self.step:
-            self.step = float("inf")
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def note(self, text):
-        self.notes.append(text)
 
 
 def test_an_interrupt_stops_the_ranks_with_their_state_saved(tmp_path):

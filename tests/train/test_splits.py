@@ -38,7 +38,7 @@ def test_the_layouts_hold_the_same_documents_in_rows_of_different_shapes():
         batch = rows.batch(range(rows.count))
         assert batch.targets == sum(len(document) - 1 for document in documents())
         shapes.add(batch.tokens.shape)
-    assert shapes == {(12, 17), (8, 24), (8, 50), (4, 160)}
+    assert shapes == {(12, 18), (8, 24), (8, 50), (4, 160)}
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
