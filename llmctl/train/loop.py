@@ -267,12 +267,16 @@ class Run:
             Of all ranks: the nll, and the bytes that the targets stand for (0 where that is not known).
         """
         nll = torch.zeros((), dtype=torch.float64, device=self.strategy.device)
-        for number, batch in enumerate(batches, start=1):
-            self._at("a forward pass")
-            loss = self.strategy.forward(self._loss_of(batch))
-            nll += loss.detach()
-            self._at("a backward pass")
-            self.strategy.backward(loss / targets, last=number == len(batches))
+        if isinstance(self.strategy, Local) and self.strategy.lanes is not None:
+            losses = self.strategy.gradient([self._loss_of(batch) for batch in batches], targets)
+            nll += torch.stack(losses).double().sum()
+        else:
+            for number, batch in enumerate(batches, start=1):
+                self._at("a forward pass")
+                loss = self.strategy.forward(self._loss_of(batch))
+                nll += loss.detach()
+                self._at("a backward pass")
+                self.strategy.backward(loss / targets, last=number == len(batches))
         self._at("the update")
         size = 0 if self.held is None else sum(self.held.bytes_of(batch) for batch in batches)
         nll_of_all, bytes_of_all = self.strategy.sum([nll.item(), size])
