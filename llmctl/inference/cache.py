@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -73,11 +74,10 @@ class KVCache:
     ) -> None:
         self.blocks, self.block_tokens = blocks, block_tokens
         self.heads, self.latent = config.kv_heads, config.latent
-        # Zeros, because what is masked out is still multiplied by 0, and 0 x NaN is NaN. On a CPU the operating system
-        # gives the pages only when they are written.
+        # Zeros, because what is masked out is still multiplied by 0, and 0 x NaN is NaN.
         shape = (config.layers, blocks, block_tokens, *kept_shape(config))
-        self.data = torch.zeros(shape, dtype=torch.int8 if bits else dtype, device=device)
-        self.scales = torch.zeros((*shape[:-1], 1), dtype=torch.float32, device=device) if bits else None
+        self.data = _zeros(shape, torch.int8 if bits else dtype, device)
+        self.scales = _zeros((*shape[:-1], 1), torch.float32, device) if bits else None
         self._by_rows = self.latent is None and kernel.serves_heads(self.data)
         self._dtype = dtype
         self._copies: dict[str, Tensor] = {}
@@ -228,6 +228,13 @@ class PagedAttention:
             out = scored(queries, keys, values, group.mask, scoring, group.away, is_causal=causal)
             mixed.append(out.flatten(0, 1))
         return (mixed[0] if len(mixed) == 1 else torch.cat(mixed))[None]
+
+
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on a CPU the operating system gives the pages only when they are written, where torch writes them all."""
+    if device.type != "cpu":
+        return torch.zeros(*shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(*shape)
 
 
 def kept_shape(config: ModelConfig) -> tuple[int, int]:
