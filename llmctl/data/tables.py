@@ -241,9 +241,8 @@ def _jsonl_batches(given: FileInput) -> Iterator[pa.RecordBatch]:
     lines = read_objects(given.path)
     while numbered := list(itertools.islice(lines, BATCH_ROWS)):
         numbers = [number for number, _ in numbered]
-        if given.kind in MANY_FORMS:
-            numbered = [(number, canonical(given.kind, row, f"{given.path} line {number}")) for number, row in numbered]
-        columns = {name: [value.get(name) for _, value in numbered] for name in names}
+        rows = [canonical(given.kind, row, f"{given.path} line {number}") for number, row in numbered]
+        columns = {name: [row.get(name) for row in rows] for name in names}
         yield _complete(given, columns, numbers, "line")
 
 
