@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -241,9 +241,7 @@ def _jsonl_batches(given: FileInput) -> Iterator[pa.RecordBatch]:
     lines = read_objects(given.path)
     while numbered := list(itertools.islice(lines, BATCH_ROWS)):
         numbers = [number for number, _ in numbered]
-        rows: Iterable[Mapping[str, Any]] = [row for _, row in numbered]
-        if given.kind in MANY_FORMS:
-            rows = [canonical(given.kind, row, f"{given.path} line {number}") for number, row in numbered]
+        rows = [canonical(given.kind, row, f"{given.path} line {number}") for number, row in numbered]
         columns = {name: [row.get(name) for row in rows] for name in names}
         yield _complete(given, columns, numbers, "line")
 

@@ -13,6 +13,9 @@ TRAINING_FLAGS = {
     "--keep": "keep",
     "--seed": "seed",
 }
+PREFERENCES = Role(
+    ("preferences",), "answers, chosen and rejected or judged: an artifact, or a .jsonl or .parquet file", files=True
+)
 
 MODEL_STAGES: tuple[Stage, ...] = (
     Stage(
@@ -54,10 +57,50 @@ MODEL_STAGES: tuple[Stage, ...] = (
         resumable=True,
         inputs={
             "input": Role(("checkpoint",), "checkpoint to start from"),
-            "chats": Role(("chats",), "chats in the messages form: an artifact or a .jsonl file", files=True),
+            "chats": Role(("chats",), "chats: an artifact, or a .jsonl or .parquet file", files=True),
         },
         flags={"--epochs": "epochs", **TRAINING_FLAGS},
         examples=("llmctl sft web.pretrain --chats chats.jsonl --epochs 3",),
+    ),
+    Stage(
+        command="logprobs",
+        then="dpo",
+        summary="Score preferences under a reference, for dpo.",
+        config="llmctl.config.dpo:LogprobsConfig",
+        run="llmctl.objectives.logprobs:run",
+        output="logprobs",
+        inputs={
+            "input": Role(("checkpoint",), "checkpoint to score with"),
+            "preferences": PREFERENCES,
+        },
+        flags={"--max-tokens": "max_tokens", "--precision": "precision"},
+        examples=("llmctl logprobs web.sft --preferences pairs.jsonl",),
+    ),
+    Stage(
+        command="dpo",
+        then="serve",
+        summary="Fit a checkpoint to preferences: DPO and relatives.",
+        config="llmctl.config.dpo:DpoConfig",
+        run="llmctl.objectives.dpo:run",
+        nests=("logprobs",),
+        output="checkpoint",
+        resumable=True,
+        inputs={
+            "input": Role(("checkpoint",), "checkpoint to start from"),
+            "preferences": PREFERENCES,
+            "reference": Role(
+                ("checkpoint",), "checkpoint to stay close to; the one to start from where left out", required=False
+            ),
+            "logprobs": Role(
+                ("logprobs",), "what llmctl logprobs made of the reference; computed where left out", required=False
+            ),
+        },
+        flags={"--loss": "loss.name", "--epochs": "epochs", **TRAINING_FLAGS},
+        examples=(
+            "llmctl dpo web.sft --preferences pairs.jsonl",
+            "llmctl dpo web.sft --preferences pairs.parquet --loss ipo loss.beta=0.2",
+            "llmctl dpo web.sft --preferences judged.jsonl --loss kto",
+        ),
     ),
     Stage(
         command="import",

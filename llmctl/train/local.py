@@ -20,7 +20,7 @@ from llmctl.train.recompute import recompute
 from llmctl.train.scaling import unscale
 from llmctl.train.shards import Layout
 from llmctl.train.states import Trained, buffers_of
-from llmctl.train.strategy import Call
+from llmctl.train.strategy import Call, gradient_in_turn
 
 
 class Local:
@@ -62,9 +62,11 @@ class Local:
         del last
         (loss if self.scale == 1.0 else loss * self.scale).backward()  # type: ignore[no-untyped-call]
 
-    def gradient(self, calls: Sequence[Call], targets: float) -> list[Tensor]:
-        """Forward and backward of all micro-batches of a step, several at a time; the value of each."""
-        assert self.lanes is not None, "only a strategy that has lanes is asked"
+    def gradient(self, calls: Sequence[Call], targets: float, at: Callable[[str], None]) -> Tensor:
+        """In turn, or side by side where there are lanes."""
+        if self.lanes is None:
+            return gradient_in_turn(self, calls, targets, at)
+        at("the passes of all micro-batches")
         return self.lanes.gradient([partial(self.forward, call) for call in calls], self.scale / targets)
 
     def scale_loss(self, scale: float) -> None:
