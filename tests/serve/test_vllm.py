@@ -25,6 +25,7 @@ from llmctl.inference.request import Request
 from llmctl.serve.app import create_app
 from llmctl.serve.server import listen, run_app
 from llmctl.serve.vllm import INSTALL, VllmEngine, check_options, command_of
+from tests.evals.tiny import write_checkpoint
 from tests.serve.conftest import CONTEXT, MODEL, Check, Running
 from tests.serve.test_limits import refused
 from tests.serve.test_running import LONG, eventually
@@ -34,6 +35,12 @@ STANDIN = Path(__file__).parent / "standin"
 REAL = os.environ.get("LLMCTL_TEST_VLLM_PYTHON", "")
 TEXT: dict[str, Any] = {"model": MODEL, "prompt": "the list is", "max_tokens": 24, "temperature": 0}
 CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "the list"}], "max_tokens": 24}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Heads of 64, as vLLM has none of 16 on a CPU."""
+    return write_checkpoint(tmp_path_factory.mktemp("heads"), context=CONTEXT, head_width=64)
 
 
 @pytest.fixture(scope="module")
