@@ -11,7 +11,7 @@ KERNELS = {
     "llmctl.data.clean._markup": "llmctl/data/clean/markup.c",
     "llmctl.data.dedup._kernel": "llmctl/data/dedup/kernel.c",
 }
-ENGINE = ["llmctl/inference/kernel.c", "llmctl/inference/linear.c"]
+ENGINE = [f"llmctl/inference/{name}.c" for name in ("block", "kernel", "linear")]
 # One build for each kind of processor; which one is loaded is decided where it runs (llmctl/inference/kernel.py).
 LEVELS = {"": []}
 if platform.machine().lower() in {"x86_64", "amd64"}:

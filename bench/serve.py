@@ -180,7 +180,16 @@ def servers(given: argparse.Namespace, directory: Path) -> dict[str, Callable[[]
     ours = [sys.executable, "-m", "llmctl", "serve", given.reference, "--store", given.store, "--port", str(port)]
     ours += ["--precision", width, "--model-name", "m", "-q", f"max_running={most}"]
     llama = [given.llama_python, "-m", "llama_cpp.server", "--model", given.gguf, "--port", str(port)]
-    llama += ["--n_ctx", str(room), "--n_threads", threads, "--n_threads_batch", threads]
+    llama += [
+        "--interrupt_requests",
+        "False",
+        "--n_ctx",
+        str(room),
+        "--n_threads",
+        threads,
+        "--n_threads_batch",
+        threads,
+    ]
     kind = {"fp32": "float32", "bf16": "bfloat16"}[width]
     vllm = [given.vllm_python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(directory), "--dtype", kind]
     vllm += ["--port", str(port), "--served-model-name", "m", "--max-model-len", str(room), "--max-num-seqs", str(most)]
@@ -204,7 +213,7 @@ def through(system: Callable[[], Server], loads: list[Load]) -> Iterator[tuple[s
     """Start a server, run all loads, end it."""
     server = system()
     try:
-        server.wait(300)
+        server.wait(520)
         server.complete(loads[0].prompts[-1][:200], 8)
         for load in loads:
             yield load.name, server.run(load)
@@ -262,10 +271,8 @@ def limits(given: argparse.Namespace) -> dict[str, float]:
         square @ square
         best = min(best, time.perf_counter() - began)
     rate = 2 * 2048**3 / best
-    print(
-        f"memory {speed / 1e9:.1f} GB/s, products {rate / 1e9:.0f} GFLOP/s in {given.precision}, {given.threads} threads"
-    )
-    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    print(f"memory {speed / 1e9:.1f} GB/s, products {rate / 1e9:.0f} GFLOP/s in {given.precision}")
+    print(f"{given.threads} threads of each, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     found = {}
     for clients in given.clients:
         reading, computing = LEARNED * kind.itemsize / speed, 2 * LEARNED * clients / rate

@@ -44,21 +44,6 @@ INLINE lanes sums_of(lanes *x) {
     return x[0];
 }
 
-/* Attention of rows to what the cache holds of their sequences. */
-typedef struct {
-    const void *q;         /* [rows, heads, width], rows q_stride numbers apart */
-    void *out;             /* [rows, heads, width] */
-    const void *data;      /* one layer of the cache, [blocks, block, 2 x kv_heads, width] */
-    const float *scales;   /* of a cache in 8 bits, [blocks, block, 2 x kv_heads] */
-    const int32_t *tables; /* [sequences, table_width], blocks of each sequence */
-    const int32_t *places; /* [rows, 2], each row's sequence and how many of its tokens it sees */
-    const float *slopes;   /* [heads] or null, see Scoring */
-    const float *sinks;    /* [heads] or null */
-    int64_t rows, heads, kv_heads, width, block, table_width, q_stride, window; /* window 0: none */
-    float scale, softcap;                                                       /* softcap 0: none */
-    int32_t kind, cache_kind, next;
-} Attention;
-
 /* The query heads `first` to `first + count` of one row, which share the keys and values of `kv_head`. */
 INLINE void attend_heads(const Attention *job, int64_t row, int64_t kv_head, int64_t first, int count,
                          const int64_t width, const int kind, const int cache_kind) {

@@ -141,7 +141,7 @@ def attend(q: Tensor, data: Tensor, scales: Tensor | None, rows: Rows, scoring: 
     slopes = None if scoring.slopes is None else scoring.slopes.float().contiguous()
     sinks = None if scoring.sinks is None else scoring.sinks.float().contiguous()
     job = _Attention(
-        *map(_address, (q, out, data, scales, rows.tables, rows.places, slopes, sinks)),
+        *map(address, (q, out, data, scales, rows.tables, rows.places, slopes, sinks)),
         *(R, H, data.shape[2] // 2, E, data.shape[1], rows.tables.shape[1], q.stride(0), scoring.window or 0),
         E**-0.5 if scoring.scale is None else scoring.scale,
         scoring.softcap or 0.0,
@@ -152,7 +152,28 @@ def attend(q: Tensor, data: Tensor, scales: Tensor | None, rows: Rows, scoring: 
     return out
 
 
-def _address(tensor: Tensor | None) -> int | None:
+class Block(ctypes.Structure):
+    """As in block.c; `FusedBlock` fills it in."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "out", "scratch", "norm", "qkv", "qkv_bias", "o", "o_bias")),
+        *((name, ctypes.c_void_p) for name in ("norm_after", "gate_up", "gate_up_bias", "down", "down_bias")),
+        *((name, ctypes.c_void_p) for name in ("cosines", "signed_sines", "places")),
+        ("width", ctypes.c_int64),
+        ("inner", ctypes.c_int64),
+        ("eps", ctypes.c_float),
+        ("eps_after", ctypes.c_float),
+        ("attention", _Attention),
+    )
+
+
+def run_block(block: Block) -> None:
+    """Run one, whose every field is set."""
+    library().block(ctypes.byref(block), _parallel(), torch.get_num_threads())
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Where its numbers are; None for none."""
     return None if tensor is None else tensor.data_ptr()
 
 
@@ -179,7 +200,7 @@ def linear(x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int) -> Tens
     x = x.contiguous()
     width = x.shape[-1]
     out = x.new_empty((*x.shape[:-1], outputs))
-    given = (x.data_ptr(), packed.data_ptr(), _address(bias), None, out.data_ptr())
+    given = (x.data_ptr(), packed.data_ptr(), address(bias), None, out.data_ptr())
     job = _Linear(*given, x.numel() // width, width, outputs, KINDS[x.dtype])
     library().linear(ctypes.byref(job), _parallel(), torch.get_num_threads())
     return out

@@ -18,17 +18,6 @@
 #define ROWS 4
 #endif
 
-/* x times packed weights, with what is to be added. */
-typedef struct {
-    const void *x;        /* [rows, width] */
-    const void *weight;   /* [panels, width, PANEL]; of bfloat16 [panels, width / 2, PANEL, 2], and width is even */
-    const void *bias;     /* [outputs] or null */
-    const void *residual; /* [rows, outputs] or null */
-    void *out;            /* [rows, outputs] */
-    int64_t rows, width, outputs;
-    int32_t kind, next;
-} Linear;
-
 /* Add what is to be added to the sums of one row and panel, and store them. */
 INLINE void finish(const Linear *job, int64_t panel, int64_t row, const lanes *sums, int kind) {
     const int64_t column = panel * PANEL, at = row * job->outputs + column;
