@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from llmctl.model.attention import Attend, holds_one_each
 from llmctl.model.kernels import attend_through
+from llmctl.model.sequence import CutAttention
 from llmctl.model.transformer import Transformer
 from llmctl.tokens.batch import IGNORE, Batch
 
@@ -99,9 +100,16 @@ def target_losses(
 
 
 def hidden_states(model: Transformer, batch: Tensors) -> tuple[Tensor, Attend]:
-    """[B,T,D] of packed rows, and what each of their positions sees."""
-    attend = attend_through(model.attention_backend, batch.documents, one_each=batch.one_each)
-    return model(batch.tokens, batch.positions, attend), attend
+    """[B,T,D] of packed rows, and what each of their positions sees.
+
+    Where ranks share rows, only this rank's part of the columns is computed, and the others are zero.
+    """
+    attend: Attend = attend_through(model.attention_backend, batch.documents, one_each=batch.one_each)
+    cut = model.sequence
+    if cut is None:
+        return model(batch.tokens, batch.positions, attend), attend
+    attend = CutAttention(cut, attend)
+    return cut.spread(model(cut.of(batch.tokens), cut.of(batch.positions), attend)), attend
 
 
 def losses_of(

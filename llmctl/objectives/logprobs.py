@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 
 from llmctl.config.dpo import LogprobsConfig
 from llmctl.config.errors import IntegrityError
-from llmctl.model.device import choose_device
+from llmctl.model.device import choose_device, product_dtype
 from llmctl.model.likelihood import Tensors
 from llmctl.objectives.pair_rows import PackedPairs, answer_logps
 from llmctl.objectives.pairs import Pair, read_pairs
 from llmctl.objectives.start import fill_id, longest, open_model, open_tokenizer
 from llmctl.pipeline.job import FileFacts, Job, Product
 from llmctl.store.artifact import Artifact
-from llmctl.train.strategy import autocast_dtype, set_threads
 
 SCHEMA = "llmctl.logprobs/1"
 FILE = "part-00000.parquet"
@@ -74,7 +73,7 @@ def scored(
     logps = np.zeros((len(rows.pairs), 2))
     counts = np.zeros((len(rows.pairs), 2), dtype=np.int64)
     device = next(model.parameters()).device
-    dtype = autocast_dtype(job.config.precision)
+    dtype = product_dtype(job.config.precision)
     at_once = max(1, job.config.batch_tokens // rows.seq_len)
     for first in range(0, rows.count, at_once):
         indices = np.arange(first, min(first + at_once, rows.count))

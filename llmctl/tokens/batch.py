@@ -55,6 +55,12 @@ class Batch:
         units = None if self.units is None else np.zeros_like(self.units)
         return dataclasses.replace(self, labels=np.full_like(self.labels, IGNORE), units=units)
 
+    def with_targets_in(self, columns: slice) -> Batch:
+        """The same rows with something to predict in these columns only."""
+        labels = np.full_like(self.labels, IGNORE)
+        labels[:, columns] = self.labels[:, columns]
+        return dataclasses.replace(self, labels=labels)
+
     def slice(self, rows: slice) -> Batch:
         """The batch of some of the rows, without copying."""
         units = None if self.units is None else self.units[rows]

@@ -17,7 +17,7 @@ from llmctl.model.likelihood import Tensors, target_losses
 from llmctl.model.transformer import Transformer
 from llmctl.tokens.batch import IGNORE, Batch
 from llmctl.tokens.order import permuted
-from llmctl.train.loader import RowSource
+from llmctl.train.loader import Plan, RowSource
 from llmctl.train.strategy import Call, Strategy
 
 
@@ -132,25 +132,25 @@ class HeldOutRows:
 
 @torch.no_grad()
 def sample_scored(
-    held: HeldOutSource, wanted: int, micro_rows: int, strategy: Strategy, done: Callable[[int], None] | None = None
+    held: HeldOutSource, wanted: int, plan: Plan, strategy: Strategy, done: Callable[[int], None] | None = None
 ) -> Measured:
     """Score a fixed sample of held-out rows, each rank a share of it; collective.
 
     Args:
         held: the rows.
         wanted: how many of them; 0 for all.
-        micro_rows: rows in one forward pass.
+        plan: how many rows there are in one forward pass, and how ranks share them.
         strategy: what computes.
         done: told how many passes are finished.
     """
     count = min(wanted or held.rows.count, held.rows.count)
     sample = np.sort(permuted(0, np.arange(count), held.rows.count))
-    parts = [sample[start : start + micro_rows] for start in range(0, count, micro_rows)]
+    parts = [sample[start : start + plan.micro_rows] for start in range(0, count, plan.micro_rows)]
 
     def share() -> Iterator[Batch]:
-        for first in range(0, len(parts), strategy.world_size):
-            mine = first + strategy.rank
-            batch = held.rows.batch(parts[min(mine, len(parts) - 1)])
+        for first in range(0, len(parts), plan.world_size):
+            mine = first + plan.rank
+            batch = plan.own_columns(held.rows.batch(parts[min(mine, len(parts) - 1)]))
             # Every rank takes part in every pass, as sharded weights are gathered in step; a surplus is blank.
             yield batch if mine < len(parts) else batch.without_targets()
 

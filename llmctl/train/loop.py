@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -178,7 +177,7 @@ class Run:
         self._at("the reading of rows")
         batches = loader.take(self.step)
         waited = time.perf_counter() - begun
-        seen = sum(int(np.count_nonzero(batch.documents >= 0)) for batch in batches)
+        seen = sum(self.plan.tokens(batch) for batch in batches)
         targets, tokens = self._agree([sum(batch.targets for batch in batches), seen], stop)
         self._seq_len = batches[0].tokens.shape[1]
         self.report.start(self._seq_len)
@@ -269,13 +268,7 @@ class Run:
         Returns:
             Of all ranks: the nll, and the bytes that the targets stand for (0 where that is not known).
         """
-        nll = torch.zeros((), dtype=torch.float64, device=self.strategy.device)
-        for number, batch in enumerate(batches, start=1):
-            self._at("a forward pass")
-            loss = self.strategy.forward(self._loss_of(batch))
-            nll += loss.detach()
-            self._at("a backward pass")
-            self.strategy.backward(loss / targets, last=number == len(batches))
+        nll = self.strategy.gradient([self._loss_of(batch) for batch in batches], targets, self._at)
         self._at("the update")
         size = 0 if self.held is None else sum(self.held.bytes_of(batch) for batch in batches)
         nll_of_all, bytes_of_all = self.strategy.sum([nll.item(), size])
@@ -320,9 +313,9 @@ class Run:
         """Score the fixed sample of held-out rows, each rank a share of it."""
         if self.held is None or self.held.rows.count == 0:
             return
-        wanted, rows = self.config.heldout_rows, self.plan.micro_rows
+        wanted = self.config.heldout_rows
         with not_training(self.model):
-            self.measured = heldout.sample_scored(self.held, wanted, rows, self.strategy, self._at_measuring)
+            self.measured = heldout.sample_scored(self.held, wanted, self.plan, self.strategy, self._at_measuring)
         self._log(**self.measured.figures)
         self.report.note(f"step {self.step}: {self.measured.told}")
 
@@ -365,8 +358,8 @@ class Run:
         return time.perf_counter() - self._started
 
     def shape(self) -> tuple[int, int]:
-        """Rows and tokens of a row in one forward pass; of what came last."""
-        return self.plan.micro_rows, self._seq_len
+        """Rows and this rank's tokens of a row in one forward pass; of what came last."""
+        return self.plan.micro_rows, self._seq_len // self.plan.parts
 
     def totals(self) -> dict[str, int | float | str]:
         """Figures of the whole run."""
