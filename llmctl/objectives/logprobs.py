@@ -19,6 +19,7 @@ from llmctl.objectives.pairs import Pair, read_pairs
 from llmctl.objectives.start import fill_id, longest, open_model, open_tokenizer
 from llmctl.pipeline.job import FileFacts, Job, Product
 from llmctl.store.artifact import Artifact
+from llmctl.train.strategy import set_threads
 
 SCHEMA = "llmctl.logprobs/1"
 FILE = "part-00000.parquet"
