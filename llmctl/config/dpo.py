@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from llmctl.config.base import Config, execution
 from llmctl.config.devices import Device, TrainPrecision
 from llmctl.config.heldout import HELDOUT_FRACTION
+from llmctl.config.lora import LoraConfig, check_single
 from llmctl.config.optimizers import AdamWConfig, OptimizerConfig
 from llmctl.config.preference import KtoConfig, PreferenceLossConfig, SigmoidConfig, needs_reference
 from llmctl.config.train import TrainConfig
@@ -40,6 +41,9 @@ class LogprobsConfig(Config):
 class PreferenceTrainConfig(TrainConfig):
     """What learning from preferences has in common, whatever is learned from them."""
 
+    lora: LoraConfig | None = Field(
+        None, description="Train adapters and publish these, in PEFT's format: {rank: 16, alpha: 32}; else all weights."
+    )
     epochs: float = Field(1.0, gt=0, le=10_000, description="Passes over the packed pairs; rounded up to whole steps.")
     steps: int | None = Field(None, ge=1, le=10**9, description="Optimizer steps; from epochs where left out.")
     max_tokens: int | None = Field(
@@ -70,6 +74,7 @@ class PreferenceTrainConfig(TrainConfig):
     def _optimizer_reads_gradients_alone(self) -> PreferenceTrainConfig:
         if self.optimizer.name == "sophia":
             raise ValueError("sophia estimates its curvature from next tokens, not from pairs: take another optimizer")
+        check_single(self)
         return self
 
 

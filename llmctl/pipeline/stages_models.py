@@ -52,6 +52,7 @@ MODEL_STAGES: tuple[Stage, ...] = (
         summary="Fine-tune on chats, with loss on the answers only.",
         config="llmctl.config.train:SftConfig",
         run="llmctl.objectives.sft:run",
+        decides="llmctl.config.lora:kind_of",
         op_version=2,
         output="checkpoint",
         resumable=True,
@@ -60,7 +61,10 @@ MODEL_STAGES: tuple[Stage, ...] = (
             "chats": Role(("chats",), "chats: an artifact, or a .jsonl or .parquet file", files=True),
         },
         flags={"--epochs": "epochs", **TRAINING_FLAGS},
-        examples=("llmctl sft web.pretrain --chats chats.jsonl --epochs 3",),
+        examples=(
+            "llmctl sft web.pretrain --chats chats.jsonl --epochs 3",
+            "llmctl sft web.pretrain --chats chats.jsonl 'lora={rank: 16, alpha: 32}' --name web.adapter",
+        ),
     ),
     Stage(
         command="logprobs",
@@ -82,6 +86,7 @@ MODEL_STAGES: tuple[Stage, ...] = (
         summary="Fit a checkpoint to preferences: DPO and relatives.",
         config="llmctl.config.dpo:DpoConfig",
         run="llmctl.objectives.dpo:run",
+        decides="llmctl.config.lora:kind_of",
         nests=("logprobs",),
         output="checkpoint",
         resumable=True,
@@ -100,6 +105,30 @@ MODEL_STAGES: tuple[Stage, ...] = (
             "llmctl dpo web.sft --preferences pairs.jsonl",
             "llmctl dpo web.sft --preferences pairs.parquet --loss ipo loss.beta=0.2",
             "llmctl dpo web.sft --preferences judged.jsonl --loss kto",
+        ),
+    ),
+    Stage(
+        command="merge",
+        then="serve",
+        summary="Merge adapters into a model, or models into one.",
+        config="llmctl.config.merge:MergeConfig",
+        run="llmctl.objectives.merging:run",
+        output="checkpoint",
+        inputs={
+            "sources": Role(
+                ("checkpoint", "adapter"),
+                "a checkpoint and adapters of it, or checkpoints, each with its weight",
+                many=True,
+                share="weights",
+            ),
+            "base": Role(("checkpoint",), "what the models were tuned from, for task, ties and dare", required=False),
+        },
+        flags={"--method": "method", "--density": "density", "--seed": "seed"},
+        examples=(
+            "llmctl merge web.pretrain web.adapter --name web.merged",
+            "llmctl merge a.sft=0.7 b.sft=0.3 --method linear",
+            "llmctl merge a.sft=0.7 b.sft=0.3 --method slerp",
+            "llmctl merge a.sft b.sft --method ties --base web.pretrain --density 0.3",
         ),
     ),
     Stage(
