@@ -147,11 +147,9 @@ class Saver:
             shutil.rmtree(_partial(self._work, step), ignore_errors=True)
         left = complete(self._work)
         intact = f"the state of step {left[-1][0]} is intact" if left else "there is no earlier state"
-        if error is None:
-            reason, kind, hint = "another rank failed to write its part", ElsewhereError, "the same command resumes"
-        else:
-            reason, kind = str(error), InputError
-            hint = error.hint if isinstance(error, LlmctlError) else "the same command resumes"
+        kind: type[LlmctlError] = ElsewhereError if error is None else InputError
+        reason = "another rank failed to write its part" if error is None else str(error)
+        hint = error.hint if isinstance(error, LlmctlError) else "the same command resumes"
         return kind(f"cannot save the state of step {step}: {reason}; {intact}", hint=hint)
 
     def __enter__(self) -> Self:

@@ -187,10 +187,7 @@ def test_killed_ranks_resume_on_the_same_curve(tmp_path, zero, victim):
     deadline = time.monotonic() + 120
     while len(list(work.glob("step-*"))) < 2 and time.monotonic() < deadline and parent.poll() is None:
         time.sleep(0.01)
-    of_rank_1 = [
-        number for number in ranks_of(work) if b"--local_rank=1" in Path(f"/proc/{number}/cmdline").read_bytes()
-    ]
-    os.kill(parent.pid if victim == "the command" else of_rank_1[0], signal.SIGKILL)
+    os.kill(parent.pid if victim == "the command" else ranks_of(work, b"--local_rank=1")[0], signal.SIGKILL)
     assert parent.wait(60) == (-signal.SIGKILL if victim == "the command" else 1)
     deadline = time.monotonic() + 30
     while ranks_of(work) and time.monotonic() < deadline:
@@ -203,12 +200,13 @@ def test_killed_ranks_resume_on_the_same_curve(tmp_path, zero, victim):
     assert (killed.out / "model.safetensors").read_bytes() == (whole.out / "model.safetensors").read_bytes()
 
 
-def ranks_of(work):
-    """Processes that were started for this work directory."""
+def ranks_of(work, word=b""):
+    """Processes that were started for this work directory, with this among their words."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if str(work).encode() in path.read_bytes():
+            words = path.read_bytes()
+            if str(work).encode() in words and word in words:
                 found.append(int(path.parent.name))
         except OSError:
             continue
