@@ -10,6 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from llmctl.config.base import Config
 from llmctl.config.devices import Device, Precision, Weights
 
+ToolFormat = Literal["auto", "hermes", "llama3"]
+
 
 class ServeConfig(Config):
     """`llmctl serve`. Nothing here changes the model; bounds exist so that no client can starve the others."""
@@ -65,13 +67,16 @@ class ServeConfig(Config):
     max_request_tokens: int | None = Field(
         None, ge=1, description="most tokens that one request may cost: for all choices, prompt and max_tokens together"
     )
+    tool_format: ToolFormat = Field(
+        "auto", description="how the model writes calls of functions; auto: as its chat template does, else as Hermes"
+    )
     max_logprobs: int = Field(20, ge=0, le=100, description="most alternatives returned for one token")
     max_body_bytes: int = Field(4 << 20, ge=1024, le=1 << 30, description="largest request body in bytes; else 413")
     body_timeout_s: float = Field(30.0, gt=0, le=3600, description="seconds a client may take to send its body")
     header_timeout_s: float = Field(10.0, gt=0, le=3600, description="seconds a client may take to send its headers")
     log_format: Literal["text", "json"] = Field("text", description="one line a request, for people or for programs")
     log_prompts: bool = Field(default=False, description="put prompts and answers into the log too; json only")
-    retry_after_s: int = Field(1, ge=1, le=3600, description="seconds that a 429 tells its client to wait")
+    retry_after_s: int = Field(1, ge=1, le=3600, description="seconds that a 429 or 503 tells its client to wait")
     shutdown_s: float = Field(
         20.0, ge=0, le=3600, description="seconds that running requests get to finish after SIGTERM or SIGINT"
     )

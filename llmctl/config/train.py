@@ -112,6 +112,12 @@ class TrainConfig(Config):
         1800.0, ge=0, le=10**7, description="Seconds after which ranks that stand still are ended, naming the culprit."
     )
     threads: int = execution(0, ge=0, le=1024, description="CPU threads of a rank; 0: cores divided by ranks.")
+    lanes: int = execution(
+        0,
+        ge=0,
+        le=1024,
+        description="Micro-batches at a time on a CPU, sharing the threads (single process only); 0: what pays.",
+    )
 
     @field_validator("optimizer", mode="before")
     @classmethod

@@ -279,7 +279,15 @@ class Engine:
         return frozenset(self._tokenizer.stop_ids if self._tokenizer else ())
 
     def _detokenizer(self, request: Request) -> Detokenizer:
-        return Detokenizer(self._tokenizer.piece_bytes if self._tokenizer else lambda _: b"", request.stop)
+        if self._tokenizer is None:
+            return Detokenizer(lambda _: b"", request.stop)
+        plain = self._tokenizer.piece_bytes
+        if not request.spelled_ids:
+            return Detokenizer(plain, request.stop)
+        spelled = {
+            index: text.encode() for text, index in self._tokenizer.special.items() if index in request.spelled_ids
+        }
+        return Detokenizer(lambda index: spelled.get(index) or plain(index), request.stop)
 
     def _enqueue(self, work: SequenceState | ScoreJob) -> None:
         with self._wake:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from llmctl.config.devices import Weights
+from llmctl.inference.fused import fuse
 from llmctl.model.transformer import Transformer
 
 GROUP = 32
@@ -22,6 +24,12 @@ PART = 1 << 18
 """Weights that are turned back at a time: 1 MiB in float32."""
 FEW_ROWS = 4
 """Up to so many rows the 8-bit kernel is faster than turning the weights back first (measured, docs/benchmarks.md)."""
+
+
+@functools.cache
+def _linear_pointwise() -> Callable[..., Tensor]:
+    """The product of oneDNN, found once: the look-up by name costs as much as a small product."""
+    return torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001
 
 
 class PackedLinear(nn.Module):
@@ -44,8 +52,7 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[...,K] to [...,N]."""
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")  # noqa: SLF001
-        return out
+        return _linear_pointwise()(x, self._packed, self.bias, "none", [], "")
 
 
 class Int8Linear(nn.Module):
@@ -166,6 +173,7 @@ def prepare(model: Transformer, weights: Weights) -> Transformer:
     make = _maker(model, weights)
     if make is None:
         return model
+    fuse(model, make)
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, nn.Linear) and layer is not model.lm_head and name not in READ_DIRECTLY:

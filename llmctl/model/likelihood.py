@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ class Tensors:
 
     Attributes:
         one_each: whether each row holds one document, which is known before the copy to the device.
+        beside: `Batch.beside`.
     """
 
     tokens: Tensor
@@ -32,13 +33,15 @@ class Tensors:
     documents: Tensor
     labels: Tensor
     one_each: bool
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device) -> Tensors:
         """Copy `batch` to `device`."""
         arrays = (batch.tokens, batch.positions, batch.documents, batch.labels)
         tokens, positions, documents, labels = (torch.from_numpy(a).to(device, non_blocking=True) for a in arrays)
-        return cls(tokens, positions, documents, labels, holds_one_each(torch.from_numpy(batch.documents)))
+        beside = {name: torch.from_numpy(a).to(device, non_blocking=True) for name, a in batch.beside.items()}
+        return cls(tokens, positions, documents, labels, holds_one_each(torch.from_numpy(batch.documents)), beside)
 
 
 def cross_entropies(

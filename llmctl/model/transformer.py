@@ -50,13 +50,17 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(heads)  # [B,T,K,E]
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
+        mixed: Tensor = self.o_proj(attend(layer, q, k, v, self.rule(x.device)).flatten(-2))
+        return mixed
+
+    def rule(self, device: torch.device) -> Scoring:
+        """The layer's scoring, with what of it is a tensor."""
         scoring = self.scoring
         if self.slopes is not None:
-            scoring = replace(scoring, slopes=torch.tensor(self.slopes, device=x.device))
+            scoring = replace(scoring, slopes=torch.tensor(self.slopes, device=device))
         if self.sinks is not None:
             scoring = replace(scoring, sinks=self.sinks)
-        mixed: Tensor = self.o_proj(attend(layer, q, k, v, scoring).flatten(-2))
-        return mixed
+        return scoring
 
 
 class Block(nn.Module):
@@ -127,8 +131,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
-        self.embed_tokens = nn.Embedding(vocab_size, config.width)
-        self.embed_positions = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
+        self.embed_tokens = _table(vocab_size, config.width)
+        self.embed_positions = _table(config.context, config.width) if config.positions == "learned" else None
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         for number in range(config.mtp.depth if config.mtp else 0):
             self.layers.append(PredictionBlock(config, config.layers + number))
@@ -256,6 +260,12 @@ class Transformer(nn.Module):
             spread = into_residual if name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")) else deviation
             drawn = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, spread, generator=generator)
             parameter.copy_(drawn)
+
+
+def _table(rows: int, width: int) -> nn.Embedding:
+    """An embedding. Where only shapes are wanted, without the start that torch gives it: that loads its compiler."""
+    shape_only = torch.get_default_device().type == "meta"
+    return nn.Embedding(rows, width, _weight=torch.empty(rows, width) if shape_only else None)
 
 
 def shifted(values: Tensor, documents: Tensor, by: int) -> tuple[Tensor, Tensor]:

@@ -18,11 +18,6 @@ from llmctl.serve.metrics import Metrics
 from llmctl.serve.quotas import Quotas
 
 
-def shutting_down() -> ApiError:
-    """What is said to requests that come, or still run, when the server ends."""
-    return ApiError(503, "the server is shutting down", kind=SERVER_ERROR, code="shutting_down")
-
-
 class Service:
     """The engine as the routes see it. All methods belong to the event loop's thread.
 
@@ -63,7 +58,7 @@ class Service:
                 up, 503 while shutting down.
         """
         if self.stopping:
-            raise shutting_down()
+            raise self._ending()
         cost, most = sum(map(_most_tokens, requests)), self.config.max_request_tokens
         if most is not None and cost > most:
             raise bad_request(
@@ -91,10 +86,15 @@ class Service:
         """The engine has let go of one sequence."""
         self._in_flight -= 1
 
+    def _ending(self) -> ApiError:
+        """What is said to requests that come, or still run, when the server ends."""
+        seconds = {"Retry-After": str(self.config.retry_after_s)}
+        return ApiError(503, "the server is shutting down", kind=SERVER_ERROR, code="shutting_down", headers=seconds)
+
     def interrupt(self) -> None:
         """End every running request with an error that says why."""
         for generation in list(self.live):
-            generation.fail(shutting_down())
+            generation.fail(self._ending())
 
     def close(self) -> None:
         """Stop everything that still runs."""

@@ -67,7 +67,14 @@ def serve(checkpoint: Artifact | Path, config: ServeConfig, ready: Callable[[str
 
 def options_of(config: ServeConfig) -> Options:
     """The engine's part of the configuration."""
-    return Options(cache_tokens=config.cache_tokens, step_tokens=config.step_tokens, prefix_cache=config.prefix_cache)
+    return Options(
+        cache_tokens=config.cache_tokens,
+        step_tokens=config.step_tokens,
+        prefix_cache=config.prefix_cache,
+        weights=config.weights,
+        cache_bits=config.cache_bits,
+        draft_tokens=config.draft_tokens,
+    )
 
 
 def log_to_stderr(*, quiet: bool = False) -> None:

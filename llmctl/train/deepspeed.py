@@ -33,7 +33,7 @@ from llmctl.train.recompute import recompute
 from llmctl.train.scaling import unscale
 from llmctl.train.shards import Layout, Piece
 from llmctl.train.states import Trained, buffers_of
-from llmctl.train.strategy import Call, join
+from llmctl.train.strategy import Call, gradient_in_turn, join
 
 SHARED_MEMORY_OP = "deepspeed_shm_comm"
 
@@ -147,6 +147,10 @@ class DeepSpeed:
         self.engine.backward(loss * (self.world_size * scale), scale_wrt_gas=False)
         if not last:
             self.engine.step()  # counts the micro-batch
+
+    def gradient(self, calls: Sequence[Call], targets: float, at: Callable[[str], None]) -> Tensor:
+        """In turn."""
+        return gradient_in_turn(self, calls, targets, at)
 
     def scale_loss(self, scale: float) -> None:
         """Above stage 0 DeepSpeed scales and unscales; at stage 0 this class does."""

@@ -56,6 +56,19 @@ class Strategy(Protocol):
         """Add the gradient of `loss`; over ranks and micro-batches, of which this may be the last, they are summed."""
         ...
 
+    def gradient(self, calls: Sequence[Call], targets: float, at: Callable[[str], None]) -> Tensor:
+        """Add up the gradient of the step's loss over this rank's micro-batches.
+
+        Args:
+            calls: the loss of each micro-batch, a sum over its targets.
+            targets: of all ranks, by which the sum is divided.
+            at: told what is being done, for the watchdog.
+
+        Returns:
+            The sum of the losses, an fp64 scalar without gradient.
+        """
+        ...
+
     def scale_loss(self, scale: float) -> None:
         """Multiply losses by `scale` from now on, and gradients by its inverse before they are clipped."""
         ...
@@ -82,6 +95,18 @@ class Strategy(Protocol):
     def weights(self) -> dict[str, Tensor] | None:
         """The full fp32 weights by name, on the CPU of rank 0; None on the other ranks."""
         ...
+
+
+def gradient_in_turn(strategy: Strategy, calls: Sequence[Call], targets: float, at: Callable[[str], None]) -> Tensor:
+    """`Strategy.gradient`, one micro-batch after the other."""
+    total = torch.zeros((), dtype=torch.float64, device=strategy.device)
+    for number, call in enumerate(calls, start=1):
+        at("a forward pass")
+        loss = strategy.forward(call)
+        total += loss.detach()
+        at("a backward pass")
+        strategy.backward(loss / targets, last=number == len(calls))
+    return total
 
 
 def set_threads(threads: int, ranks_here: int) -> None:
