@@ -11,7 +11,7 @@ from llmctl.config.devices import Device, TrainPrecision
 from llmctl.config.heldout import HELDOUT_FRACTION
 from llmctl.config.lora import LoraConfig, check_single
 from llmctl.config.optimizers import AdamWConfig, OptimizerConfig
-from llmctl.config.preference import KtoConfig, PreferenceLossConfig, SigmoidConfig, needs_reference
+from llmctl.config.preference import KtoConfig, PreferenceLossConfig, RewardLossConfig, SigmoidConfig, needs_reference
 from llmctl.config.train import TrainConfig
 
 
@@ -41,9 +41,6 @@ class LogprobsConfig(Config):
 class PreferenceTrainConfig(TrainConfig):
     """What learning from preferences has in common, whatever is learned from them."""
 
-    lora: LoraConfig | None = Field(
-        None, description="Train adapters and publish these, in PEFT's format: {rank: 16, alpha: 32}; else all weights."
-    )
     epochs: float = Field(1.0, gt=0, le=10_000, description="Passes over the packed pairs; rounded up to whole steps.")
     steps: int | None = Field(None, ge=1, le=10**9, description="Optimizer steps; from epochs where left out.")
     max_tokens: int | None = Field(
@@ -74,13 +71,15 @@ class PreferenceTrainConfig(TrainConfig):
     def _optimizer_reads_gradients_alone(self) -> PreferenceTrainConfig:
         if self.optimizer.name == "sophia":
             raise ValueError("sophia estimates its curvature from next tokens, not from pairs: take another optimizer")
-        check_single(self)
         return self
 
 
 class DpoConfig(PreferenceTrainConfig):
     """How a policy is fitted to preferences."""
 
+    lora: LoraConfig | None = Field(
+        None, description="Train adapters and publish these, in PEFT's format: {rank: 16, alpha: 32}; else all weights."
+    )
     loss: PreferenceLossConfig = Field(default=SigmoidConfig(), description="Which loss, and its constants.")
     optimizer: OptimizerConfig = Field(
         default=AdamWConfig(lr=2e-5, weight_decay=0.0), description="Optimizer and its constants."
@@ -93,6 +92,11 @@ class DpoConfig(PreferenceTrainConfig):
             return {"name": value}
         return {"name": "sigmoid", **value} if isinstance(value, dict) else value
 
+    @model_validator(mode="after")
+    def _adapters_alone(self) -> DpoConfig:
+        check_single(self)
+        return self
+
     @property
     def unpaired(self) -> bool:
         """Whether every answer is judged by itself."""
@@ -102,3 +106,12 @@ class DpoConfig(PreferenceTrainConfig):
     def needs_reference(self) -> bool:
         """Whether the loss compares with a reference model."""
         return needs_reference(self.loss)
+
+
+class RewardConfig(PreferenceTrainConfig):
+    """How a model learns to score answers."""
+
+    loss: RewardLossConfig = Field(default=RewardLossConfig(), description="Margin and centring.")
+    optimizer: OptimizerConfig = Field(
+        default=AdamWConfig(lr=1e-4, weight_decay=0.0), description="Optimizer and its constants."
+    )

@@ -108,6 +108,20 @@ MODEL_STAGES: tuple[Stage, ...] = (
         ),
     ),
     Stage(
+        command="reward",
+        summary="Train a reward model on preferences.",
+        config="llmctl.config.dpo:RewardConfig",
+        run="llmctl.objectives.reward:run",
+        output="checkpoint",
+        resumable=True,
+        inputs={"input": Role(("checkpoint",), "checkpoint to start from"), "preferences": PREFERENCES},
+        flags={"--epochs": "epochs", **TRAINING_FLAGS},
+        examples=(
+            "llmctl reward web.sft --preferences pairs.jsonl",
+            "llmctl reward web.sft --preferences pairs.jsonl loss.margin=true loss.centring=0.01",
+        ),
+    ),
+    Stage(
         command="merge",
         then="serve",
         summary="Merge adapters into a model, or models into one.",
