@@ -1,17 +1,21 @@
 """Fine-tuning through an adapter, and the stage `merge`, on real artifacts."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from llmctl.config.dpo import DpoConfig
-from llmctl.config.errors import ConfigError, InputError, UsageError
+from llmctl.config.errors import ConfigError, InputError, LlmctlError, UsageError
 from llmctl.config.inout import ImportConfig
 from llmctl.config.load import build
 from llmctl.config.merge import MergeConfig
 from llmctl.config.train import SftConfig
 from llmctl.model import adapters, huggingface, merging
+from llmctl.pipeline.execute import Call, execute
+from llmctl.pipeline.job import Silent
+from llmctl.pipeline.stages import stage_named
 from llmctl.store.artifact import FileInput
 
 from .conftest import QUICK
@@ -58,6 +62,30 @@ def test_dpo_trains_an_adapter_whose_reference_is_its_base(stages, checkpoint, t
     assert rows[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
     assert rows[-1]["rewards/margins"] > 0.5
     assert made.kind == "adapter"
+
+
+@pytest.mark.parametrize("lora", [{**LORA, "init": "pissa"}, {**LORA, "dora": True, "b_lr_ratio": 4}], ids=str)
+def test_an_interrupted_run_ends_as_an_undisturbed_one(stages, checkpoint, chats, lora):
+    config = sft(lora=lora, epochs=1, steps=6, checkpoint_every_steps=2)
+
+    class Breaks(Silent):
+        def update(self, done, total, unit, **facts):
+            if unit == "steps" and done == 5:
+                raise OSError("the machine is gone")
+
+    call = Call(stage_named("sft"), config, {"input": checkpoint, "chats": chats})
+    with pytest.raises(LlmctlError):
+        execute(call, stages.store, Breaks())
+    said = []
+
+    class Notes(Silent):
+        def note(self, text):
+            said.append(text)
+
+    resumed = execute(call, stages.store, Notes()).artifact
+    assert any("resuming after step" in text for text in said)
+    whole = execute(replace(call, force=True), stages.store, Silent()).artifact
+    assert whole.digest == resumed.digest
 
 
 def test_an_adapter_of_another_checkpoint_is_refused(stages, checkpoint, chats):
