@@ -38,7 +38,9 @@ import torch
 torch.set_num_threads(1)
 from llmctl.config.serve import ServeConfig
 from llmctl.serve.server import serve
-bounds = {"max_waiting": 256, "cache_tokens": 8192, "header_timeout_s": 1.0}
+bounds = {"max_waiting": 256, "cache_tokens": 8192}
+if sys.argv[2]:
+    bounds["header_timeout_s"] = 1.0
 config = ServeConfig(port=0, device="cpu", model_name="tiny", api_key_env=sys.argv[2], **bounds)
 serve(Path(sys.argv[1]), config, lambda url: print(url, flush=True))
 """

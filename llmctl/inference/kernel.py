@@ -1,7 +1,8 @@
-"""Python's side of kernel.c: what lies between the matrix products of a model that answers on a CPU.
+"""Python's side of kernel.c and linear.c: the steps of a model that answers on a CPU.
 
-torch runs each of these as several operations that wait for one another, and its attention of single queries in
-bfloat16 takes ten times as long as reading the keys does.
+What lies between the products torch runs as several operations that wait for one another, and its attention of single
+queries in bfloat16 takes ten times as long as reading the keys does. Products of few rows read weights at the speed of
+memory here, at half of it through oneDNN.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from llmctl.model.positions import Angles
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # as in kernel.c
 LANES, WIDEST_HEAD = 16, 256  # as in kernel.c
+PANEL = 32  # as in linear.c
+BUILDS = ("kernel", "kernel_avx2", "kernel_avx512", "kernel_avx512bf16")  # by `level` of kernel.c; see setup.py
 
 
 class _Attention(ctypes.Structure):
@@ -39,10 +42,38 @@ class _Attention(ctypes.Structure):
     )
 
 
+class _Linear(ctypes.Structure):
+    """As in linear.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "residual", "out")),
+        *((name, ctypes.c_int64) for name in ("rows", "width", "outputs")),
+        ("kind", ctypes.c_int32),
+        ("next", ctypes.c_int32),
+    )
+
+
+class _Packing(ctypes.Structure):
+    """As in linear.c."""
+
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("packed", ctypes.c_void_p),
+        ("outputs", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("kind", ctypes.c_int32),
+        ("next", ctypes.c_int32),
+    )
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The compiled kernel, which lets other threads run meanwhile; an `LlmctlError` where it was not built."""
-    return compiled.library(__file__, "kernel")
+    """The build for this processor, which lets other threads run meanwhile.
+
+    Raises:
+        LlmctlError: the kernel was not built.
+    """
+    return compiled.library(__file__, BUILDS[compiled.library(__file__, BUILDS[0]).level()])
 
 
 @functools.cache
@@ -122,6 +153,27 @@ def attend(q: Tensor, data: Tensor, scales: Tensor | None, rows: Rows, scoring: 
 
 def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
+
+
+def pack(weight: Tensor) -> Tensor:
+    """Weights [N,K] in the order in which `linear` reads them, in panels of 32 outputs; K is even in bfloat16."""
+    weight = weight.contiguous()
+    N, K = weight.shape
+    packed = torch.empty(-(-N // PANEL) * PANEL * K, dtype=weight.dtype)
+    job = _Packing(weight.data_ptr(), packed.data_ptr(), N, K, KINDS[weight.dtype])
+    library().pack(ctypes.byref(job), _parallel(), torch.get_num_threads())
+    return packed
+
+
+def linear(x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
+    """Products [...,K] to [...,N] with weights from `pack`."""
+    x = x.contiguous()
+    width = x.shape[-1]
+    out = x.new_empty((*x.shape[:-1], outputs))
+    given = (x.data_ptr(), packed.data_ptr(), _address(bias), None, out.data_ptr())
+    job = _Linear(*given, x.numel() // width, width, outputs, KINDS[x.dtype])
+    library().linear(ctypes.byref(job), _parallel(), torch.get_num_threads())
+    return out
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from llmctl.config.devices import Weights
+from llmctl.inference import kernel
 from llmctl.inference.fused import fuse
 from llmctl.model.transformer import Transformer
 
@@ -19,24 +19,14 @@ READ_DIRECTLY = ("kv_b_proj", "router")
 """Layers whose weight the model itself reads, so that they stay as they are."""
 TINY = 1e-30
 """Least scale, so that a row of zeros divides by something."""
-PACKED_ROWS = 32
 PART = 1 << 18
 """Weights that are turned back at a time: 1 MiB in float32."""
 FEW_ROWS = 4
 """Up to so many rows the 8-bit kernel is faster than turning the weights back first (measured, docs/benchmarks.md)."""
 
 
-@functools.cache
-def _linear_pointwise() -> Callable[..., Tensor]:
-    """The product of oneDNN, found once: the look-up by name costs as much as a small product."""
-    return torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001
-
-
 class PackedLinear(nn.Module):
-    """A linear layer whose weight is stored in the order in which oneDNN's kernels read it.
-
-    Otherwise every product with more than one row copies the weight into that order first, which for a few rows costs
-    as much as the product.
+    """A linear layer whose weight is stored in the order in which the kernel reads it.
 
     Args:
         weight: [N,K], float32 or bfloat16, on a CPU.
@@ -45,14 +35,16 @@ class PackedLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__()
-        # A layer that narrows is packed as for one row: a quarter faster there, and no slower for a few.
-        rows = 1 if weight.shape[1] > weight.shape[0] else PACKED_ROWS
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)  # noqa: SLF001
+        self.outputs = weight.shape[0]
+        self.register_buffer("packed", kernel.pack(weight.detach()))
         self.register_buffer("bias", None if bias is None else bias.detach())
+
+    packed: Tensor
+    bias: Tensor | None
 
     def forward(self, x: Tensor) -> Tensor:
         """[...,K] to [...,N]."""
-        return _linear_pointwise()(x, self._packed, self.bias, "none", [], "")
+        return kernel.linear(x, self.packed, self.bias, self.outputs)
 
 
 class Int8Linear(nn.Module):
@@ -189,9 +181,15 @@ def _maker(model: Transformer, weights: Weights) -> Callable[[Tensor, Tensor | N
         return Int8Linear
     if weights == "int4":
         return lambda weight, bias: (Int4Linear if _fits_groups(weight) else Int8Linear)(weight, bias)
-    packs = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
-    fits = model.device.type == "cpu" and model.dtype in (torch.float32, torch.bfloat16)
-    return PackedLinear if packs and fits else None
+    return _packed if kernel.serves(model.output_weight) else None
+
+
+def _packed(weight: Tensor, bias: Tensor | None) -> nn.Module:
+    if weight.dtype == torch.bfloat16 and weight.shape[1] % 2:  # the kernel reads pairs
+        kept = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+        kept.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias}, assign=True)
+        return kept
+    return PackedLinear(weight, bias)
 
 
 def _fits_groups(weight: Tensor) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -21,6 +22,9 @@ from llmctl.train.strategy import Strategy
 
 Figures = Mapping[str, tuple[Tensor, int]]
 """By name: a sum and what to divide it by."""
+
+
+_NOTING = threading.Lock()  # micro-batches may be computed side by side
 
 
 @dataclass(frozen=True)
@@ -151,9 +155,10 @@ def _summed(names: Sequence[str], values: Sequence[Tensor]) -> Figures:
 def _tallied(model: Transformer, scored: Scored) -> Tensor:
     """The sum of the losses; the figures go into the tally of a model that is trained."""
     if model.training:
-        for name, (value, count) in scored.figures.items():
-            before, counted = model.tally.get(name, (torch.zeros_like(value), 0))
-            model.tally[name] = (before + value, counted + count)
+        with _NOTING:
+            for name, (value, count) in scored.figures.items():
+                noted, counted = model.tally.get(name, (value.new_empty(0, dtype=torch.float64), 0))
+                model.tally[name] = (torch.cat([noted, value.double().reshape(1)]), counted + count)
     return scored.losses.sum()
 
 

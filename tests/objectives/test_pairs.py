@@ -76,7 +76,7 @@ def gradient_of(loss, rows, parts, micro_rows):
         value = objective.loss(model, Tensors.of(batch, strategy.device)) / targets
         value.backward()
         total += value.item()
-    tally = {name: float(value) / max(1, count) for name, (value, count) in model.tally.items()}
+    tally = {name: float(value.sum()) / max(1, count) for name, (value, count) in model.tally.items()}
     return total, {name: p.grad.clone() for name, p in model.named_parameters()}, tally
 
 
