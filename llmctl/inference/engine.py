@@ -281,13 +281,7 @@ class Engine:
     def _detokenizer(self, request: Request) -> Detokenizer:
         if self._tokenizer is None:
             return Detokenizer(lambda _: b"", request.stop)
-        plain = self._tokenizer.piece_bytes
-        if not request.spelled_ids:
-            return Detokenizer(plain, request.stop)
-        spelled = {
-            index: text.encode() for text, index in self._tokenizer.special.items() if index in request.spelled_ids
-        }
-        return Detokenizer(lambda index: spelled.get(index) or plain(index), request.stop)
+        return Detokenizer(self._tokenizer.spelled(request.spelled_ids), request.stop)
 
     def _enqueue(self, work: SequenceState | ScoreJob) -> None:
         with self._wake:
