@@ -30,7 +30,7 @@ from tests.evals.tiny import write_checkpoint
 from tests.serve.load import Mixed, client, disconnects, idle, twins
 
 ROOT = str(Path(__file__).parents[1])
-MODEL, KEY, CONTEXT = "tiny", "stress-key", 512
+MODEL, KEY, CONTEXT = "tiny", "stress-key", 4096
 SERVER = """
 import sys
 from pathlib import Path
@@ -38,7 +38,7 @@ import torch
 torch.set_num_threads(1)
 from llmctl.config.serve import ServeConfig
 from llmctl.serve.server import serve
-bounds = {"max_waiting": 256, "cache_tokens": 8192}
+bounds = {"max_waiting": 256, "cache_tokens": 16384}
 if sys.argv[2]:
     bounds["header_timeout_s"] = 1.0
 config = ServeConfig(port=0, device="cpu", model_name="tiny", api_key_env=sys.argv[2], **bounds)
@@ -138,8 +138,8 @@ def hostile() -> dict[str, tuple[bytes, int]]:
         "100 MB body, announced": (request(text, b"", headers=b"\r\nContent-Length: 104857600"), 413),
         "100 MB body, in chunks": (request(text, b"", headers=CHUNKED) + chunk * 100, 413),
         "4 MB body of one string": (request(text, asked(prompt="a" * 4_000_000)), 400),
-        "prompt beyond the context, text": (request(text, asked(prompt="the list " * 400)), 400),
-        "prompt beyond the context, ids": (request(text, asked(prompt=[50] * 600)), 400),
+        "prompt beyond the context, text": (request(text, asked(prompt="the list " * 4000)), 400),
+        "prompt beyond the context, ids": (request(text, asked(prompt=[50] * 5000)), 400),
         "n = 10^6": (request(text, asked(n=10**6)), 400),
         "100,000 prompts": (request(text, asked(prompt=["a"] * 100_000)), 400),
         "max_tokens = 10^9": (request(text, asked(max_tokens=10**9)), 400),

@@ -35,6 +35,8 @@ class ServeConfig(Config):
     )
     tls_cert: str = Field("", description="file of the certificate chain, PEM; with tls_key the server speaks https")
     tls_key: str = Field("", description="file of the certificate's private key, PEM")
+    engine: Literal["llmctl", "vllm"] = Field("llmctl", description="what generates: our own engine, or vLLM beside us")
+    vllm_python: str = Field("", description="interpreter of an environment that has vLLM; left empty: this one")
     device: Device = Field("auto", description="where the model runs; auto takes an accelerator where there is one")
     precision: Precision = Field("fp32", description="number format of the weights and the KV cache")
     weights: Weights = Field(
@@ -94,6 +96,8 @@ class ServeConfig(Config):
             raise ValueError("tls_cert and tls_key belong together: give both or neither")
         if self.draft_model and not self.draft_tokens:
             raise ValueError("draft_model has nothing to do with draft_tokens=0; set draft_tokens=4, for instance")
+        if self.vllm_python and self.engine != "vllm":
+            raise ValueError("vllm_python belongs to engine=vllm")
         if self.log_prompts and self.log_format != "json":
             raise ValueError("log_prompts needs log_format=json, because a prompt may hold line ends")
         return self

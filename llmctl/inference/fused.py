@@ -17,15 +17,14 @@ from llmctl.model.norms import RMSNorm
 from llmctl.model.positions import Angles, rotate
 from llmctl.model.transformer import Attention
 
-MakeLinear = Callable[[Tensor, Tensor | None], nn.Module]
-"""A layer of weight [N,K] and bias [N]."""
+MakeLinear = Callable[[Sequence[Tensor], Tensor | None], nn.Module]
+"""A layer of weights [N,K], those of several layers to be one, and bias [N]."""
 
 
 def joined_linear(layers: Sequence[nn.Linear], make: MakeLinear) -> nn.Module:
     """One layer that gives what all give, behind one another."""
     biases: list[Tensor] = [layer.bias for layer in layers if layer.bias is not None]
-    bias = torch.cat(biases) if biases else None
-    return make(torch.cat([layer.weight for layer in layers]), bias)
+    return make([layer.weight for layer in layers], torch.cat(biases) if biases else None)
 
 
 class FusedNorm(nn.Module):
@@ -60,7 +59,7 @@ class FusedAttention(nn.Module):
         layers = (attention.q_proj, attention.k_proj, attention.v_proj)
         self.heads = [layer.out_features // attention.head_width for layer in layers]
         self.qkv_proj = joined_linear(layers, make)
-        self.o_proj = make(attention.o_proj.weight, attention.o_proj.bias)
+        self.o_proj = make([attention.o_proj.weight], attention.o_proj.bias)
         del attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
         self.rest = attention
 
@@ -94,7 +93,7 @@ class FusedFeedForward(nn.Module):
         assert layer.gate_proj is not None, "there is nothing to join"
         self.activation = layer.activation
         self.gate_up_proj = joined_linear((layer.gate_proj, layer.up_proj), make)
-        self.down_proj = make(layer.down_proj.weight, layer.down_proj.bias)
+        self.down_proj = make([layer.down_proj.weight], layer.down_proj.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B,T,D] to [B,T,D]."""

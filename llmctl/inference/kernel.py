@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,13 +156,21 @@ def _address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def pack(weight: Tensor) -> Tensor:
-    """Weights [N,K] in the order in which `linear` reads them, in panels of 32 outputs; K is even in bfloat16."""
-    weight = weight.contiguous()
-    N, K = weight.shape
-    packed = torch.empty(-(-N // PANEL) * PANEL * K, dtype=weight.dtype)
-    job = _Packing(weight.data_ptr(), packed.data_ptr(), N, K, KINDS[weight.dtype])
-    library().pack(ctypes.byref(job), _parallel(), torch.get_num_threads())
+def pack(weights: Sequence[Tensor]) -> Tensor:
+    """Weights [N,K], of layers that are to be one, in the order in which `linear` reads them: in panels of 32 outputs.
+
+    K is even in bfloat16.
+    """
+    if any(len(weight) % PANEL for weight in weights[:-1]):
+        weights = [torch.cat(list(weights))]
+    panels = [-(-len(weight) // PANEL) for weight in weights]
+    width, dtype = weights[0].shape[1], weights[0].dtype
+    packed = torch.empty(sum(panels) * PANEL * width, dtype=dtype)
+    parts = torch.split(packed, [count * PANEL * width for count in panels])
+    for some, weight in zip(parts, weights, strict=True):
+        whole = weight.contiguous()
+        job = _Packing(whole.data_ptr(), some.data_ptr(), *whole.shape, KINDS[dtype])
+        library().pack(ctypes.byref(job), _parallel(), torch.get_num_threads())
     return packed
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from llmctl.config.devices import Weights
 from llmctl.inference import kernel
-from llmctl.inference.fused import fuse
+from llmctl.inference.fused import MakeLinear, fuse
 from llmctl.model.transformer import Transformer
 
 GROUP = 32
@@ -29,14 +29,14 @@ class PackedLinear(nn.Module):
     """A linear layer whose weight is stored in the order in which the kernel reads it.
 
     Args:
-        weight: [N,K], float32 or bfloat16, on a CPU.
+        weights: [N,K], float32 or bfloat16, on a CPU; of several layers that are to be one.
         bias: [N].
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weights: Sequence[Tensor], bias: Tensor | None) -> None:
         super().__init__()
-        self.outputs = weight.shape[0]
-        self.register_buffer("packed", kernel.pack(weight.detach()))
+        self.outputs = sum(map(len, weights))
+        self.register_buffer("packed", kernel.pack([weight.detach() for weight in weights]))
         self.register_buffer("bias", None if bias is None else bias.detach())
 
     packed: Tensor
@@ -169,27 +169,36 @@ def prepare(model: Transformer, weights: Weights) -> Transformer:
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, nn.Linear) and layer is not model.lm_head and name not in READ_DIRECTLY:
-                setattr(parent, name, make(layer.weight, layer.bias))
-    head = Int8Linear if weights == "int4" else make
-    model.lm_head = head(model.output_weight, None)
+                setattr(parent, name, make([layer.weight], layer.bias))
+    head = _int8 if weights == "int4" else make
+    model.lm_head = head([model.output_weight], None)
     return model
 
 
-def _maker(model: Transformer, weights: Weights) -> Callable[[Tensor, Tensor | None], nn.Module] | None:
+def _maker(model: Transformer, weights: Weights) -> MakeLinear | None:
     """What makes a layer's replacement; None where nothing is to be replaced."""
-    if weights == "int8":
-        return Int8Linear
-    if weights == "int4":
-        return lambda weight, bias: (Int4Linear if _fits_groups(weight) else Int8Linear)(weight, bias)
-    return _packed if kernel.serves(model.output_weight) else None
+    if weights == "plain":
+        return _packed if kernel.serves(model.output_weight) else None
+    return _int8 if weights == "int8" else _int4
 
 
-def _packed(weight: Tensor, bias: Tensor | None) -> nn.Module:
-    if weight.dtype == torch.bfloat16 and weight.shape[1] % 2:  # the kernel reads pairs
-        kept = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-        kept.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias}, assign=True)
-        return kept
-    return PackedLinear(weight, bias)
+def _int8(weights: Sequence[Tensor], bias: Tensor | None) -> nn.Module:
+    return Int8Linear(torch.cat(list(weights)), bias)
+
+
+def _int4(weights: Sequence[Tensor], bias: Tensor | None) -> nn.Module:
+    weight = torch.cat(list(weights))
+    return (Int4Linear if _fits_groups(weight) else Int8Linear)(weight, bias)
+
+
+def _packed(weights: Sequence[Tensor], bias: Tensor | None) -> nn.Module:
+    width = weights[0].shape[1]
+    if weights[0].dtype == torch.float32 or width % 2 == 0:
+        return PackedLinear(weights, bias)
+    weight = torch.cat(list(weights))  # the kernel reads pairs
+    kept = nn.Linear(width, len(weight), bias=bias is not None, device="meta")
+    kept.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias}, assign=True)
+    return kept
 
 
 def _fits_groups(weight: Tensor) -> bool:

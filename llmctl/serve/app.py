@@ -17,8 +17,8 @@ from starlette.types import Receive, Scope, Send
 
 from llmctl import __version__
 from llmctl.config.serve import ServeConfig
-from llmctl.inference.engine import Engine
 from llmctl.serve import errors, requests, responses
+from llmctl.serve.backend import Backend
 from llmctl.serve.chatformat import ChatFormat
 from llmctl.serve.formats import Collected, CompletionFormat, Format
 from llmctl.serve.generation import Generation, Service
@@ -43,7 +43,7 @@ log = logging.getLogger("llmctl.serve")
 router = APIRouter()
 
 
-def create_app(engine: Engine, config: ServeConfig, model_name: str) -> FastAPI:
+def create_app(engine: Backend, config: ServeConfig, model_name: str) -> FastAPI:
     """The application; `app.state.service` holds its state.
 
     Args:

@@ -11,8 +11,8 @@ from functools import partial
 from typing import Any
 
 from llmctl.config.serve import ServeConfig
-from llmctl.inference.engine import Engine, Handle
 from llmctl.inference.request import Event, Request
+from llmctl.serve.backend import Asked, Backend
 from llmctl.serve.errors import SERVER_ERROR, ApiError, bad_request
 from llmctl.serve.metrics import Metrics
 from llmctl.serve.quotas import Quotas
@@ -30,7 +30,7 @@ class Service:
         stopping: set when the server is to end; new requests are refused from then on.
     """
 
-    def __init__(self, engine: Engine, config: ServeConfig, metrics: Metrics, model_name: str) -> None:
+    def __init__(self, engine: Backend, config: ServeConfig, metrics: Metrics, model_name: str) -> None:
         self.engine = engine
         self.config = config
         self.metrics = metrics
@@ -124,7 +124,7 @@ class Generation:
         self._started = time.monotonic()
         self._last: dict[int, float] = {}  # when each sequence that runs had its last token
         self._open = set(range(len(requests)))
-        self._handles: list[Handle] = []
+        self._handles: list[Asked] = []
         try:
             for index, request in enumerate(requests):
                 self._handles.append(service.engine.submit(request, partial(self._post, index)))

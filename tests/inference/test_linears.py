@@ -31,7 +31,7 @@ def test_a_packed_layer_is_the_layer(shape: tuple[int, int], dtype: torch.dtype,
     weight, bias, x = drawn(shape, dtype), drawn(shape[:1], dtype, 1), drawn((2, rows, shape[1]), dtype, 2)
     expected = functional.linear(x, weight, bias)
     assert torch.allclose(
-        PackedLinear(weight, bias)(x), expected, atol=1e-4, rtol=1e-2 if dtype.itemsize == 2 else 1e-5
+        PackedLinear([weight], bias)(x), expected, atol=1e-4, rtol=1e-2 if dtype.itemsize == 2 else 1e-5
     )
 
 

@@ -26,6 +26,7 @@ from tests.evals.tiny import write_checkpoint
 
 MODEL = "tiny-random"
 CONTEXT = 256
+ROOMY = 4096
 
 
 OPENAPI = DATA / "openai_openapi" / "openapi.json"
@@ -81,6 +82,12 @@ class Running:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     return write_checkpoint(tmp_path_factory.mktemp("model"), context=CONTEXT)
+
+
+@pytest.fixture(scope="session")
+def roomy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose longest answers take many seconds."""
+    return write_checkpoint(tmp_path_factory.mktemp("roomy"), context=ROOMY)
 
 
 Start = Callable[..., AbstractContextManager[Running]]

@@ -16,6 +16,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 COMPLETIONS, CHATS = "/v1/completions", "/v1/chat/completions"
+LONGEST_PROMPT = 150
 JSON = {"Content-Type": "application/json"}
 LETTERS = 'the list of a file é 漢字 — ü 😀 {}[]"\\\n'
 # Bodies that are no requests, and what each must get.
@@ -112,7 +113,7 @@ class Mixed:
     Args:
         http: to the server.
         model: its name there.
-        context: of the model.
+        context: of the model; so long that no answer fills it before its client leaves.
         seed: what is asked, and in which order.
     """
 
@@ -126,7 +127,7 @@ class Mixed:
         """Ask `count` different requests one by one: their answers are what must come in the crowd."""
         begin = [self._random.randrange(40, 200) for _ in range(40)]
         for _ in range(count):
-            prompt = [self._random.randrange(40, 300) for _ in range(self._random.randint(1, self._context // 3))]
+            prompt = [self._random.randrange(40, 300) for _ in range(self._random.randint(1, LONGEST_PROMPT))]
             prompt = [*begin, *prompt] if self._random.random() < 0.3 else prompt
             asked = {
                 "model": self._model,
@@ -221,7 +222,7 @@ class Mixed:
     async def _leave_whole(self) -> None:
         asked = self._long()
         try:
-            await self._http.post(COMPLETIONS, json=asked, timeout=httpx.Timeout(120, read=1.0))
+            await self._http.post(COMPLETIONS, json=asked, timeout=httpx.Timeout(120, read=0.7))
         except httpx.ReadTimeout:
             self.counted.response(COMPLETIONS, 499)
             self.counted.ended("abort", len(asked["prompt"]), 0)

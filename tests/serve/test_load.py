@@ -1,20 +1,21 @@
 """Many clients at one time, a small run of what bench/serve_stress.py does at full size."""
 
 import asyncio
+from pathlib import Path
 
-from tests.serve.conftest import CONTEXT, MODEL, Start
+from tests.serve.conftest import MODEL, ROOMY, Start
 from tests.serve.load import Mixed, client, disconnects, idle, twins
 
 
-def test_a_crowd_gets_right_answers_and_leaves_nothing_behind(start: Start) -> None:
+def test_a_crowd_gets_right_answers_and_leaves_nothing_behind(start: Start, roomy: Path) -> None:
     async def crowd(url: str) -> Mixed:
         async with client(url) as http:
-            mixed = Mixed(http, MODEL, CONTEXT, seed=1)
+            mixed = Mixed(http, MODEL, ROOMY, seed=1)
             await mixed.learn(12)
             await mixed.run(requests=90, clients=24)
             return mixed
 
-    with start() as server:
+    with start(roomy) as server:
         mixed = asyncio.run(crowd(server.url))
         assert mixed.counted.wrong == []
         assert mixed.unequal() == []
@@ -24,12 +25,12 @@ def test_a_crowd_gets_right_answers_and_leaves_nothing_behind(start: Start) -> N
         assert not server.service.live
 
 
-def test_clients_that_leave_at_any_point_free_their_place(start: Start) -> None:
+def test_clients_that_leave_at_any_point_free_their_place(start: Start, roomy: Path) -> None:
     async def leave(url: str) -> list[float]:
         async with client(url) as http:
-            return await disconnects(http, MODEL, CONTEXT, count=25, seed=2)
+            return await disconnects(http, MODEL, ROOMY, count=25, seed=2)
 
-    with start() as server:
+    with start(roomy) as server:
         assert len(asyncio.run(leave(server.url))) == 25
         assert server.engine.cache_usage == 0
         assert not server.service.live

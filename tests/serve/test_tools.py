@@ -8,7 +8,6 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.evals.tiny import write_checkpoint
 from tests.serve.conftest import MODEL, Check, Running, Start
 from tests.serve.test_limits import refused
 from tests.serve.test_schema import events
@@ -27,11 +26,6 @@ SCHEMAS = {"find": FIND, "stop-now": {"type": "object", "maxProperties": 0}}
 NAMED = {"type": "function", "function": {"name": "find"}}
 MESSAGES: list[Any] = [{"role": "user", "content": "the weather"}]
 CHAT: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "max_tokens": 90, "tools": TOOLS}
-
-
-@pytest.fixture(scope="module")
-def roomy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("roomy"), context=2048)
 
 
 @pytest.fixture(scope="module")
