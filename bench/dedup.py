@@ -3,7 +3,7 @@
 The corpus is what bench/corpus.py wrote: documentation, and copies of it in which a known share of the words is
 replaced. Every tool reads the same Parquet parts and writes what it keeps; its wall time is that of its whole
 process, start-up included. All use 5-word shingles of case-folded words and the bands and rows that llmctl takes
-(datatrove splits words with its own tokenizer). rensa and datatrove may live in another interpreter.
+(datatrove splits words with its own tokenizer). rensa, datatrove and text-dedup may live in another interpreter.
 
     python bench/dedup.py WORK --peer-python PEERS/bin/python --repeat 3
 """
@@ -25,8 +25,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 RARE = np.uint64(8)  # one shingle in so many is enough for two documents with J >= 0.5 to meet
-PEERS = ("daft", "rensa", "datasketch", "datatrove")
-ELSEWHERE = {"rensa", "datatrove"}
+PEERS = ("daft", "rensa", "datasketch", "datatrove", "text-dedup")
+ELSEWHERE = {"rensa", "datatrove", "text-dedup"}
 
 
 def make(directory: Path) -> None:
@@ -136,7 +136,7 @@ def measure(directory: Path, tools: list[str], peer_python: str, repeat: int) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="where bench/corpus.py wrote its corpus")
-    parser.add_argument("--peer-python", default=sys.executable, help="an interpreter that has rensa and datatrove")
+    parser.add_argument("--peer-python", default=sys.executable, help="one with rensa, datatrove and text-dedup")
     parser.add_argument("--tools", nargs="*", default=["llmctl", *PEERS])
     parser.add_argument("--repeat", type=int, default=3)
     given = parser.parse_args()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -174,11 +175,29 @@ def datatrove_pipeline(folder: Path, out: Path) -> None:
     shutil.rmtree(work)
 
 
+def text_dedup_script(folder: Path, out: Path) -> None:
+    """text-dedup's own script with its quicker hash; what it keeps is then copied from Arrow to Parquet."""
+    import datasets
+
+    work = out.with_name(out.name + "-work")
+    shutil.rmtree(work, ignore_errors=True)
+    given = {
+        "path": "parquet", "data_files": str(folder / "part-*.parquet"), "split": "train", "column": "text",
+        "cache_dir": str(work / "cache"), "output": str(work / "kept"), "num_proc": "2", "seed": str(SEED),
+        "ngram": str(WORDS), "num_perm": str(PERMUTATIONS), "b": str(BANDS), "r": str(ROWS), "min_length": "0",
+        "hash_func": "xxh3", "hash_bits": "32",
+    }  # fmt: skip
+    options = [word for name, value in given.items() for word in (f"--{name}", value)]
+    subprocess.run([sys.executable, "-m", "text_dedup.minhash", *options], check=True)
+    datasets.load_from_disk(str(work / "kept")).to_parquet(str(out / "part-00000.parquet"))
+    shutil.rmtree(work)
+
+
 def main() -> None:
     tool, folder, out = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    plans = {"daft": daft_plan, "datatrove": datatrove_pipeline}
+    plans = {"daft": daft_plan, "datatrove": datatrove_pipeline, "text-dedup": text_dedup_script}
     if tool in plans:
         plans[tool](folder, out)
     else:

@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from llmctl.config.model import ModelConfig
+from llmctl.inference import kernel
 from llmctl.model.attention import PLAIN, Scoring, distances, scored
 
 BLOCK_TOKENS = 16
 TINY = 1e-30  # least scale
-LEAST_SHARED = 4
-"""Blocks that sequences must begin with in common for these to be read by themselves."""
+FEW_TOKENS = 8
+"""Up to so many tokens of one sequence attend one by one, through the kernel, where there is one for the cache."""
 UNEVEN = 1.25  # longest over shortest context of sequences that one call of attention reads
 
 
@@ -73,11 +74,11 @@ class KVCache:
     ) -> None:
         self.blocks, self.block_tokens = blocks, block_tokens
         self.heads, self.latent = config.kv_heads, config.latent
-        # Zeros, because what is masked out is still multiplied by 0, and 0 x NaN is NaN. On a CPU the operating system
-        # gives the pages only when they are written.
+        # Zeros, because what is masked out is still multiplied by 0, and 0 x NaN is NaN.
         shape = (config.layers, blocks, block_tokens, *kept_shape(config))
-        self.data = torch.zeros(shape, dtype=torch.int8 if bits else dtype, device=device)
-        self.scales = torch.zeros((*shape[:-1], 1), dtype=torch.float32, device=device) if bits else None
+        self.data = _zeros(shape, torch.int8 if bits else dtype, device)
+        self.scales = _zeros((*shape[:-1], 1), torch.float32, device) if bits else None
+        self._by_rows = self.latent is None and kernel.serves_heads(self.data)
         self._dtype = dtype
         self._copies: dict[str, Tensor] = {}
 
@@ -88,14 +89,18 @@ class KVCache:
             for span in spans
             for at in range(span.start, span.length)
         ]
-        groups, first = [], 0
-        for some in _groups(spans):
+        few = next((at for at, span in enumerate(spans) if span.count > FEW_TOKENS), len(spans)) if self._by_rows else 0
+        rows = _rows(spans[:few]) if few else None
+        groups, first = [], 0 if rows is None else len(rows.places)
+        for some in _groups(spans[few:]):
             groups.append(self._group(some, first))
             first += sum(span.count for span in some)
-        return PagedAttention(self, torch.tensor(places, device=self.data.device), groups)
+        return PagedAttention(self, torch.tensor(places, device=self.data.device), rows, groups)
 
     def write(self, layer: int, places: Tensor, k: Tensor, v: Tensor) -> None:
         """Store keys and values of N tokens, [N,K,E] both, at their places."""
+        if self._by_rows and kernel.keep(k, v, self.data[layer], places):
+            return
         merged = k if self.latent is not None else torch.cat((k, v), dim=1)
         if self.scales is not None:
             scales = (merged.float().abs().amax(dim=-1, keepdim=True) / 127).clamp(min=TINY)
@@ -142,37 +147,15 @@ class KVCache:
 
         alone = width == 1 and all(span.length == length for span in spans)
         mask = None if fresh or alone else away() >= 0
-        return Group(first, width, self._held(spans, 0), mask, away, self._shared(spans, mask), fresh=fresh)
+        return Group(first, width, self._held(spans), mask, away, fresh=fresh)
 
-    def _held(self, spans: Sequence[Span], skipped: int) -> Held:
-        """All blocks of sequences but the first `skipped`, each sequence's padded with block 0."""
+    def _held(self, spans: Sequence[Span]) -> Held:
         length = max(span.length for span in spans)
-        blocks = -(-length // self.block_tokens)
-        tables = [[*span.blocks[skipped:blocks], *([0] * (blocks - len(span.blocks)))] for span in spans]
-        return self._found(tables, length - skipped * self.block_tokens)
-
-    def _found(self, tables: Sequence[Sequence[int]], length: int) -> Held:
+        tables = _tables(spans, -(-length // self.block_tokens))
         flat = [block for table in tables for block in table]
         behind = len(tables) == 1 and flat == list(range(flat[0], flat[0] + len(flat)))
         table = None if behind else torch.tensor(flat, device=self.data.device)
         return Held((len(tables), len(tables[0])), length, flat[0], table)
-
-    def _shared(self, spans: Sequence[Span], mask: Tensor | None) -> SharedPrefix | None:
-        """The blocks that all begin with, where they are enough and there is the kernel that tells the sums."""
-        if len(spans) == 1 or spans[0].count > 1 or self.latent is not None or self.data.device.type != "cpu":
-            return None
-        most = min(span.start for span in spans) // self.block_tokens
-        tables = [span.blocks[:most] for span in spans]
-        count = next((place for place, some in enumerate(zip(*tables, strict=True)) if len(set(some)) > 1), most)
-        if count < LEAST_SHARED:
-            return None
-        skipped = count * self.block_tokens
-        bias = None
-        if mask is not None:
-            mask = mask[..., skipped:]
-            bias = torch.zeros(mask.shape, dtype=self._dtype).masked_fill(~mask, -math.inf)
-        prefix = self._found([spans[0].blocks[:count]], skipped)
-        return SharedPrefix(prefix, self._held(spans, count), bias)
 
 
 @dataclass(frozen=True)
@@ -193,21 +176,6 @@ class Held:
 
 
 @dataclass(frozen=True)
-class SharedPrefix:
-    """A beginning that B sequences share, read once for all of them.
-
-    Attributes:
-        prefix: its blocks, as of one sequence.
-        tails: what each sequence has behind it.
-        bias: added to the scores of the tails, [B,1,1,S]; None for nothing.
-    """
-
-    prefix: Held
-    tails: Held
-    bias: Tensor | None
-
-
-@dataclass(frozen=True)
 class Group:
     """Sequences that one call of attention serves: B of them, each with T tokens in the step.
 
@@ -217,7 +185,6 @@ class Group:
         held: all that they see.
         mask: bool [B,1,T,S]; None where a causal mask, or none, says the same.
         away: gives the query's place less the key's, broadcastable to [B,1,T,S].
-        shared: what they share, where it is worth reading by itself.
         fresh: whether nothing was in the cache before.
     """
 
@@ -226,7 +193,6 @@ class Group:
     held: Held
     mask: Tensor | None
     away: Callable[[], Tensor]
-    shared: SharedPrefix | None
     fresh: bool
 
 
@@ -238,19 +204,22 @@ class PagedAttention:
 
     cache: KVCache
     places: Tensor  # int64 [N], of the row's tokens in the cache
-    groups: Sequence[Group]
+    rows: kernel.Rows | None  # of the first tokens of the row
+    groups: Sequence[Group]  # of those behind them
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring = PLAIN) -> Tensor:
         """Store the row's keys and values and attend: [1,N,H,E] to [1,N,H,G]."""
         self.cache.write(layer, self.places, k[0], v[0])  # all of them first: a sequence may share what another writes
         mixed = []
+        if self.rows is not None:
+            scales = None if self.cache.scales is None else self.cache.scales[layer]
+            mixed.append(
+                kernel.attend(q[0, : len(self.rows.places)], self.cache.data[layer], scales, self.rows, scoring)
+            )
         for group in self.groups:
             count, width = group.held.shape[0], group.width
             rows = slice(group.first, group.first + count * width)
             queries = q[0, rows].view(count, width, *q.shape[2:])  # [B,T,H,E]
-            if group.shared is not None and scoring.is_plain:
-                mixed.append(self._by_parts(layer, queries, group.shared, scoring.scale).flatten(0, 1))
-                continue
             if group.fresh and self.cache.scales is None:  # what was rounded is read as all later tokens read it
                 keys, values = (x[0, rows].view(count, width, *x.shape[2:]) for x in (k, v))
             else:
@@ -260,25 +229,12 @@ class PagedAttention:
             mixed.append(out.flatten(0, 1))
         return (mixed[0] if len(mixed) == 1 else torch.cat(mixed))[None]
 
-    def _by_parts(self, layer: int, q: Tensor, shared: SharedPrefix, scale: float | None) -> Tensor:
-        """Attention to a shared prefix by all queries at once, and to each sequence's own rest: [B,1,H,E] to the same.
 
-        The two are put together by the sums of their softmaxes (Juravsky et al. 2024, Hydragen, arXiv:2402.05099).
-        """
-        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001 (gives the sums too)
-        B, _, H, E = q.shape
-        K = self.cache.heads
-        keys, values = self.cache.read(layer, shared.prefix)  # [1,S,K,E]
-        by_head = q.view(B, K, H // K, E)
-        gathered = by_head.transpose(0, 1).reshape(1, K, B * H // K, E)  # one long row of queries for each head of keys
-        first, first_sum = kernel(gathered, keys.transpose(1, 2), values.transpose(1, 2), scale=scale)
-        keys, values = self.cache.read(layer, shared.tails)
-        rest, rest_sum = kernel(
-            by_head, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=shared.bias, scale=scale
-        )
-        first = first.view(K, B, H // K, E).transpose(0, 1)
-        share = torch.sigmoid(first_sum.view(K, B, H // K).transpose(0, 1) - rest_sum)[..., None].to(q.dtype)
-        return torch.lerp(rest, first, share).reshape(B, 1, H, E)
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on a CPU the operating system gives the pages only when they are written, where torch writes them all."""
+    if device.type != "cpu":
+        return torch.zeros(*shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(*shape)
 
 
 def kept_shape(config: ModelConfig) -> tuple[int, int]:
@@ -317,28 +273,32 @@ def memory_bytes(device: torch.device) -> int:
 
 def step_order(spans: Sequence[Span]) -> list[int]:
     """Places of `spans` in an order that puts those behind one another which `KVCache.attend` can serve at once."""
-    alike = _alike(spans)
-    return sorted(range(len(spans)), key=lambda index: (*alike[index], spans[index].length))
+    return sorted(range(len(spans)), key=lambda index: (*_alike(spans[index]), spans[index].length))
 
 
-def _alike(spans: Sequence[Span]) -> list[tuple[int, bool, int]]:
-    """What spans of one group have in common: how many tokens, whether any are in the cache, and a first block.
+def _alike(span: Span) -> tuple[int, bool]:
+    """What spans of one group have in common: how many tokens, and whether any are in the cache."""
+    return span.count, span.start > 0
 
-    The first block counts where several sequences share it.
-    """
-    users = Counter(span.blocks[0] for span in spans)
-    return [
-        (span.count, span.start > 0, span.blocks[0] if users[span.blocks[0]] > 1 and span.count == 1 else -1)
-        for span in spans
-    ]
+
+def _rows(spans: Sequence[Span]) -> kernel.Rows:
+    """The tokens of spans, one by one."""
+    places = [(number, seen + 1) for number, span in enumerate(spans) for seen in range(span.start, span.length)]
+    tables = _tables(spans, max(len(span.blocks) for span in spans))
+    return kernel.Rows(torch.tensor(tables, dtype=torch.int32), torch.tensor(places, dtype=torch.int32))
+
+
+def _tables(spans: Sequence[Span], blocks: int) -> list[list[int]]:
+    """The first `blocks` blocks of each span, padded with block 0."""
+    return [[*span.blocks[:blocks], *([0] * (blocks - len(span.blocks)))] for span in spans]
 
 
 def _groups(spans: Sequence[Span]) -> list[list[Span]]:
     """Runs of spans that are alike and have about the same length."""
     groups: list[list[Span]] = []
     before = None
-    for span, alike in zip(spans, _alike(spans), strict=True):
-        first = groups[-1][0] if groups else span
+    for span in spans:
+        first, alike = groups[-1][0] if groups else span, _alike(span)
         if alike == before and first.length <= span.length <= first.length * UNEVEN + BLOCK_TOKENS:
             groups[-1].append(span)
         else:

@@ -22,6 +22,7 @@ from llmctl.model.feedforward import FeedForward
 from llmctl.model.latent import LatentAttention
 from llmctl.model.norms import RMSNorm, norm_of
 from llmctl.model.positions import Angles, alibi_slopes, rotary_angles, rotate, sinusoids
+from llmctl.model.sequence import SharedRows
 
 
 class Attention(nn.Module):
@@ -49,13 +50,17 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(heads)  # [B,T,K,E]
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
+        mixed: Tensor = self.o_proj(attend(layer, q, k, v, self.rule(x.device)).flatten(-2))
+        return mixed
+
+    def rule(self, device: torch.device) -> Scoring:
+        """The layer's scoring, with what of it is a tensor."""
         scoring = self.scoring
         if self.slopes is not None:
-            scoring = replace(scoring, slopes=torch.tensor(self.slopes, device=x.device))
+            scoring = replace(scoring, slopes=torch.tensor(self.slopes, device=device))
         if self.sinks is not None:
             scoring = replace(scoring, sinks=self.sinks)
-        mixed: Tensor = self.o_proj(attend(layer, q, k, v, scoring).flatten(-2))
-        return mixed
+        return scoring
 
 
 class Block(nn.Module):
@@ -118,15 +123,16 @@ class Transformer(nn.Module):
         vocab_size: V.
         layers: the blocks, and behind them those of multi-token prediction.
         attention_backend: the kernel that packed rows are to attend through (`llmctl.model.kernels`).
-        tally: figures of training since they were last taken, by name: a sum and what to divide it by.
+        sequence: the ranks that share rows, None where each has rows of its own.
+        tally: figures of training since they were last taken, by name: what is to be summed, and what to divide it by.
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
-        self.embed_tokens = nn.Embedding(vocab_size, config.width)
-        self.embed_positions = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
+        self.embed_tokens = _table(vocab_size, config.width)
+        self.embed_positions = _table(config.context, config.width) if config.positions == "learned" else None
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         for number in range(config.mtp.depth if config.mtp else 0):
             self.layers.append(PredictionBlock(config, config.layers + number))
@@ -135,6 +141,7 @@ class Transformer(nn.Module):
             None if config.tied_embeddings else nn.Linear(config.width, vocab_size, bias=False)
         )
         self.attention_backend = "sdpa"
+        self.sequence: SharedRows | None = None
         self.tally: dict[str, tuple[Tensor, int]] = {}
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
@@ -253,6 +260,12 @@ class Transformer(nn.Module):
             spread = into_residual if name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")) else deviation
             drawn = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, spread, generator=generator)
             parameter.copy_(drawn)
+
+
+def _table(rows: int, width: int) -> nn.Embedding:
+    """An embedding. Where only shapes are wanted, without the start that torch gives it: that loads its compiler."""
+    shape_only = torch.get_default_device().type == "meta"
+    return nn.Embedding(rows, width, _weight=torch.empty(rows, width) if shape_only else None)
 
 
 def shifted(values: Tensor, documents: Tensor, by: int) -> tuple[Tensor, Tensor]:

@@ -138,7 +138,7 @@ class StoredWeights:
 
     def _finite(self, name: str) -> Tensor:
         tensor = self.source.tensor(name)
-        if tensor.numel():
+        if not math.isfinite(tensor.sum(dtype=torch.float32).item()):  # which large ones overflow, so look again
             lowest, highest = (bound.item() for bound in tensor.aminmax())  # NaN passes through both
             if not (math.isfinite(lowest) and math.isfinite(highest)):
                 raise IntegrityError(

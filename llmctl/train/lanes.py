@@ -51,8 +51,8 @@ class Lanes:
         share = max(1, threads // count)
         self._pool = ThreadPoolExecutor(count, "lane", initializer=torch.set_num_threads, initargs=(share,))
 
-    def gradient(self, losses: Sequence[Loss], scale: float) -> list[Tensor]:
-        """Add the gradient of scale x Σ losses to `.grad`; the value of each loss.
+    def gradient(self, losses: Sequence[Loss], scale: float) -> Tensor:
+        """Add the gradient of scale x Σ losses to `.grad`; the sum of the losses, fp64.
 
         The sum is taken lane by lane, so that it depends on the number of lanes and not on which is faster.
         """
@@ -63,7 +63,7 @@ class Lanes:
             for parameter, gradient in zip(self._parameters, gradients, strict=True):
                 if gradient is not None:
                     parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-        return [done[number % self.count][0][number // self.count] for number in range(len(losses))]
+        return torch.stack([value for values, _ in done for value in values]).double().sum()
 
     def _lane(self, losses: Sequence[Loss], scale: float) -> tuple[list[Tensor], list[Tensor | None]]:
         """Values, and the sum of the gradients."""

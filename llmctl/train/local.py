@@ -10,15 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from llmctl.config.train import TrainConfig
+from llmctl.model.device import product_dtype
 from llmctl.model.transformer import Transformer
 from llmctl.train.elementwise import Sophia
+from llmctl.train.float8 import use_float8
 from llmctl.train.lanes import Lanes, lanes_of
 from llmctl.train.optimizers import build_optimizer, described, set_rate
 from llmctl.train.recompute import recompute
 from llmctl.train.scaling import unscale
 from llmctl.train.shards import Layout
 from llmctl.train.states import Trained, buffers_of
-from llmctl.train.strategy import Call, autocast_dtype
+from llmctl.train.strategy import Call, gradient_in_turn
 
 
 class Local:
@@ -37,13 +39,14 @@ class Local:
     def prepare(self, model: Transformer, config: TrainConfig, micro_batches: int) -> None:
         """Move the model to the device and make its optimizer."""
         self.model = model.to(self.device).train()
+        told = use_float8(self.model, config.precision, self.device)
         recompute(self.model, config.recompute)
         if config.compile:
             self.model.compile(dynamic=False)
         self.parameters = dict(model.named_parameters())  # a tied one is named once
-        self.autocast = autocast_dtype(config.precision)
+        self.autocast = product_dtype(config.precision)
         self.optimizer = build_optimizer(model, config.optimizer, self.autocast)
-        self.groups = described(self.optimizer, config.optimizer)
+        self.groups = "; ".join(filter(None, (described(self.optimizer, config.optimizer), told)))
         self.trained = Trained(Layout.whole(self.parameters), self.optimizer, self.device, buffers_of(model))
         self.clip_norm = config.clip_norm
         count = lanes_of(config, self.model, self.device, micro_batches)
@@ -59,9 +62,11 @@ class Local:
         del last
         (loss if self.scale == 1.0 else loss * self.scale).backward()  # type: ignore[no-untyped-call]
 
-    def gradient(self, calls: Sequence[Call], targets: float) -> list[Tensor]:
-        """Forward and backward of all micro-batches of a step, several at a time; the value of each."""
-        assert self.lanes is not None, "only a strategy that has lanes is asked"
+    def gradient(self, calls: Sequence[Call], targets: float, at: Callable[[str], None]) -> Tensor:
+        """In turn, or side by side where there are lanes."""
+        if self.lanes is None:
+            return gradient_in_turn(self, calls, targets, at)
+        at("the passes of all micro-batches")
         return self.lanes.gradient([partial(self.forward, call) for call in calls], self.scale / targets)
 
     def scale_loss(self, scale: float) -> None:

@@ -3,8 +3,6 @@
 import re
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from llmctl.data.dedup.kernel import Hashes, Shingles
 
@@ -17,9 +15,8 @@ def mix(value: int) -> int:
 
 
 def lowered(text: str) -> str:
-    """Unicode's simple mapping, a character for a character."""
-    result: str = pc.utf8_lower(pa.scalar(text)).as_py()
-    return result
+    """A character for a character."""
+    return "".join(character.lower()[0] for character in text)
 
 
 def word_hash(word: str) -> int:

@@ -94,30 +94,27 @@ def test_logits_do_not_depend_on_the_cut(steps: list[list[int]], seed: int) -> N
 
 @pytest.mark.parametrize("bits", [None, 8])
 @torch.inference_mode()
-def test_a_shared_prefix_read_once_gives_what_each_would_read(bits: Literal[8] | None) -> None:
+def test_single_tokens_get_what_the_plain_way_gives(bits: Literal[8] | None, monkeypatch: pytest.MonkeyPatch) -> None:
     model = lively(kv_heads=2)
     common = tokens_of((18,))[0]
     tokens = [[*common, *own] for own in tokens_of((6, 9, 14))] + [tokens_of((30,))[0]]
     tables, blocks = scattered(tuple(map(len, tokens)), 4, 0)
     tables[1][:4] = tables[2][:4] = tables[0][:4]
     logits = []
-    for least in (4, 100):  # read by itself, or not
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("llmctl.inference.cache.LEAST_SHARED", least)
-            cache = KVCache(model.config, blocks, torch.float32, torch.device("cpu"), 4, bits)
-            for index, start in enumerate((0, 16, 16, 0)):  # the first one fills the blocks of the others
-                span = Span(tables[index], start, len(tokens[index]) - 1 - start)
-                row = torch.tensor([tokens[index][span.start : span.length]])
-                model(row, torch.arange(span.start, span.length)[None], cache.attend([span]))
-            spans = [Span(table, len(ids) - 1, 1) for table, ids in zip(tables, tokens, strict=True)]
-            order = step_order(spans)
-            attend = cache.attend([spans[index] for index in order])
-            assert [group.shared is not None for group in attend.groups] == (
-                [False, True] if least == 4 else [False] * 2
-            )
-            row = torch.tensor([[tokens[index][-1] for index in order]])
-            places = torch.tensor([[len(tokens[index]) - 1 for index in order]])
-            logits.append(model.logits(model(row, places, attend))[0])
+    for by_rows in (True, False):
+        monkeypatch.setattr("llmctl.inference.kernel.serves_heads", lambda _, answer=by_rows: answer)
+        cache = KVCache(model.config, blocks, torch.float32, torch.device("cpu"), 4, bits)
+        for index, start in enumerate((0, 16, 16, 0)):  # the first one fills the blocks of the others
+            span = Span(tables[index], start, len(tokens[index]) - 1 - start)
+            row = torch.tensor([tokens[index][span.start : span.length]])
+            model(row, torch.arange(span.start, span.length)[None], cache.attend([span]))
+        spans = [Span(table, len(ids) - 1, 1) for table, ids in zip(tables, tokens, strict=True)]
+        order = step_order(spans)
+        attend = cache.attend([spans[index] for index in order])
+        assert (attend.rows is not None, bool(attend.groups)) == (by_rows, not by_rows)
+        row = torch.tensor([[tokens[index][-1] for index in order]])
+        places = torch.tensor([[len(tokens[index]) - 1 for index in order]])
+        logits.append(model.logits(model(row, places, attend))[0])
     assert torch.allclose(*logits, atol=1e-4)
     if bits is None:
         for place, index in enumerate(order):

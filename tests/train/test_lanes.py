@@ -52,8 +52,7 @@ def test_each_lane_takes_every_nth_and_the_sum_is_lane_by_lane():
         seen[number] = threading.current_thread().name
         return (weight * number).sum()
 
-    values = lanes.gradient([lambda n=n: loss(n) for n in range(5)], 0.5)
-    assert [value.item() for value in values] == [0.0, 3.0, 6.0, 9.0, 12.0]
+    assert lanes.gradient([lambda n=n: loss(n) for n in range(5)], 0.5).item() == 30.0
     assert weight.grad.tolist() == [5.0, 5.0]
     assert unused.grad is None
     assert all(name.startswith("lane") for name in seen.values())

@@ -2,7 +2,7 @@
 
    There is no Python in here, so the interpreter's lock is free while it runs. Nothing is allocated: the caller
    gives every buffer. Integers are little-endian, as in Arrow. kernel.py documents the functions, and the
-   tests hold them against a plain Python reference (tests/data/reference.py). */
+   tests hold them against a plain Python reference (tests/data/shingle_reference.py). */
 
 #include <stddef.h>
 #include <stdint.h>
@@ -22,9 +22,12 @@
 
 enum { OTHER = 0, WORD = 1, SPACE = 2 }; /* classes of characters; the table has one byte for each code point */
 
-#define LAST_CODE_POINT 0x10FFFF
+#define CODE_POINTS 0x40000 /* as in kernel.py */
 #define MULTIPLIER UINT64_C(0x9E3779B97F4A7C15) /* 2^64 / golden ratio, odd: a bijection modulo 2^64 */
 #define LANES 32                                /* permutations that one pass over a document's shingles serves */
+#define BLOCK 32                                /* bytes that are folded at once */
+#define EACH UINT64_C(0x0101010101010101)       /* a byte, times this: eight of them */
+#define HIGHEST (EACH * 0x80)
 #define VALUES 1024                             /* shingles prepared at a time; on the stack */
 #define STEPS 64                                /* of a comparison, before the next look whether it is in vain */
 
@@ -34,50 +37,95 @@ static inline uint64_t mix(uint64_t value) {
     return value ^ (value >> 29);
 }
 
-/* Class of the character at `at`, and its width in bytes. Broken UTF-8 counts byte by byte as OTHER. */
-static inline int class_at(const uint8_t *at, const uint8_t *stop, const uint8_t *classes, int *width) {
-    uint32_t code = *at;
+/* The code point at `at` and its width in bytes, beyond ASCII; whether there is one that the tables hold. The bytes of
+   others, and of broken UTF-8, go one by one. */
+static inline int decode(const uint8_t *at, const uint8_t *stop, uint32_t *code, int *width) {
+    int more = *at >= 0xF0 ? 3 : *at >= 0xE0 ? 2 : *at >= 0xC0 ? 1 : 0;
     *width = 1;
-    if (code < 0x80) return classes[code];
-    int more = code >= 0xF0 ? 3 : code >= 0xE0 ? 2 : code >= 0xC0 ? 1 : 0;
-    if (more == 0 || stop - at <= more) return OTHER;
-    code &= 0x3F >> more;
-    for (int i = 1; i <= more; i++) code = code << 6 | (at[i] & 0x3F);
+    if (more == 0 || stop - at <= more) return 0;
+    uint32_t value = *at & (0x3F >> more);
+    for (int i = 1; i <= more; i++) value = value << 6 | (at[i] & 0x3F);
+    if (value >= CODE_POINTS) return 0;
     *width = more + 1;
-    return code <= LAST_CODE_POINT ? classes[code] : OTHER;
+    *code = value;
+    return 1;
 }
 
-/* ASCII letters to lower case, each run of white space to one space, none at the ends.
+/* A code point in UTF-8; how many bytes that is. */
+static inline int encode(uint32_t code, uint8_t *out) {
+    if (code < 0x80) {
+        out[0] = (uint8_t)code;
+        return 1;
+    }
+    int more = code >= 0x10000 ? 3 : code >= 0x800 ? 2 : 1;
+    for (int i = more; i > 0; i--, code >>= 6) out[i] = (uint8_t)(0x80 | (code & 0x3F));
+    out[0] = (uint8_t)(0xFF00 >> (more + 1) | code);
+    return more + 1;
+}
 
-   fold[byte] is what becomes of an ASCII byte. `out` takes one byte more than there are; out_offsets[count + 1]. */
-void normalise(const uint8_t *text, const int32_t *offsets, int64_t count, const uint8_t *classes,
-               const uint8_t *fold, uint8_t *out, int64_t *out_offsets) {
+/* Whether an ASCII byte is white space as Python's `re` sees it. */
+static inline uint8_t is_white(uint8_t byte) {
+    return (byte == ' ') | ((uint8_t)(byte - '\t') < 5) | ((uint8_t)(byte - 0x1C) < 4);
+}
+
+/* Folds BLOCK bytes at once; whether all are ASCII and no two spaces follow one another, so that this is all there
+   is to do. The compiler makes vector instructions of it. */
+static inline int fold_block(const uint8_t *restrict at, uint8_t last, uint8_t *restrict out) {
+    uint8_t beyond = 0, repeated = last == ' ' && is_white(*at);
+    for (int i = 0; i < BLOCK; i++) {
+        uint8_t lower = at[i] | (uint8_t)(((uint8_t)(at[i] - 'A') < 26) << 5);
+        out[i] = is_white(at[i]) ? ' ' : lower;
+        beyond |= at[i];
+        repeated |= is_white(at[i]) & is_white(at[i + 1]);
+    }
+    return beyond < 0x80 && !repeated;
+}
+
+/* Letters to lower case, each run of white space to one space, none at the ends.
+
+   fold[code] is what becomes of a code point: its lower case, or a space. `out` takes 3 bytes for every 2 there are
+   (no lower case is longer than that) and BLOCK more, which are zero at the end; out_offsets[count + 1]. Broken UTF-8
+   stays as it is. */
+EVERY_WIDTH
+void normalise(const uint8_t *text, const int32_t *offsets, int64_t count, const uint32_t *fold, uint8_t *out,
+               int64_t *out_offsets) {
     uint8_t *begin = out;
     out_offsets[0] = 0;
     for (int64_t document = 0; document < count; document++) {
         const uint8_t *at = text + offsets[document], *stop = text + offsets[document + 1];
         uint8_t last = ' '; /* so that leading white space is dropped as every other repeated space is */
         while (at < stop) {
-            if (*at < 0x80) { /* without branches: where a word ends cannot be predicted */
-                uint8_t byte = fold[*at++];
-                *out = byte;
-                out += (byte != ' ') | (last != ' ');
-                last = byte;
-                continue;
+            const uint8_t *until = stop;
+            if (stop - at > BLOCK) {
+                if (fold_block(at, last, out)) {
+                    at += BLOCK;
+                    out += BLOCK;
+                    last = out[-1];
+                    continue;
+                }
+                until = at + BLOCK;
             }
-            int width, class = class_at(at, stop, classes, &width);
-            if (class != SPACE) {
-                memmove(out, at, (size_t)width);
-                out += width;
-            } else if (last != ' ') {
-                *out++ = ' ';
+            while (at < until) {
+                if (*at < 0x80) { /* without branches: where a word ends cannot be predicted */
+                    uint8_t byte = (uint8_t)fold[*at++];
+                    *out = byte;
+                    out += (byte != ' ') | (last != ' ');
+                    last = byte;
+                    continue;
+                }
+                uint32_t code = 0;
+                int width, written = 1;
+                *out = *at;
+                if (decode(at, stop, &code, &width)) written = encode(code = fold[code], out);
+                at += width;
+                if (code != ' ' || last != ' ') out += written;
+                last = code == ' ' ? ' ' : 0;
             }
-            last = class == SPACE ? ' ' : 0;
-            at += width;
         }
         if (out - begin > out_offsets[document] && last == ' ') out--;
         out_offsets[document + 1] = out - begin;
     }
+    memset(out, 0, BLOCK);
 }
 
 /* Eight bytes at a time. Words of up to eight bytes never share a hash: they hold no zero byte, and mix is a
@@ -93,15 +141,51 @@ static inline uint64_t hash_word(const uint8_t *word, int64_t length) {
     return mix(hash * MULTIPLIER + chunk);
 }
 
+/* The bytes of a chunk that are no ASCII letter, digit or underscore: the highest bit of each is set, no other. */
+static inline uint64_t no_word_bytes(uint64_t chunk) {
+    uint64_t low = chunk & ~HIGHEST, letter = low | EACH * 0x20, underscore = low ^ EACH * '_';
+    uint64_t words = ((letter + EACH * (0x80 - 'a')) & ~(letter + EACH * (0x7F - 'z'))) |
+                     ((low + EACH * (0x80 - '0')) & ~(low + EACH * (0x7F - '9'))) | ~(underscore + EACH * 0x7F);
+    return (~words | chunk) & HIGHEST;
+}
+
+/* Where the word that begins at `at` ends; `at` itself where none does. Reads up to seven bytes past the text. */
+static inline const uint8_t *word_end(const uint8_t *at, const uint8_t *stop, const uint8_t *classes) {
+    while (at < stop) {
+        uint64_t chunk, others;
+        memcpy(&chunk, at, 8);
+        others = no_word_bytes(chunk);
+        if (!others) {
+            at += 8;
+            continue;
+        }
+        at += __builtin_ctzll(others) >> 3;
+        uint32_t code;
+        int width;
+        if (at >= stop || *at < 0x80 || !decode(at, stop, &code, &width) || classes[code] != WORD) break;
+        at += width;
+    }
+    return at < stop ? at : stop;
+}
+
 /* Hashes of the words of one text, in order; how many there are. */
 static int64_t hash_words(const uint8_t *at, const uint8_t *stop, const uint8_t *classes, uint64_t *out) {
     uint64_t *begin = out;
     while (at < stop) {
-        const uint8_t *word = at;
-        int width = 0, class = OTHER;
-        while (at < stop && (class = class_at(at, stop, classes, &width)) == WORD) at += width;
-        if (at > word) *out++ = hash_word(word, at - word);
-        if (at < stop) at += width; /* the character that ended the word, or that is none */
+        uint64_t chunk, others;
+        memcpy(&chunk, at, 8);
+        others = no_word_bytes(chunk);
+        int64_t length = others ? __builtin_ctzll(others) >> 3 : 8;
+        if (length < 8 && at + length < stop && at[length] < 0x80) { /* nearly always; no branch on whether one begins */
+            uint64_t below = ((others & -others) - 1) >> 7;
+            *out = mix(chunk & below);
+            out += length > 0;
+        } else {
+            const uint8_t *end = word_end(at, stop, classes);
+            if (end > at) *out++ = hash_word(at, end - at);
+            length = end - at;
+        }
+        at += length + 1; /* what is left of a character that is none of a word is none of a word either */
     }
     return out - begin;
 }

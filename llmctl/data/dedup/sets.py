@@ -76,9 +76,9 @@ class ShingleSets:
         lengths: int64 [sets], hashes in each.
     """
 
-    def __init__(self, given: Shingles, shift: int = 0) -> None:
+    def __init__(self, given: Shingles, shift: int = 0, threads: int = 1) -> None:
         self.lengths = given.lengths()
-        self._shift = shift
+        self._shift, self._threads = shift, threads
         self._hashes = given.hashes  # none where they lie in files
         self._paths: list[Path] = []
         self._file: npt.NDArray[np.int64] = np.zeros(len(given), dtype=np.int64)
@@ -91,22 +91,27 @@ class ShingleSets:
         return cls(concatenate([Shingles(one, np.array([0, len(one)])) for one in sets]))
 
     @classmethod
-    def spilled(cls, directories: Sequence[Path], shift: int = 0) -> ShingleSets:
+    def spilled(cls, directories: Sequence[Path], shift: int = 0, threads: int = 1) -> ShingleSets:
         """What `spill_sets` left in these directories: in memory if it is little.
 
         Args:
             directories: of the parts, in order.
             shift: how many of the lowest bits not to compare.
+            threads: comparisons at a time.
         """
         offsets = [np.load(directory / OFFSETS_FILE) for directory in directories]
         paths = [directory / HASHES_FILE for directory in directories]
-        if sum(int(own[-1]) for own in offsets) <= HELD_IN_MEMORY:
-            return cls(
-                concatenate([Shingles(np.fromfile(p, np.uint64), o) for p, o in zip(paths, offsets, strict=True)]),
-                shift,
-            )
-        new = cls(Shingles(np.empty(0, dtype=np.uint64), np.zeros(1, dtype=np.int64)), shift)
-        new.lengths = np.concatenate([np.diff(own) for own in offsets])
+        lengths = np.concatenate([np.diff(own) for own in offsets])
+        ends = np.concatenate(([0], np.cumsum(lengths)))
+        if ends[-1] <= HELD_IN_MEMORY:
+            hashes = np.empty(ends[-1], dtype=np.uint64)
+            left = memoryview(hashes.view(np.uint8).data)
+            for path in paths:
+                with open(path, "rb", buffering=0) as handle:
+                    left = left[handle.readinto(left) :]
+            return cls(Shingles(hashes, ends), shift, threads)
+        new = cls(Shingles(np.empty(0, dtype=np.uint64), np.zeros(1, dtype=np.int64)), shift, threads)
+        new.lengths = lengths
         new._paths = paths
         new._file = np.repeat(np.arange(len(paths)), [len(own) - 1 for own in offsets])
         new._at = np.concatenate([own[:-1] for own in offsets])
@@ -117,7 +122,7 @@ class ShingleSets:
 
     def chosen(self, order: npt.NDArray[np.int64]) -> ShingleSets:
         """The same sets in another order: number `i` is what `order[i]` was."""
-        new = ShingleSets(Shingles(self._hashes, np.zeros(1, dtype=np.int64)), self._shift)
+        new = ShingleSets(Shingles(self._hashes, np.zeros(1, dtype=np.int64)), self._shift, self._threads)
         new._paths = self._paths
         new.lengths, new._file, new._at = self.lengths[order], self._file[order], self._at[order]
         new._addresses = self._addresses if self._paths else self._addresses[order]
@@ -150,8 +155,10 @@ class ShingleSets:
         hopeful = np.flatnonzero(result >= threshold)
         least = np.floor(threshold / (1 + threshold) * total).astype(np.int64)  # J >= t where common / total >= t/(1+t)
         work = np.cumsum(total[hopeful])
-        for chunk in np.split(hopeful, np.searchsorted(work, np.arange(HASHES_AT_ONCE, _last(work), HASHES_AT_ONCE))):
-            common = self._shared(pairs[chunk], least[chunk])
+        chunks = np.split(hopeful, np.searchsorted(work, np.arange(HASHES_AT_ONCE, _last(work), HASHES_AT_ONCE)))
+        threads = min(self._threads, len(chunks))
+        found = in_order(lambda chunk: self._shared(pairs[chunk], least[chunk]), chunks, threads)
+        for chunk, common in zip(chunks, found, strict=True):
             result[chunk] = common / np.maximum(total[chunk] - common, 1)
         return result
 

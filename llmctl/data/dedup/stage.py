@@ -110,8 +110,13 @@ class _Run:
             return
         own, theirs = self._spilled(candidates)
         if self.index is not None:
-            decide.remove_near_against(candidates, ShingleSets.spilled([*own, *theirs], SHIFT), threshold, decisions)
-        sets = ShingleSets.spilled(own)
+            decide.remove_near_against(
+                candidates,
+                ShingleSets.spilled([*own, *theirs], SHIFT, self.job.config.workers or cores()),
+                threshold,
+                decisions,
+            )
+        sets = ShingleSets.spilled(own, threads=self.job.config.workers or cores())
         decide.remove_near(
             self.keys, candidates, sets, threshold, decisions,
             lambda done, total: job.progress.update(done, total, "bands compared"),

@@ -1,0 +1,239 @@
+/* The steps between the matrix products of a model that answers on a CPU, called through ctypes on tensors' memory.
+
+   Numbers are float or bfloat16, as the model has them; all arithmetic is in float. Nothing is allocated. kernel.py
+   documents the functions, and the tests hold them against torch (tests/inference/test_kernel.py). */
+
+#include "lanes.h"
+
+#define WIDEST 256 /* numbers of a head */
+#define TOGETHER 8 /* queries that one pass over the keys serves */
+#define LEAST (-3.0e38f)
+
+/* The best build for this processor: 0 the plain one, 1 AVX2, 2 AVX-512, 3 with products of bfloat16. */
+int level(void) {
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (__builtin_cpu_supports("avx512bf16")) return 3;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd"))
+        return 2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) return 1;
+#endif
+    return 0;
+}
+
+/* The sums of sixteen vectors, each in its lane: four rounds in which two vectors become one. */
+INLINE lanes sums_of(lanes *x) {
+#define FOLD(count, ...)                                                                                             \
+    for (int i = 0; i < count; i++) {                                                                                \
+        whole_lanes first = {__VA_ARGS__}, second = first + STEP;                                                      \
+        x[i] = __builtin_shuffle(x[2 * i], x[2 * i + 1], first) + __builtin_shuffle(x[2 * i], x[2 * i + 1], second); \
+    }
+#define STEP 8
+    FOLD(8, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23)
+#undef STEP
+#define STEP 4
+    FOLD(4, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27)
+#undef STEP
+#define STEP 2
+    FOLD(2, 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29)
+#undef STEP
+#define STEP 1
+    FOLD(1, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
+#undef STEP
+#undef FOLD
+    return x[0];
+}
+
+/* Attention of rows to what the cache holds of their sequences. */
+typedef struct {
+    const void *q;         /* [rows, heads, width], rows q_stride numbers apart */
+    void *out;             /* [rows, heads, width] */
+    const void *data;      /* one layer of the cache, [blocks, block, 2 x kv_heads, width] */
+    const float *scales;   /* of a cache in 8 bits, [blocks, block, 2 x kv_heads] */
+    const int32_t *tables; /* [sequences, table_width], blocks of each sequence */
+    const int32_t *places; /* [rows, 2], each row's sequence and how many of its tokens it sees */
+    const float *slopes;   /* [heads] or null, see Scoring */
+    const float *sinks;    /* [heads] or null */
+    int64_t rows, heads, kv_heads, width, block, table_width, q_stride, window; /* window 0: none */
+    float scale, softcap;                                                       /* softcap 0: none */
+    int32_t kind, cache_kind, next;
+} Attention;
+
+/* The query heads `first` to `first + count` of one row, which share the keys and values of `kv_head`. */
+INLINE void attend_heads(const Attention *job, int64_t row, int64_t kv_head, int64_t first, int count,
+                         const int64_t width, const int kind, const int cache_kind) {
+    const int64_t parts = width / LANES, heads = 2 * job->kv_heads, seen = job->places[2 * row + 1];
+    const int32_t *table = job->tables + job->places[2 * row] * job->table_width;
+    const int64_t stride = cache_kind == FLOAT ? 4 : cache_kind == BFLOAT16 ? 2 : 1;
+    lanes q[TOGETHER][WIDEST / LANES], mixed[TOGETHER][WIDEST / LANES], sums[TOGETHER], held[LANES * WIDEST / LANES];
+    float peaks[TOGETHER], weights[TOGETHER][LANES];
+    const whole_lanes steps = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    for (int g = 0; g < count; g++) {
+        peaks[g] = LEAST;
+        sums[g] = all(0.0f);
+        for (int64_t c = 0; c < parts; c++) {
+            q[g][c] = load(job->q, row * job->q_stride + (first + g) * width + c * LANES, kind) * job->scale;
+            mixed[g][c] = all(0.0f);
+        }
+    }
+    for (int64_t at = job->window && seen > job->window ? seen - job->window : 0; at < seen; at += LANES) {
+        const int some = seen - at < LANES ? (int)(seen - at) : LANES;
+        const char *tokens[LANES];
+        lanes key_scales = all(1.0f), value_scales = all(1.0f);
+        for (int t = 0; t < LANES; t++) { /* behind the last one, the last one again, with weight 0 */
+            const int64_t place = at + (t < some ? t : some - 1);
+            const int64_t token = table[place / job->block] * job->block + place % job->block;
+            tokens[t] = (const char *)job->data + (token * heads + kv_head) * width * stride;
+            if (cache_kind == INT8) {
+                key_scales[t] = job->scales[token * heads + kv_head];
+                value_scales[t] = job->scales[token * heads + kv_head + job->kv_heads];
+            }
+        }
+        const lanes visible_from = __builtin_convertvector(steps, lanes);
+        const whole_lanes visible = steps < some;
+        for (int t = 0; t < LANES; t++)
+            for (int64_t c = 0; c < parts; c++) held[t * parts + c] = load(tokens[t], c * LANES, cache_kind);
+        for (int g = 0; g < count; g++) {
+            lanes products[LANES];
+            for (int t = 0; t < LANES; t++) {
+                lanes sum = q[g][0] * held[t * parts];
+                for (int64_t c = 1; c < parts; c++) sum += q[g][c] * held[t * parts + c];
+                products[t] = sum;
+            }
+            lanes scores = sums_of(products) * key_scales;
+            if (job->softcap != 0.0f) scores = job->softcap * hyperbolic_tangent(scores / job->softcap);
+            if (job->slopes) scores -= job->slopes[first + g] * ((float)(seen - 1 - at) - visible_from);
+            scores = chosen(visible, scores, all(LEAST));
+            const float top = largest_of(scores);
+            if (top > peaks[g]) {
+                const lanes shrunk = exponential(all(peaks[g] - top));
+                peaks[g] = top;
+                sums[g] *= shrunk;
+                for (int64_t c = 0; c < parts; c++) mixed[g][c] *= shrunk;
+            }
+            const lanes weight = exponential(scores - peaks[g]);
+            sums[g] += weight;
+            *(loose_lanes *)weights[g] = weight * value_scales;
+        }
+        for (int t = 0; t < LANES; t++)
+            for (int64_t c = 0; c < parts; c++)
+                held[t * parts + c] = load(tokens[t] + job->kv_heads * width * stride, c * LANES, cache_kind);
+        for (int g = 0; g < count; g++)
+            for (int64_t c = 0; c < parts; c += 4) {
+                const int64_t wide = parts - c < 4 ? parts - c : 4;
+                lanes sum[4];
+                for (int64_t i = 0; i < wide; i++) sum[i] = mixed[g][c + i];
+                for (int t = 0; t < LANES; t++)
+                    for (int64_t i = 0; i < wide; i++) sum[i] += weights[g][t] * held[t * parts + c + i];
+                for (int64_t i = 0; i < wide; i++) mixed[g][c + i] = sum[i];
+            }
+    }
+    for (int g = 0; g < count; g++) {
+        float total = sum_of(sums[g]), kept = 1.0f;
+        if (job->sinks) {
+            const float top = job->sinks[first + g] > peaks[g] ? job->sinks[first + g] : peaks[g];
+            kept = exponential(all(peaks[g] - top))[0];
+            total = total * kept + exponential(all(job->sinks[first + g] - top))[0];
+        }
+        for (int64_t c = 0; c < parts; c++)
+            store(job->out, (row * job->heads + first + g) * width + c * LANES, mixed[g][c] * (kept / total), kind);
+    }
+}
+
+INLINE void attend_group(const Attention *job, int64_t row, int64_t kv_head, int64_t width, int kind, int cache_kind) {
+    const int64_t shared = job->heads / job->kv_heads;
+    for (int64_t first = 0; first < shared; first += TOGETHER) {
+        const int count = shared - first < TOGETHER ? (int)(shared - first) : TOGETHER;
+        attend_heads(job, row, kv_head, kv_head * shared + first, count, width, kind, cache_kind);
+    }
+}
+
+/* Take one row and one head of keys after the other until none is left; several threads may. */
+static void attend_some(void *given) {
+    Attention *job = given;
+    const int64_t count = job->rows * job->kv_heads;
+    int64_t task;
+    while ((task = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < count) {
+        const int64_t row = task / job->kv_heads, head = task % job->kv_heads;
+        if (job->width == 64 && job->kind == FLOAT && job->cache_kind == FLOAT)
+            attend_group(job, row, head, 64, FLOAT, FLOAT);
+        else if (job->width == 64 && job->kind == BFLOAT16 && job->cache_kind == BFLOAT16)
+            attend_group(job, row, head, 64, BFLOAT16, BFLOAT16);
+        else
+            attend_group(job, row, head, job->width, job->kind, job->cache_kind);
+    }
+}
+
+void attend(Attention *job, Parallel parallel, unsigned threads) {
+    job->next = 0;
+    share(attend_some, job, parallel, threads);
+}
+
+/* x / sqrt(mean(x^2) + eps) * weight of each row of `width` numbers. */
+void rms_norm(const void *x, const void *weight, void *out, int64_t rows, int64_t width, float eps,
+                          int32_t kind) {
+    const int64_t whole = width - width % LANES;
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t start = row * width;
+        lanes squares = all(0.0f);
+        for (int64_t i = 0; i < whole; i += LANES) {
+            const lanes some = load(x, start + i, kind);
+            squares += some * some;
+        }
+        float total = sum_of(squares);
+        for (int64_t i = whole; i < width; i++) total += one(x, start + i, kind) * one(x, start + i, kind);
+        const float scale = 1.0f / sqrtf(total / (float)width + eps);
+        for (int64_t i = 0; i < whole; i += LANES)
+            store(out, start + i, load(x, start + i, kind) * scale * load(weight, i, kind), kind);
+        for (int64_t i = whole; i < width; i++)
+            store_one(out, start + i, one(x, start + i, kind) * scale * one(weight, i, kind), kind);
+    }
+}
+
+/* silu(gate) * up, of rows that hold gate and up behind one another. */
+void gated(const void *joined, void *out, int64_t rows, int64_t width, int32_t kind) {
+    const int64_t whole = width - width % LANES;
+    for (int64_t row = 0; row < rows; row++) {
+        const int64_t gate = row * 2 * width, up = gate + width;
+        for (int64_t i = 0; i < whole; i += LANES) {
+            const lanes g = load(joined, gate + i, kind);
+            store(out, row * width + i, g / (exponential(-g) + 1.0f) * load(joined, up + i, kind), kind);
+        }
+        for (int64_t i = whole; i < width; i++) {
+            const float g = one(joined, gate + i, kind);
+            store_one(out, row * width + i, g / (expf(-g) + 1.0f) * one(joined, up + i, kind), kind);
+        }
+    }
+}
+
+/* Turn the first `heads` heads of each row in place by the row's angles: x cos + (right half, left half) sin. */
+void turn(void *x, const float *cosines, const float *signed_sines, int64_t rows, int64_t stride,
+                      int64_t heads, int64_t width, int32_t kind) {
+    const int64_t half = width / 2, whole = half - half % LANES;
+    for (int64_t row = 0; row < rows; row++) {
+        const float *cos = cosines + row * width, *sin = signed_sines + row * width;
+        for (int64_t head = 0; head < heads; head++) {
+            const int64_t left = row * stride + head * width, right = left + half;
+            for (int64_t i = 0; i < whole; i += LANES) {
+                const lanes a = load(x, left + i, kind), b = load(x, right + i, kind);
+                store(x, left + i, a * load(cos, i, FLOAT) + b * load(sin, i, FLOAT), kind);
+                store(x, right + i, b * load(cos, half + i, FLOAT) + a * load(sin, half + i, FLOAT), kind);
+            }
+            for (int64_t i = whole; i < half; i++) {
+                const float a = one(x, left + i, kind), b = one(x, right + i, kind);
+                store_one(x, left + i, a * cos[i] + b * sin[i], kind);
+                store_one(x, right + i, b * cos[half + i] + a * sin[half + i], kind);
+            }
+        }
+    }
+}
+
+/* Copy keys and values of each row, `bytes` of each and the rows `stride` bytes apart, to the row's place. */
+void keep(const char *k, const char *v, char *data, const int64_t *places, int64_t rows, int64_t stride,
+          int64_t bytes) {
+    for (int64_t row = 0; row < rows; row++) {
+        char *to = data + places[row] * 2 * bytes;
+        memcpy(to, k + row * stride, (size_t)bytes);
+        memcpy(to + bytes, v + row * stride, (size_t)bytes);
+    }
+}

@@ -1,0 +1,238 @@
+"""Python's side of kernel.c and linear.c: the steps of a model that answers on a CPU.
+
+What lies between the products torch runs as several operations that wait for one another, and its attention of single
+queries in bfloat16 takes ten times as long as reading the keys does. Products of few rows read weights at the speed of
+memory here, at half of it through oneDNN.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from llmctl.data import compiled
+from llmctl.model.attention import Scoring
+from llmctl.model.positions import Angles
+
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # as in kernel.c
+LANES, WIDEST_HEAD = 16, 256  # as in kernel.c
+PANEL = 32  # as in linear.c
+BUILDS = ("kernel", "kernel_avx2", "kernel_avx512", "kernel_avx512bf16")  # by `level` of kernel.c; see setup.py
+
+
+class _Attention(ctypes.Structure):
+    """As in kernel.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("q", "out", "data", "scales", "tables", "places", "slopes", "sinks")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("rows", "heads", "kv_heads", "width", "block", "table_width", "q_stride", "window")
+        ),
+        ("scale", ctypes.c_float),
+        ("softcap", ctypes.c_float),
+        ("kind", ctypes.c_int32),
+        ("cache_kind", ctypes.c_int32),
+        ("next", ctypes.c_int32),
+    )
+
+
+class _Linear(ctypes.Structure):
+    """As in linear.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "residual", "out")),
+        *((name, ctypes.c_int64) for name in ("rows", "width", "outputs")),
+        ("kind", ctypes.c_int32),
+        ("next", ctypes.c_int32),
+    )
+
+
+class _Packing(ctypes.Structure):
+    """As in linear.c."""
+
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("packed", ctypes.c_void_p),
+        ("outputs", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("kind", ctypes.c_int32),
+        ("next", ctypes.c_int32),
+    )
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The build for this processor, which lets other threads run meanwhile.
+
+    Raises:
+        LlmctlError: the kernel was not built.
+    """
+    return compiled.library(__file__, BUILDS[compiled.library(__file__, BUILDS[0]).level()])
+
+
+@functools.cache
+def _short() -> ctypes.PyDLL:
+    """The same for calls of a few microseconds, which are over before another thread could have had the lock."""
+    short = ctypes.PyDLL(library()._name)  # noqa: SLF001 (the path)
+    pointer, whole, kind = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+    short.rms_norm.argtypes = (pointer, pointer, pointer, whole, whole, ctypes.c_float, kind)
+    short.gated.argtypes = (pointer, pointer, whole, whole, kind)
+    short.turn.argtypes = (pointer, pointer, pointer, whole, whole, whole, whole, kind)
+    short.keep.argtypes = (pointer, pointer, pointer, pointer, whole, whole, whole)
+    return short
+
+
+@functools.cache
+def _parallel() -> ctypes.c_void_p | None:
+    """How torch's own threads are asked to work; another team beside them would fight for the same cores."""
+    for path in (Path(torch.__file__).parent / "lib").glob("libgomp*"):
+        return ctypes.cast(ctypes.CDLL(str(path)).GOMP_parallel, ctypes.c_void_p)
+    return None
+
+
+def serves(x: Tensor) -> bool:
+    """Whether the kernel takes numbers of this kind, where they are."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
+
+
+def serves_heads(data: Tensor) -> bool:
+    """Whether it attends to a cache [..., width] of this kind."""
+    width = data.shape[-1]
+    return data.device.type == "cpu" and data.dtype in KINDS and width % LANES == 0 and width <= WIDEST_HEAD
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of a step that attend one by one, each to what the cache holds of its sequence.
+
+    Attributes:
+        tables: int32 [sequences, blocks], where each sequence's blocks are.
+        places: int32 [rows, 2], the number of each row's sequence and how many of its tokens it sees.
+    """
+
+    tables: Tensor
+    places: Tensor
+
+
+def attend(q: Tensor, data: Tensor, scales: Tensor | None, rows: Rows, scoring: Scoring) -> Tensor:
+    """Attention of single queries through block tables.
+
+    Args:
+        q: [R,H,E].
+        data: one layer of the cache, [blocks, block, 2 x K, E], in the type of q or in 8 bits.
+        scales: float32 [blocks, block, 2 x K, 1] for 8 bits.
+        rows: R of them.
+        scoring: the layer's rule.
+
+    Returns:
+        [R,H,E].
+    """
+    R, H, E = q.shape
+    if q.stride()[1:] != (E, 1):
+        q = q.contiguous()
+    out = torch.empty((R, H, E), dtype=q.dtype)
+    slopes = None if scoring.slopes is None else scoring.slopes.float().contiguous()
+    sinks = None if scoring.sinks is None else scoring.sinks.float().contiguous()
+    job = _Attention(
+        *map(_address, (q, out, data, scales, rows.tables, rows.places, slopes, sinks)),
+        *(R, H, data.shape[2] // 2, E, data.shape[1], rows.tables.shape[1], q.stride(0), scoring.window or 0),
+        E**-0.5 if scoring.scale is None else scoring.scale,
+        scoring.softcap or 0.0,
+        KINDS[q.dtype],
+        KINDS[data.dtype],
+    )
+    library().attend(ctypes.byref(job), _parallel(), torch.get_num_threads())
+    return out
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def pack(weights: Sequence[Tensor]) -> Tensor:
+    """Weights [N,K], of layers that are to be one, in the order in which `linear` reads them: in panels of 32 outputs.
+
+    K is even in bfloat16.
+    """
+    if any(len(weight) % PANEL for weight in weights[:-1]):
+        weights = [torch.cat(list(weights))]
+    panels = [-(-len(weight) // PANEL) for weight in weights]
+    width, dtype = weights[0].shape[1], weights[0].dtype
+    packed = torch.empty(sum(panels) * PANEL * width, dtype=dtype)
+    parts = torch.split(packed, [count * PANEL * width for count in panels])
+    for some, weight in zip(parts, weights, strict=True):
+        whole = weight.contiguous()
+        job = _Packing(whole.data_ptr(), some.data_ptr(), *whole.shape, KINDS[dtype])
+        library().pack(ctypes.byref(job), _parallel(), torch.get_num_threads())
+    return packed
+
+
+def linear(x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
+    """Products [...,K] to [...,N] with weights from `pack`."""
+    x = x.contiguous()
+    width = x.shape[-1]
+    out = x.new_empty((*x.shape[:-1], outputs))
+    given = (x.data_ptr(), packed.data_ptr(), _address(bias), None, out.data_ptr())
+    job = _Linear(*given, x.numel() // width, width, outputs, KINDS[x.dtype])
+    library().linear(ctypes.byref(job), _parallel(), torch.get_num_threads())
+    return out
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root mean square norm: x / sqrt(mean(x^2) + eps) * weight over the last dimension, rounded once."""
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    width = x.shape[-1]
+    given = (x.data_ptr(), weight.data_ptr(), out.data_ptr(), x.numel() // width, width, eps, KINDS[x.dtype])
+    _short().rms_norm(*given)
+    return out
+
+
+def gated(joined: Tensor) -> Tensor:
+    """silu(gate) * up of gate and up behind one another, [..., 2 x F] to [..., F], rounded once."""
+    joined = joined.contiguous()
+    width = joined.shape[-1] // 2
+    out = joined.new_empty((*joined.shape[:-1], width))
+    _short().gated(joined.data_ptr(), out.data_ptr(), out.numel() // max(width, 1), width, KINDS[joined.dtype])
+    return out
+
+
+def turn(joined: Tensor, heads: int, width: int, angles: Angles) -> None:
+    """`rotate` the first heads of each token in place.
+
+    Args:
+        joined: [B,T,at least heads x width], contiguous.
+        heads: how many.
+        width: of a head.
+        angles: of B x T tokens.
+    """
+    cos, sin = (angle.contiguous() for angle in angles)
+    stride = joined.shape[-1]
+    rows = joined.numel() // stride
+    given = (joined.data_ptr(), cos.data_ptr(), sin.data_ptr(), rows, stride, heads, width, KINDS[joined.dtype])
+    _short().turn(*given)
+
+
+def keep(k: Tensor, v: Tensor, data: Tensor, places: Tensor) -> bool:
+    """Write keys and values of N tokens, [N,K,E] both, to their places; False, and nothing, where they lie otherwise.
+
+    Args:
+        k: of the type of the cache, heads one behind the other.
+        v: as k, tokens as far apart.
+        data: one layer of the cache, [blocks, block, 2 x K, E].
+        places: int64 [N].
+    """
+    N, K, E = k.shape
+    if k.stride() != v.stride() or k.stride()[1:] != (E, 1) or k.dtype != data.dtype:
+        return False
+    size = data.element_size()
+    given = (k.data_ptr(), v.data_ptr(), data.data_ptr(), places.data_ptr(), N, k.stride(0) * size, K * E * size)
+    _short().keep(*given)
+    return True
