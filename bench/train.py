@@ -80,8 +80,8 @@ def written_job(store: Path, folder: Path, options: argparse.Namespace, precisio
     return path
 
 
-def run_clocked(arguments: list[str]) -> None:
-    """`llmctl ARGUMENTS` in this process, with a clock around each step; prints what the peers print."""
+def run_clocked(out: Path, arguments: list[str]) -> None:
+    """`llmctl ARGUMENTS` in this process, with a clock around each step; writes what the peers print."""
     from llmctl.cli.main import main as command
     from llmctl.train import loop
 
@@ -104,25 +104,25 @@ def run_clocked(arguments: list[str]) -> None:
     except SystemExit as ended:
         if ended.code:
             raise
-    print()
     parameters = runs[-1].model.parameters_count()
     figures = {"wall": np.diff(wall).tolist(), "cpu": np.diff(cpu).tolist()}
-    print(json.dumps({**figures, "parameters": parameters, "loss": runs[-1].loss}))
+    out.write_text(json.dumps({**figures, "parameters": parameters, "loss": runs[-1].loss}))
 
 
 def measure(store: Path, job: Path, options: argparse.Namespace, tool: str, precision: str) -> dict[str, Any]:
     """One run of one tool."""
+    out = job.with_name("result.json")
     if tool in OURS:
         size = ["--model", options.model, "--steps", str(options.steps), "--batch-rows", str(options.batch_rows)]
         settings = [f"micro_batch_rows={MICRO_ROWS}", f"threads={options.threads}", f"compile={tool != 'llmctl'}"]
         idle = ["eval_every_steps=0", "checkpoint_every_steps=0", "heldout_rows=1"]
         given = ["pretrain", "python-docs.pack", *size, *settings, *idle, "--precision", precision, "--force", "-q"]
-        command = [sys.executable, __file__, "--clocked", *given, "--store", str(store), "--name", "run"]
+        command = [sys.executable, __file__, "--clocked", str(out), *given, "--store", str(store), "--name", "run"]
     else:
         command = [options.peer_python, str(Path(__file__).with_name("train_peers.py")), tool, str(job)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, Any] = json.loads(out.read_text() if tool in OURS else done.stdout.splitlines()[-1])
     return result
 
 
@@ -157,7 +157,7 @@ def report(found: dict[str, list[dict[str, Any]]], precision: str, tokens: int) 
 
 def main() -> None:
     if sys.argv[1:2] == ["--clocked"]:
-        run_clocked(sys.argv[2:])
+        run_clocked(Path(sys.argv[2]), sys.argv[3:])
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", help="interpreter of the peers; without it only llmctl runs")
