@@ -208,6 +208,7 @@ class Run:
         self.step += 1
         self.tokens += int(tokens)
         self.train_s += spent
+        self.report.took(spent)
         self.loss = loss
         lr, speed = self.config.optimizer.lr * factor, tokens / spent
         measured = {**bits_per_byte(nll, size), **self.report.utilisation(speed), **self.report.memory()}
