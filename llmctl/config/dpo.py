@@ -9,8 +9,9 @@ from pydantic import Field, field_validator, model_validator
 from llmctl.config.base import Config, execution
 from llmctl.config.devices import Device, TrainPrecision
 from llmctl.config.heldout import HELDOUT_FRACTION
+from llmctl.config.lora import LoraConfig, check_single
 from llmctl.config.optimizers import AdamWConfig, OptimizerConfig
-from llmctl.config.preference import KtoConfig, PreferenceLossConfig, SigmoidConfig, needs_reference
+from llmctl.config.preference import KtoConfig, PreferenceLossConfig, RewardLossConfig, SigmoidConfig, needs_reference
 from llmctl.config.train import TrainConfig
 
 
@@ -76,6 +77,9 @@ class PreferenceTrainConfig(TrainConfig):
 class DpoConfig(PreferenceTrainConfig):
     """How a policy is fitted to preferences."""
 
+    lora: LoraConfig | None = Field(
+        None, description="Train adapters and publish these, in PEFT's format: {rank: 16, alpha: 32}; else all weights."
+    )
     loss: PreferenceLossConfig = Field(default=SigmoidConfig(), description="Which loss, and its constants.")
     optimizer: OptimizerConfig = Field(
         default=AdamWConfig(lr=2e-5, weight_decay=0.0), description="Optimizer and its constants."
@@ -88,6 +92,11 @@ class DpoConfig(PreferenceTrainConfig):
             return {"name": value}
         return {"name": "sigmoid", **value} if isinstance(value, dict) else value
 
+    @model_validator(mode="after")
+    def _adapters_alone(self) -> DpoConfig:
+        check_single(self)
+        return self
+
     @property
     def unpaired(self) -> bool:
         """Whether every answer is judged by itself."""
@@ -97,3 +106,12 @@ class DpoConfig(PreferenceTrainConfig):
     def needs_reference(self) -> bool:
         """Whether the loss compares with a reference model."""
         return needs_reference(self.loss)
+
+
+class RewardConfig(PreferenceTrainConfig):
+    """How a model learns to score answers."""
+
+    loss: RewardLossConfig = Field(default=RewardLossConfig(), description="Margin and centring.")
+    optimizer: OptimizerConfig = Field(
+        default=AdamWConfig(lr=1e-4, weight_decay=0.0), description="Optimizer and its constants."
+    )

@@ -14,6 +14,7 @@ from llmctl.config.dial import DialConfig, dialled, laid_under
 from llmctl.config.guards import GuardConfig
 from llmctl.config.heldout import HELDOUT_FRACTION
 from llmctl.config.keep import Keep
+from llmctl.config.lora import LoraConfig, check_single
 from llmctl.config.model import ModelConfig
 from llmctl.config.optimizers import AdamWConfig, OptimizerConfig
 from llmctl.config.schedules import CosineConfig, ScheduleConfig, ceil, decay_steps, warmup_steps
@@ -282,6 +283,9 @@ class SftConfig(TrainConfig):
     optimizer: OptimizerConfig = Field(
         default=AdamWConfig(lr=5e-4, weight_decay=0.0), description="Optimizer and its constants."
     )
+    lora: LoraConfig | None = Field(
+        None, description="Train adapters and publish these, in PEFT's format: {rank: 16, alpha: 32}; else all weights."
+    )
     epochs: float = Field(3.0, gt=0, le=10_000, description="Passes over the packed chats; rounded up to whole steps.")
     steps: int | None = Field(None, ge=1, le=10**9, description="Optimizer steps; from epochs where left out.")
     max_tokens: int | None = Field(
@@ -301,6 +305,11 @@ class SftConfig(TrainConfig):
         description="Share of the chats of a plain file kept out of training for the held-out loss, by hash of the "
         "document's id. An artifact of llmctl chats brings its own held-out side.",
     )
+
+    @model_validator(mode="after")
+    def _adapters_alone(self) -> SftConfig:
+        check_single(self)
+        return self
 
 
 def micro_rows(config: TrainConfig, ranks: int) -> int:

@@ -207,6 +207,11 @@ class PagedAttention:
     rows: kernel.Rows | None  # of the first tokens of the row
     groups: Sequence[Group]  # of those behind them
 
+    @property
+    def all_rows(self) -> bool:
+        """Whether the step has single tokens alone, and a cache in the model's own numbers."""
+        return not self.groups and self.rows is not None and self.cache.scales is None
+
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring = PLAIN) -> Tensor:
         """Store the row's keys and values and attend: [1,N,H,E] to [1,N,H,G]."""
         self.cache.write(layer, self.places, k[0], v[0])  # all of them first: a sequence may share what another writes

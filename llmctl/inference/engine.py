@@ -6,6 +6,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -137,9 +138,10 @@ class Engine:
         options: Options = DEFAULT,
     ) -> Engine:
         """Open a checkpoint directory, its tokenizer with it. Errors are those of `huggingface.load`."""
-        tokenizer = Tokenizer.open(directory)
-        model = prepare(huggingface.load(directory, dtype=dtype, device=device), options.weights)
-        return cls(model, tokenizer, max_running=max_running, options=options)
+        with ThreadPoolExecutor(1) as beside:  # the weights are read and laid out without Python's lock
+            tokenizer = beside.submit(Tokenizer.open, directory)
+            model = prepare(huggingface.load(directory, dtype=dtype, device=device), options.weights)
+        return cls(model, tokenizer.result(), max_running=max_running, options=options)
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -3,109 +3,22 @@
    Numbers are float or bfloat16, as the model has them; all arithmetic is in float. Nothing is allocated. kernel.py
    documents the functions, and the tests hold them against torch (tests/inference/test_kernel.py). */
 
-#include <math.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
+#include "lanes.h"
 
-/* One build serves every x86-64 processor: the loader picks the widest version that the machine runs. Other
-   architectures have their vector instructions in the base set, so plain -O3 does there. */
-#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__)
-#define EVERY_WIDTH __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define EVERY_WIDTH
-#endif
-#define INLINE static inline __attribute__((always_inline))
-
-#define LANES 16
 #define WIDEST 256 /* numbers of a head */
 #define TOGETHER 8 /* queries that one pass over the keys serves */
 #define LEAST (-3.0e38f)
 
-enum { FLOAT = 0, BFLOAT16 = 1, INT8 = 2 };
-
-typedef float lanes __attribute__((vector_size(64)));
-typedef float loose_lanes __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t whole_lanes __attribute__((vector_size(64)));
-typedef uint16_t half_lanes __attribute__((vector_size(32)));
-typedef uint16_t loose_half_lanes __attribute__((vector_size(32), aligned(2), may_alias));
-typedef int8_t loose_byte_lanes __attribute__((vector_size(16), aligned(1), may_alias));
-
-INLINE lanes all(float value) { return value - (lanes){0}; }
-
-INLINE lanes chosen(whole_lanes where, lanes yes, lanes no) {
-    return (lanes)((where & (whole_lanes)yes) | (~where & (whole_lanes)no));
-}
-
-/* Sixteen numbers from place `at` on. */
-INLINE lanes load(const void *from, int64_t at, int kind) {
-    if (kind == FLOAT) return *(const loose_lanes *)((const float *)from + at);
-    if (kind == INT8) return __builtin_convertvector(*(const loose_byte_lanes *)((const int8_t *)from + at), lanes);
-    whole_lanes wide = __builtin_convertvector(*(const loose_half_lanes *)((const uint16_t *)from + at), whole_lanes);
-    return (lanes)(wide << 16);
-}
-
-/* Store sixteen numbers; to bfloat16 rounded to nearest, ties to even. */
-INLINE void store(void *to, int64_t at, lanes x, int kind) {
-    if (kind == FLOAT) {
-        *(loose_lanes *)((float *)to + at) = x;
-        return;
-    }
-    whole_lanes bits = (whole_lanes)x;
-    whole_lanes rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
-    whole_lanes odd = x != x; /* rounding could make infinity of what is no number */
-    rounded = (rounded & ~odd) | (odd & 0x7FC0);
-    *(loose_half_lanes *)((uint16_t *)to + at) = __builtin_convertvector(rounded, half_lanes);
-}
-
-INLINE float one(const void *from, int64_t at, int kind) {
-    if (kind == FLOAT) return ((const float *)from)[at];
-    uint32_t bits = (uint32_t)((const uint16_t *)from)[at] << 16;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
-INLINE void store_one(void *to, int64_t at, float value, int kind) {
-    if (kind == FLOAT) {
-        ((float *)to)[at] = value;
-        return;
-    }
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    ((uint16_t *)to)[at] = value != value ? 0x7FC0 : (uint16_t)((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
-}
-
-/* e^x to 2 units in the last place, 0 below -87; after Cephes' expf: x = n ln 2 + r, and a polynomial of r. */
-INLINE lanes exponential(lanes x) {
-    whole_lanes gone = x < -87.0f;
-    x = chosen(gone, all(-87.0f), x);
-    x = chosen(x > 88.0f, all(88.0f), x);
-    lanes n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* 1.5 x 2^23: rounds to a whole number */
-    lanes r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-    lanes p = all(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    whole_lanes power = (__builtin_convertvector(n, whole_lanes) + 127) << 23;
-    return chosen(gone, all(0.0f), p * (lanes)power);
-}
-
-INLINE lanes hyperbolic_tangent(lanes x) { return 1.0f - 2.0f / (exponential(x * 2.0f) + 1.0f); }
-
-INLINE float sum_of(lanes x) {
-    float total = 0;
-    for (int i = 0; i < LANES; i++) total += x[i];
-    return total;
-}
-
-INLINE float largest_of(lanes x) {
-    float most = x[0];
-    for (int i = 1; i < LANES; i++) most = x[i] > most ? x[i] : most;
-    return most;
+/* The best build for this processor: 0 the plain one, 1 AVX2, 2 AVX-512, 3 with products of bfloat16. */
+int level(void) {
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (__builtin_cpu_supports("avx512bf16")) return 3;
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd"))
+        return 2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) return 1;
+#endif
+    return 0;
 }
 
 /* The sums of sixteen vectors, each in its lane: four rounds in which two vectors become one. */
@@ -130,23 +43,6 @@ INLINE lanes sums_of(lanes *x) {
 #undef FOLD
     return x[0];
 }
-
-typedef void (*Parallel)(void (*work)(void *), void *job, unsigned threads, unsigned flags); /* GOMP_parallel */
-
-/* Attention of rows to what the cache holds of their sequences. */
-typedef struct {
-    const void *q;         /* [rows, heads, width], rows q_stride numbers apart */
-    void *out;             /* [rows, heads, width] */
-    const void *data;      /* one layer of the cache, [blocks, block, 2 x kv_heads, width] */
-    const float *scales;   /* of a cache in 8 bits, [blocks, block, 2 x kv_heads] */
-    const int32_t *tables; /* [sequences, table_width], blocks of each sequence */
-    const int32_t *places; /* [rows, 2], each row's sequence and how many of its tokens it sees */
-    const float *slopes;   /* [heads] or null, see Scoring */
-    const float *sinks;    /* [heads] or null */
-    int64_t rows, heads, kv_heads, width, block, table_width, q_stride, window; /* window 0: none */
-    float scale, softcap;                                                       /* softcap 0: none */
-    int32_t kind, cache_kind, next;
-} Attention;
 
 /* The query heads `first` to `first + count` of one row, which share the keys and values of `kv_head`. */
 INLINE void attend_heads(const Attention *job, int64_t row, int64_t kv_head, int64_t first, int count,
@@ -238,7 +134,7 @@ INLINE void attend_group(const Attention *job, int64_t row, int64_t kv_head, int
 }
 
 /* Take one row and one head of keys after the other until none is left; several threads may. */
-EVERY_WIDTH static void attend_some(void *given) {
+static void attend_some(void *given) {
     Attention *job = given;
     const int64_t count = job->rows * job->kv_heads;
     int64_t task;
@@ -255,14 +151,11 @@ EVERY_WIDTH static void attend_some(void *given) {
 
 void attend(Attention *job, Parallel parallel, unsigned threads) {
     job->next = 0;
-    if (parallel && threads > 1)
-        parallel(attend_some, job, threads, 0);
-    else
-        attend_some(job);
+    share(attend_some, job, parallel, threads);
 }
 
 /* x / sqrt(mean(x^2) + eps) * weight of each row of `width` numbers. */
-EVERY_WIDTH void rms_norm(const void *x, const void *weight, void *out, int64_t rows, int64_t width, float eps,
+void rms_norm(const void *x, const void *weight, void *out, int64_t rows, int64_t width, float eps,
                           int32_t kind) {
     const int64_t whole = width - width % LANES;
     for (int64_t row = 0; row < rows; row++) {
@@ -283,7 +176,7 @@ EVERY_WIDTH void rms_norm(const void *x, const void *weight, void *out, int64_t 
 }
 
 /* silu(gate) * up, of rows that hold gate and up behind one another. */
-EVERY_WIDTH void gated(const void *joined, void *out, int64_t rows, int64_t width, int32_t kind) {
+void gated(const void *joined, void *out, int64_t rows, int64_t width, int32_t kind) {
     const int64_t whole = width - width % LANES;
     for (int64_t row = 0; row < rows; row++) {
         const int64_t gate = row * 2 * width, up = gate + width;
@@ -299,7 +192,7 @@ EVERY_WIDTH void gated(const void *joined, void *out, int64_t rows, int64_t widt
 }
 
 /* Turn the first `heads` heads of each row in place by the row's angles: x cos + (right half, left half) sin. */
-EVERY_WIDTH void turn(void *x, const float *cosines, const float *signed_sines, int64_t rows, int64_t stride,
+void turn(void *x, const float *cosines, const float *signed_sines, int64_t rows, int64_t stride,
                       int64_t heads, int64_t width, int32_t kind) {
     const int64_t half = width / 2, whole = half - half % LANES;
     for (int64_t row = 0; row < rows; row++) {

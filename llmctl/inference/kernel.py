@@ -1,13 +1,15 @@
-"""Python's side of kernel.c: what lies between the matrix products of a model that answers on a CPU.
+"""Python's side of kernel.c and linear.c: the steps of a model that answers on a CPU.
 
-torch runs each of these as several operations that wait for one another, and its attention of single queries in
-bfloat16 takes ten times as long as reading the keys does.
+What lies between the products torch runs as several operations that wait for one another, and its attention of single
+queries in bfloat16 takes ten times as long as reading the keys does. Products of few rows read weights at the speed of
+memory here, at half of it through oneDNN.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from llmctl.model.positions import Angles
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # as in kernel.c
 LANES, WIDEST_HEAD = 16, 256  # as in kernel.c
+PANEL = 32  # as in linear.c
+BUILDS = ("kernel", "kernel_avx2", "kernel_avx512", "kernel_avx512bf16")  # by `level` of kernel.c; see setup.py
 
 
 class _Attention(ctypes.Structure):
@@ -39,10 +43,38 @@ class _Attention(ctypes.Structure):
     )
 
 
+class _Linear(ctypes.Structure):
+    """As in linear.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "residual", "out")),
+        *((name, ctypes.c_int64) for name in ("rows", "width", "outputs")),
+        ("kind", ctypes.c_int32),
+        ("next", ctypes.c_int32),
+    )
+
+
+class _Packing(ctypes.Structure):
+    """As in linear.c."""
+
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("packed", ctypes.c_void_p),
+        ("outputs", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("kind", ctypes.c_int32),
+        ("next", ctypes.c_int32),
+    )
+
+
 @functools.cache
 def library() -> ctypes.CDLL:
-    """The compiled kernel, which lets other threads run meanwhile; an `LlmctlError` where it was not built."""
-    return compiled.library(__file__, "kernel")
+    """The build for this processor, which lets other threads run meanwhile.
+
+    Raises:
+        LlmctlError: the kernel was not built.
+    """
+    return compiled.library(__file__, BUILDS[compiled.library(__file__, BUILDS[0]).level()])
 
 
 @functools.cache
@@ -109,7 +141,7 @@ def attend(q: Tensor, data: Tensor, scales: Tensor | None, rows: Rows, scoring: 
     slopes = None if scoring.slopes is None else scoring.slopes.float().contiguous()
     sinks = None if scoring.sinks is None else scoring.sinks.float().contiguous()
     job = _Attention(
-        *map(_address, (q, out, data, scales, rows.tables, rows.places, slopes, sinks)),
+        *map(address, (q, out, data, scales, rows.tables, rows.places, slopes, sinks)),
         *(R, H, data.shape[2] // 2, E, data.shape[1], rows.tables.shape[1], q.stride(0), scoring.window or 0),
         E**-0.5 if scoring.scale is None else scoring.scale,
         scoring.softcap or 0.0,
@@ -120,8 +152,58 @@ def attend(q: Tensor, data: Tensor, scales: Tensor | None, rows: Rows, scoring: 
     return out
 
 
-def _address(tensor: Tensor | None) -> int | None:
+class Block(ctypes.Structure):
+    """As in block.c; `FusedBlock` fills it in."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "out", "scratch", "norm", "qkv", "qkv_bias", "o", "o_bias")),
+        *((name, ctypes.c_void_p) for name in ("norm_after", "gate_up", "gate_up_bias", "down", "down_bias")),
+        *((name, ctypes.c_void_p) for name in ("cosines", "signed_sines", "places")),
+        ("width", ctypes.c_int64),
+        ("inner", ctypes.c_int64),
+        ("eps", ctypes.c_float),
+        ("eps_after", ctypes.c_float),
+        ("attention", _Attention),
+    )
+
+
+def run_block(block: Block) -> None:
+    """Run one, whose every field is set."""
+    library().block(ctypes.byref(block), _parallel(), torch.get_num_threads())
+
+
+def address(tensor: Tensor | None) -> int | None:
+    """Where its numbers are; None for none."""
     return None if tensor is None else tensor.data_ptr()
+
+
+def pack(weights: Sequence[Tensor]) -> Tensor:
+    """Weights [N,K], of layers that are to be one, in the order in which `linear` reads them: in panels of 32 outputs.
+
+    K is even in bfloat16.
+    """
+    if any(len(weight) % PANEL for weight in weights[:-1]):
+        weights = [torch.cat(list(weights))]
+    panels = [-(-len(weight) // PANEL) for weight in weights]
+    width, dtype = weights[0].shape[1], weights[0].dtype
+    packed = torch.empty(sum(panels) * PANEL * width, dtype=dtype)
+    parts = torch.split(packed, [count * PANEL * width for count in panels])
+    for some, weight in zip(parts, weights, strict=True):
+        whole = weight.contiguous()
+        job = _Packing(whole.data_ptr(), some.data_ptr(), *whole.shape, KINDS[dtype])
+        library().pack(ctypes.byref(job), _parallel(), torch.get_num_threads())
+    return packed
+
+
+def linear(x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int) -> Tensor:
+    """Products [...,K] to [...,N] with weights from `pack`."""
+    x = x.contiguous()
+    width = x.shape[-1]
+    out = x.new_empty((*x.shape[:-1], outputs))
+    given = (x.data_ptr(), packed.data_ptr(), address(bias), None, out.data_ptr())
+    job = _Linear(*given, x.numel() // width, width, outputs, KINDS[x.dtype])
+    library().linear(ctypes.byref(job), _parallel(), torch.get_num_threads())
+    return out
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

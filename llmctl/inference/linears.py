@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from llmctl.config.devices import Weights
-from llmctl.inference.fused import fuse
+from llmctl.inference import kernel
+from llmctl.inference.fused import MakeLinear, fuse
 from llmctl.model.transformer import Transformer
 
 GROUP = 32
@@ -19,40 +19,32 @@ READ_DIRECTLY = ("kv_b_proj", "router")
 """Layers whose weight the model itself reads, so that they stay as they are."""
 TINY = 1e-30
 """Least scale, so that a row of zeros divides by something."""
-PACKED_ROWS = 32
 PART = 1 << 18
 """Weights that are turned back at a time: 1 MiB in float32."""
 FEW_ROWS = 4
 """Up to so many rows the 8-bit kernel is faster than turning the weights back first (measured, docs/benchmarks.md)."""
 
 
-@functools.cache
-def _linear_pointwise() -> Callable[..., Tensor]:
-    """The product of oneDNN, found once: the look-up by name costs as much as a small product."""
-    return torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001
-
-
 class PackedLinear(nn.Module):
-    """A linear layer whose weight is stored in the order in which oneDNN's kernels read it.
-
-    Otherwise every product with more than one row copies the weight into that order first, which for a few rows costs
-    as much as the product.
+    """A linear layer whose weight is stored in the order in which the kernel reads it.
 
     Args:
-        weight: [N,K], float32 or bfloat16, on a CPU.
+        weights: [N,K], float32 or bfloat16, on a CPU; of several layers that are to be one.
         bias: [N].
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(self, weights: Sequence[Tensor], bias: Tensor | None) -> None:
         super().__init__()
-        # A layer that narrows is packed as for one row: a quarter faster there, and no slower for a few.
-        rows = 1 if weight.shape[1] > weight.shape[0] else PACKED_ROWS
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)  # noqa: SLF001
+        self.outputs = sum(map(len, weights))
+        self.register_buffer("packed", kernel.pack([weight.detach() for weight in weights]))
         self.register_buffer("bias", None if bias is None else bias.detach())
+
+    packed: Tensor
+    bias: Tensor | None
 
     def forward(self, x: Tensor) -> Tensor:
         """[...,K] to [...,N]."""
-        return _linear_pointwise()(x, self._packed, self.bias, "none", [], "")
+        return kernel.linear(x, self.packed, self.bias, self.outputs)
 
 
 class Int8Linear(nn.Module):
@@ -177,21 +169,36 @@ def prepare(model: Transformer, weights: Weights) -> Transformer:
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, nn.Linear) and layer is not model.lm_head and name not in READ_DIRECTLY:
-                setattr(parent, name, make(layer.weight, layer.bias))
-    head = Int8Linear if weights == "int4" else make
-    model.lm_head = head(model.output_weight, None)
+                setattr(parent, name, make([layer.weight], layer.bias))
+    head = _int8 if weights == "int4" else make
+    model.lm_head = head([model.output_weight], None)
     return model
 
 
-def _maker(model: Transformer, weights: Weights) -> Callable[[Tensor, Tensor | None], nn.Module] | None:
+def _maker(model: Transformer, weights: Weights) -> MakeLinear | None:
     """What makes a layer's replacement; None where nothing is to be replaced."""
-    if weights == "int8":
-        return Int8Linear
-    if weights == "int4":
-        return lambda weight, bias: (Int4Linear if _fits_groups(weight) else Int8Linear)(weight, bias)
-    packs = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
-    fits = model.device.type == "cpu" and model.dtype in (torch.float32, torch.bfloat16)
-    return PackedLinear if packs and fits else None
+    if weights == "plain":
+        return _packed if kernel.serves(model.output_weight) else None
+    return _int8 if weights == "int8" else _int4
+
+
+def _int8(weights: Sequence[Tensor], bias: Tensor | None) -> nn.Module:
+    return Int8Linear(torch.cat(list(weights)), bias)
+
+
+def _int4(weights: Sequence[Tensor], bias: Tensor | None) -> nn.Module:
+    weight = torch.cat(list(weights))
+    return (Int4Linear if _fits_groups(weight) else Int8Linear)(weight, bias)
+
+
+def _packed(weights: Sequence[Tensor], bias: Tensor | None) -> nn.Module:
+    width = weights[0].shape[1]
+    if weights[0].dtype == torch.float32 or width % 2 == 0:
+        return PackedLinear(weights, bias)
+    weight = torch.cat(list(weights))  # the kernel reads pairs
+    kept = nn.Linear(width, len(weight), bias=bias is not None, device="meta")
+    kept.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias}, assign=True)
+    return kept
 
 
 def _fits_groups(weight: Tensor) -> bool:

@@ -59,10 +59,10 @@ def draw(logits: Tensor, turns: Sequence[Turn]) -> Drawn:
         logits: float32 [B,V], as the model gave them.
         turns: B.
     """
-    if not bool(torch.isfinite(logits.amax(dim=-1)).all()):
-        raise FloatingPointError("the model's logits are not finite, so no token can be chosen")
     bent = adjusted(logits, turns)
     best, greedy = bent.max(dim=-1)
+    if not bool(torch.isfinite(best if bent is logits else logits.amax(dim=-1)).all()):
+        raise FloatingPointError("the model's logits are not finite, so no token can be chosen")
     mass, picked = None, greedy
     if any(turn.request.temperature > 0 for turn in turns):
         mass = probabilities(bent, [turn.request for turn in turns])

@@ -124,7 +124,7 @@ class Transformer(nn.Module):
         layers: the blocks, and behind them those of multi-token prediction.
         attention_backend: the kernel that packed rows are to attend through (`llmctl.model.kernels`).
         sequence: the ranks that share rows, None where each has rows of its own.
-        tally: figures of training since they were last taken, by name: a sum and what to divide it by.
+        tally: figures of training since they were last taken, by name: what is to be summed, and what to divide it by.
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:

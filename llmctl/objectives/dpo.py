@@ -9,7 +9,7 @@ import numpy as np
 from llmctl.config.dpo import DpoConfig, LogprobsConfig
 from llmctl.config.preference import KtoConfig, PairLossConfig
 from llmctl.config.train import steps_of_epochs
-from llmctl.objectives import checkpoint
+from llmctl.objectives import adapter, checkpoint
 from llmctl.objectives.logprobs import read_references
 from llmctl.objectives.pair_rows import PackedPairs
 from llmctl.objectives.pairs import Pairs, read_pairs
@@ -66,14 +66,15 @@ def train(job: Job[DpoConfig]) -> Product:
         KtoObjective(rows, config.loss) if isinstance(config.loss, KtoConfig) else PairObjective(rows, config.loss)
     )
     model = open_model(given, tokenizer)
+    start = adapter.begin(model, job.config.lora, job.config.seed)
     steps = config.steps or steps_of_epochs(config.epochs, rows.count, config.batches)
     held_out = HeldOutPairs(held, objective) if held.count else None
     fitted = fit(job, model, objective, steps=steps, heldout_rows=held_out)
-    return checkpoint.publish(
+    return checkpoint.publish_tuned(
         job,
         fitted,
-        model.config,
-        tokenizer_directory=given.data,
+        model,
+        start,
         semantic={
             "vocab_size": tokenizer.vocab_size,
             "tokenizer": given.manifest.semantic["tokenizer"],

@@ -27,6 +27,7 @@ class PackedPairs:
 
         present    bool [B, P], whether there is a pair in the slot
         reference  float64 [B, P, 2], log-probability of either answer under the reference model
+        ends       int64 [B, P, 2], the column of the token that ends either answer
         margin     float64 [B, P]
         desirable  bool [B, P]
 
@@ -62,6 +63,7 @@ class PackedPairs:
         labels = np.full(shape, IGNORE, dtype=np.int64)
         present, desirable = np.zeros(slots, dtype=np.bool_), np.zeros(slots, dtype=np.bool_)
         margin, reference = np.zeros(slots), np.zeros((*slots, 2))
+        ends = np.zeros((*slots, 2), dtype=np.int64)
         for row, index in enumerate(indices):
             at = 0
             for slot, which in enumerate(self.pairs_of(int(index)).tolist()):
@@ -72,8 +74,9 @@ class PackedPairs:
                     place = slice(at, at + answer.ids.size)
                     tokens[row, place], labels[row, place] = answer.ids, answer.labels
                     positions[row, place], documents[row, place] = np.arange(answer.ids.size), 2 * slot + side
+                    ends[row, slot, side] = at + answer.end
                     at += answer.ids.size
-        beside = {"present": present, "reference": reference, "margin": margin, "desirable": desirable}
+        beside = {"present": present, "reference": reference, "ends": ends, "margin": margin, "desirable": desirable}
         units = np.count_nonzero(present, axis=1).astype(np.int64)
         return Batch(tokens, positions, documents, labels, units, beside)
 

@@ -40,6 +40,11 @@ class Answer:
         """How many ids are predicted."""
         return int(np.count_nonzero(self.labels != IGNORE))
 
+    @property
+    def end(self) -> int:
+        """Where the last id stands that is predicted."""
+        return int(np.flatnonzero(self.labels != IGNORE)[-1]) + 1
+
 
 @dataclass(frozen=True)
 class Pair:

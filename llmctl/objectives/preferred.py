@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -21,6 +22,9 @@ from llmctl.train.strategy import Strategy
 
 Figures = Mapping[str, tuple[Tensor, int]]
 """By name: a sum and what to divide it by."""
+
+
+_NOTING = threading.Lock()  # micro-batches may be computed side by side
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class PairObjective:
 
     def loss(self, model: Transformer, batch: Tensors) -> Tensor:
         """Sum over the pairs of the batch."""
-        return _tallied(model, self.scored(model, batch))
+        return tallied(model, self.scored(model, batch))
 
     def scored(self, model: Transformer, batch: Tensors) -> Scored:
         """Losses; rewards as `implied_rewards`, their difference, and how often the chosen one's is larger."""
@@ -76,7 +80,7 @@ class PairObjective:
         losses = preference_losses(chosen, rejected, self.config)
         better, worse = implied_rewards(chosen, self.config), implied_rewards(rejected, self.config)
         values = (better, worse, better - worse, (better > worse).double(), chosen.logps, rejected.logps)
-        return Scored(losses, _summed(self.names, values))
+        return Scored(losses, summed(self.names, values))
 
 
 class KtoObjective:
@@ -121,7 +125,7 @@ class KtoObjective:
 
     def loss(self, model: Transformer, batch: Tensors) -> Tensor:
         """Sum over the answers of the batch, with the z of the step."""
-        return _tallied(model, self.scored(model, batch))
+        return tallied(model, self.scored(model, batch))
 
     def scored(self, model: Transformer, batch: Tensors) -> Scored:
         """Losses; rewards of good and of bad answers, and how often a reward is on the right side of z."""
@@ -141,19 +145,21 @@ class KtoObjective:
             logps[~good],
             divergence.expand(len(good)),
         )
-        return Scored(losses, _summed(self.names, values))
+        return Scored(losses, summed(self.names, values))
 
 
-def _summed(names: Sequence[str], values: Sequence[Tensor]) -> Figures:
+def summed(names: Sequence[str], values: Sequence[Tensor]) -> Figures:
+    """Figures of a batch by name, from their values, each [n]."""
     return {name: (value.detach().sum(), value.numel()) for name, value in zip(names, values, strict=True)}
 
 
-def _tallied(model: Transformer, scored: Scored) -> Tensor:
+def tallied(model: Transformer, scored: Scored) -> Tensor:
     """The sum of the losses; the figures go into the tally of a model that is trained."""
     if model.training:
-        for name, (value, count) in scored.figures.items():
-            before, counted = model.tally.get(name, (torch.zeros_like(value), 0))
-            model.tally[name] = (before + value, counted + count)
+        with _NOTING:
+            for name, (value, count) in scored.figures.items():
+                noted, counted = model.tally.get(name, (value.new_empty(0, dtype=torch.float64), 0))
+                model.tally[name] = (torch.cat([noted, value.double().reshape(1)]), counted + count)
     return scored.losses.sum()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmctl.config.errors import InputError
 from llmctl.config.train import SftConfig, steps_of_epochs
-from llmctl.objectives import checkpoint
+from llmctl.objectives import adapter, checkpoint
 from llmctl.objectives.chats import PackedChats, Sides, read_sides
 from llmctl.objectives.losses import NextToken
 from llmctl.objectives.start import fill_id, longest, open_model, open_tokenizer
@@ -29,6 +29,7 @@ def train(job: Job[SftConfig]) -> Product:
     given = job.artifact()
     tokenizer = open_tokenizer(given)
     model = open_model(given, tokenizer)
+    start = adapter.begin(model, job.config.lora, job.config.seed)
     length = longest(given, job.config.max_tokens)
     filling = fill_id(given, tokenizer)
     chats = read_sides(job.inputs["chats"], tokenizer, length, job.config.heldout_fraction)
@@ -38,11 +39,11 @@ def train(job: Job[SftConfig]) -> Product:
     steps = job.config.steps or steps_of_epochs(job.config.epochs, rows.count, batches)
     held_out = HeldOutRows(held, tokenizer.byte_lengths) if held.count else None
     fitted = fit(job, model, NextToken(rows), steps=steps, heldout_rows=held_out)
-    return checkpoint.publish(
+    return checkpoint.publish_tuned(
         job,
         fitted,
-        model.config,
-        tokenizer_directory=given.data,
+        model,
+        start,
         semantic={
             "vocab_size": tokenizer.vocab_size,
             "tokenizer": given.manifest.semantic["tokenizer"],

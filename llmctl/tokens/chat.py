@@ -19,6 +19,7 @@ from jinja2.parser import Parser
 
 from llmctl.config.errors import InputError
 from llmctl.tokens.sandbox import compiled, rendered
+from llmctl.tokens.spans import enclosed, marks_generation, spoken_spans
 from llmctl.tokens.tokenizer import Tokenizer
 from llmctl.tokens.tools import knows_tools, spelled_out
 
@@ -104,17 +105,31 @@ def render_training(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[
     """Ids of a whole chat, and for each whether it is to be learned.
 
     True on what the assistant says and on the token after it that ends the turn, False everywhere else. The ids up
-    to an assistant's turn are exactly those of `render_prompt` of the messages before it.
+    to an assistant's turn are exactly those of `render_prompt` of the messages before it. Where the template marks
+    nothing with `{% generation %}`, as few published ones do, the turns are found by `spoken_spans`.
 
     Raises:
         InputError: malformed messages, no turn of the assistant, or a template that fails or marks nothing.
     """
-    ids, learned = _encoded(tokenizer, _rendered(tokenizer, messages, add_generation_prompt=False))
+    text = _rendered(tokenizer, messages, add_generation_prompt=False)
+    if not marks_generation(tokenizer.chat_template):
+        text = enclosed(text, _spans(tokenizer, messages), OPEN, CLOSE)
+    ids, learned = _encoded(tokenizer, text)
     if not any(message["role"] == "assistant" for message in messages):
         raise InputError("messages hold no assistant turn: there is nothing to learn", hint="add the answer")
     if not any(learned):
         raise InputError("the chat template marks nothing to learn", hint="put {% generation %} around the answers")
     return ids, learned
+
+
+def _spans(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[tuple[int, int]]:
+    """Where the assistant speaks in the rendered chat."""
+
+    def render(count: int, opened: bool) -> str:
+        return _rendered(tokenizer, messages[:count], add_generation_prompt=opened)
+
+    ends = [text for text, index in tokenizer.special.items() if index in tokenizer.stop_ids]
+    return spoken_spans([message["role"] for message in messages], render, ends)
 
 
 def check_messages(messages: Any, roles: Sequence[str] = ROLES) -> None:

@@ -224,8 +224,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _raise_failure(work: Path, code: int) -> None:
-    for path in sorted(work.glob(FAILURE_FILES)):
-        failure = json.loads(path.read_bytes())
+    failures = [json.loads(path.read_bytes()) for path in sorted(work.glob(FAILURE_FILES))]
+    for failure in sorted(failures, key=lambda failure: failure["class"] == errors.ElsewhereError.__name__):
         kind = getattr(errors, failure["class"], LlmctlError)
         raise kind(failure["what"], hint=failure["hint"])
     if code == 0 and (work / PRODUCT_FILE).exists():

@@ -43,7 +43,8 @@ class Local:
         recompute(self.model, config.recompute)
         if config.compile:
             self.model.compile(dynamic=False)
-        self.parameters = dict(model.named_parameters())  # a tied one is named once
+        # A tied one is named once, and what is frozen is no part of the run's state.
+        self.parameters = {name: one for name, one in model.named_parameters() if one.requires_grad}
         self.autocast = product_dtype(config.precision)
         self.optimizer = build_optimizer(model, config.optimizer, self.autocast)
         self.groups = "; ".join(filter(None, (described(self.optimizer, config.optimizer), told)))

@@ -9,12 +9,13 @@ import torch
 
 from llmctl.config.errors import InputError
 from llmctl.inference.engine import Engine
+from llmctl.inference.linears import prepare
 from llmctl.inference.options import Options
 from llmctl.inference.request import Request
 from llmctl.model.attention import packed
 from llmctl.model.transformer import Transformer
 from tests.inference.conftest import VOCAB, lively
-from tests.inference.test_scheduling import drawn_requests, same
+from tests.inference.test_scheduling import SHAPES, drawn_requests, same, same_but_for_borders
 
 LOOKUP = Options(draft_tokens=4)
 
@@ -51,6 +52,17 @@ def test_answers_are_those_without_guesses(options: Options) -> None:
             assert 0 <= engine.counts.accepted <= engine.counts.drafted
             assert engine.counts.drafted > 0
             assert engine.cache_usage == 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_guesses_change_nothing_in_any_family(shape: str) -> None:
+    model = prepare(lively(**SHAPES[shape]), "plain")
+    requests = [replace(one, frequency_penalty=-9.0) for one in drawn_requests(4, 5)]  # these repeat themselves
+    with Engine(model, None, max_running=1) as engine:
+        plain = [engine.generate([request])[0] for request in requests]
+    with Engine(model, None, max_running=3, options=LOOKUP) as engine:
+        same_but_for_borders(engine.generate(requests), plain, requests, model)
+        assert 0 < engine.counts.accepted <= engine.counts.drafted
 
 
 def acceptance(options: Options, **settings: float) -> float:

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from llmctl.config.model import ModelConfig
+from llmctl.data import compiled
 from llmctl.inference import kernel
 from llmctl.inference.linears import prepare
-from llmctl.model.attention import Scoring, packed, scored
+from llmctl.model.attention import PLAIN, Scoring, packed, scored
 from llmctl.model.positions import rotary_angles, rotate
 from llmctl.model.transformer import Transformer
 from tests.conftest import environment
@@ -170,3 +171,34 @@ def test_the_kernel_is_for_a_cpu_and_whole_lanes() -> None:
     assert not kernel.serves_heads(torch.zeros(1, 1, 2, 64, dtype=torch.float64))
     model = Transformer(ModelConfig.model_validate("nano"), VOCAB).half()
     assert prepare(model, "plain") is model
+
+
+def builds() -> list[str]:
+    """Those that this machine runs."""
+    return list(kernel.BUILDS[: compiled.library(kernel.__file__, kernel.BUILDS[0]).level() + 1])
+
+
+@pytest.mark.parametrize("build", kernel.BUILDS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_build_gives_the_same(build: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    if build not in builds():
+        pytest.skip("for another processor")
+    monkeypatch.setattr(kernel, "library", lambda: compiled.library(kernel.__file__, build))
+    for outputs, width in ((32, 64), (70, 46), (7, 2), (320, 192)):
+        weight, bias, x = (drawn(*shape).to(dtype) for shape in ((outputs, width), (outputs,), (41, width)))
+        packed = kernel.pack([weight])
+        for rows in (1, 2, 3, 8, 13, 41):
+            ours = kernel.linear(x[:rows], packed, bias, outputs)
+            close(ours, functional.linear(x[:rows].double(), weight.double(), bias.double()), dtype)
+            assert torch.equal(ours[0], kernel.linear(x[:1], packed, bias, outputs)[0])  # whatever is beside it
+    q, data = drawn(6, 4, 64, seed=1).to(dtype), drawn(9, 16, 4, 64, seed=2).to(dtype)
+    tables, places = torch.arange(9).view(1, 9), torch.tensor([(0, seen) for seen in (1, 15, 16, 17, 90, 144)])
+    ours = kernel.attend(q, data, None, kernel.Rows(tables.int(), places.int()), PLAIN)
+    close(ours, by_reference(q, data, tables, places, PLAIN), dtype)
+
+
+def test_layers_that_become_one_lie_behind_one_another() -> None:
+    for sizes in ((64, 32, 33), (20, 12, 5)):
+        weights, x = [drawn(size, 24, seed=size) for size in sizes], drawn(3, 24)
+        ours = kernel.linear(x, kernel.pack(weights), None, sum(sizes))
+        close(ours, torch.cat([functional.linear(x.double(), weight.double()) for weight in weights], -1), x.dtype)

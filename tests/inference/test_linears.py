@@ -31,7 +31,7 @@ def test_a_packed_layer_is_the_layer(shape: tuple[int, int], dtype: torch.dtype,
     weight, bias, x = drawn(shape, dtype), drawn(shape[:1], dtype, 1), drawn((2, rows, shape[1]), dtype, 2)
     expected = functional.linear(x, weight, bias)
     assert torch.allclose(
-        PackedLinear(weight, bias)(x), expected, atol=1e-4, rtol=1e-2 if dtype.itemsize == 2 else 1e-5
+        PackedLinear([weight], bias)(x), expected, atol=1e-4, rtol=1e-2 if dtype.itemsize == 2 else 1e-5
     )
 
 
@@ -105,7 +105,7 @@ def test_the_formats_are_options_of_the_engine(checkpoint: Path) -> None:
     for weights, kind in (("plain", PackedLinear), ("int8", Int8Linear), ("int4", Int4Linear)):
         options = Options(weights=weights, cache_bits=8)  # type: ignore[arg-type]
         with open_engine(checkpoint, device="cpu", precision="fp32", options=options) as engine:
-            assert isinstance(engine.model.layers[0].self_attn.qkv_proj, kind)  # type: ignore[union-attr]
+            assert isinstance(getattr(engine.model.layers[0], "block", engine.model.layers[0]).self_attn.qkv_proj, kind)  # type: ignore[union-attr]
             assert engine._scheduler.cache.data.dtype == torch.int8
             assert len(engine.generate([Request([1], max_tokens=5, stop_ids=())])[0].token_ids) == 5
 

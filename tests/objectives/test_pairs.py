@@ -6,6 +6,8 @@ import json
 import random
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from llmctl.config.errors import InputError
 from llmctl.config.model import ModelConfig
 from llmctl.config.preference import needs_reference
+from llmctl.data.tables import PREFERENCES, read_rows
 from llmctl.model.kernels import attend_through
 from llmctl.model.likelihood import Tensors
 from llmctl.model.transformer import Transformer
@@ -21,7 +24,9 @@ from llmctl.objectives.dpo import objective_of
 from llmctl.objectives.pair_rows import PackedPairs, answer_logps
 from llmctl.objectives.pairs import Answer, Pair, mismatched, read_pairs
 from llmctl.objectives.preferred import HeldOutPairs
-from llmctl.store.artifact import FileInput
+from llmctl.store.artifact import Artifact, FileInput
+from llmctl.store.files import sha256_file
+from llmctl.store.manifest import FileEntry
 from llmctl.tokens.batch import IGNORE
 from llmctl.tokens.tokenizer import Tokenizer
 from llmctl.train.local import Local
@@ -76,7 +81,7 @@ def gradient_of(loss, rows, parts, micro_rows):
         value = objective.loss(model, Tensors.of(batch, strategy.device)) / targets
         value.backward()
         total += value.item()
-    tally = {name: float(value) / max(1, count) for name, (value, count) in model.tally.items()}
+    tally = {name: float(value.sum()) / max(1, count) for name, (value, count) in model.tally.items()}
     return total, {name: p.grad.clone() for name, p in model.named_parameters()}, tally
 
 
@@ -247,3 +252,25 @@ def test_an_overlong_row_is_named_or_counted(checkpoint, tmp_path):
     found.refuse("drop", 48)
     with pytest.raises(InputError, match=r"preference \d .* has \d+ tokens, more than 48; 1 in all are too long"):
         found.refuse("error", 48)
+
+
+def test_an_artifact_brings_its_own_held_out_side(checkpoint, tmp_path):
+    rows = {
+        side: [{**PAIR, "prompt": f"{side} {n}", "margin": None, "id": f"{side}/{n}"} for n in range(3)]
+        for side in ("part", "heldout")
+    }
+    files = []
+    for side, given_ in rows.items():
+        (tmp_path / side).mkdir()
+        found = list(read_rows(written(tmp_path / side, given_)))
+        path = tmp_path / "data" / f"{side}-00000.parquet"
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.Table.from_pylist(found, schema=PREFERENCES), path)
+        files.append(FileEntry(path=f"data/{path.name}", bytes=path.stat().st_size, sha256=sha256_file(path)))
+    facts = {"heldout_fraction": 0.25}
+    manifest = checkpoint.manifest.model_copy(update={"kind": "preferences", "files": files, "semantic": facts})
+    artifact = Artifact(tmp_path, manifest, "made@v1")
+    found = read_pairs(artifact, Tokenizer.open(checkpoint.data), 64, 0.99, unpaired=False)
+    assert [pair.document for pair in found.pairs] == [f"{side}/{n}" for side in ("part", "heldout") for n in range(3)]
+    assert found.held.tolist() == [False] * 3 + [True] * 3
+    assert found.heldout_fraction == 0.25

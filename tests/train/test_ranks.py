@@ -177,8 +177,9 @@ def test_a_run_goes_on_with_other_ranks_and_stages(tmp_path, name, ranks):
         assert (value - expected[key]).abs().mean() < 1e-6, key
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
-def test_killed_ranks_resume_on_the_same_curve(tmp_path, zero):
+@pytest.mark.parametrize(("zero", "victim"), [(0, "the command"), (1, "a rank"), (2, "a rank"), (3, "the command")])
+def test_killed_ranks_resume_on_the_same_curve(tmp_path, zero, victim):
+    """A rank that is killed ends the command too, within the minute that a user may wait."""
     fields = {**FIELDS, "steps": 20, "checkpoint_every_steps": 2, "nproc": 2, "zero": zero}
     launched = [sys.executable, "-c", START, str(tmp_path / "killed"), repr(fields)]
     parent = subprocess.Popen(launched, env={**os.environ, "PYTHONPATH": f"{HERE}:{HERE.parents[1]}"})
@@ -186,9 +187,8 @@ def test_killed_ranks_resume_on_the_same_curve(tmp_path, zero):
     deadline = time.monotonic() + 120
     while len(list(work.glob("step-*"))) < 2 and time.monotonic() < deadline and parent.poll() is None:
         time.sleep(0.01)
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
-    assert parent.returncode == -signal.SIGKILL
+    os.kill(parent.pid if victim == "the command" else ranks_of(work, b"--local_rank=1")[0], signal.SIGKILL)
+    assert parent.wait(60) == (-signal.SIGKILL if victim == "the command" else 1)
     deadline = time.monotonic() + 30
     while ranks_of(work) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -200,12 +200,13 @@ def test_killed_ranks_resume_on_the_same_curve(tmp_path, zero):
     assert (killed.out / "model.safetensors").read_bytes() == (whole.out / "model.safetensors").read_bytes()
 
 
-def ranks_of(work):
-    """Processes that were started for this work directory."""
+def ranks_of(work, word=b""):
+    """Processes that were started for this work directory, with this among their words."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if str(work).encode() in path.read_bytes():
+            words = path.read_bytes()
+            if str(work).encode() in words and word in words:
                 found.append(int(path.parent.name))
         except OSError:
             continue

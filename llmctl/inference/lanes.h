@@ -1,0 +1,148 @@
+/* What kernel.c, linear.c and block.c have in common: sixteen numbers at a time, in float whatever they are stored as.
+
+   A vector of 64 bytes becomes as many registers as the processor's are wide. The code is compiled once for each kind of
+   processor (setup.py), and kernel.py loads the best that the machine runs. */
+
+#ifndef LLMCTL_LANES_H
+#define LLMCTL_LANES_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#define LANES 16
+
+enum { FLOAT = 0, BFLOAT16 = 1, INT8 = 2 };
+
+typedef float lanes __attribute__((vector_size(64)));
+typedef float loose_lanes __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t whole_lanes __attribute__((vector_size(64)));
+typedef uint16_t half_lanes __attribute__((vector_size(32)));
+typedef uint16_t loose_half_lanes __attribute__((vector_size(32), aligned(2), may_alias));
+typedef int32_t loose_whole_lanes __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int8_t loose_byte_lanes __attribute__((vector_size(16), aligned(1), may_alias));
+
+INLINE lanes all(float value) { return value - (lanes){0}; }
+
+INLINE lanes chosen(whole_lanes where, lanes yes, lanes no) {
+    return (lanes)((where & (whole_lanes)yes) | (~where & (whole_lanes)no));
+}
+
+/* Sixteen numbers from place `at` on. */
+INLINE lanes load(const void *from, int64_t at, int kind) {
+    if (kind == FLOAT) return *(const loose_lanes *)((const float *)from + at);
+    if (kind == INT8) return __builtin_convertvector(*(const loose_byte_lanes *)((const int8_t *)from + at), lanes);
+    whole_lanes wide = __builtin_convertvector(*(const loose_half_lanes *)((const uint16_t *)from + at), whole_lanes);
+    return (lanes)(wide << 16);
+}
+
+/* Store sixteen numbers; to bfloat16 rounded to nearest, ties to even. */
+INLINE void store(void *to, int64_t at, lanes x, int kind) {
+    if (kind == FLOAT) {
+        *(loose_lanes *)((float *)to + at) = x;
+        return;
+    }
+    whole_lanes bits = (whole_lanes)x;
+    whole_lanes rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+    whole_lanes odd = x != x; /* rounding could make infinity of what is no number */
+    rounded = (rounded & ~odd) | (odd & 0x7FC0);
+    *(loose_half_lanes *)((uint16_t *)to + at) = __builtin_convertvector(rounded, half_lanes);
+}
+
+INLINE float one(const void *from, int64_t at, int kind) {
+    if (kind == FLOAT) return ((const float *)from)[at];
+    uint32_t bits = (uint32_t)((const uint16_t *)from)[at] << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+INLINE void store_one(void *to, int64_t at, float value, int kind) {
+    if (kind == FLOAT) {
+        ((float *)to)[at] = value;
+        return;
+    }
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    ((uint16_t *)to)[at] = value != value ? 0x7FC0 : (uint16_t)((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+}
+
+/* e^x to 2 units in the last place, 0 below -87; after Cephes' expf: x = n ln 2 + r, and a polynomial of r. */
+INLINE lanes exponential(lanes x) {
+    whole_lanes gone = x < -87.0f;
+    x = chosen(gone, all(-87.0f), x);
+    x = chosen(x > 88.0f, all(88.0f), x);
+    lanes n = (x * 1.44269504f + 12582912.0f) - 12582912.0f; /* 1.5 x 2^23: rounds to a whole number */
+    lanes r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+    lanes p = all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    whole_lanes power = (__builtin_convertvector(n, whole_lanes) + 127) << 23;
+    return chosen(gone, all(0.0f), p * (lanes)power);
+}
+
+INLINE lanes hyperbolic_tangent(lanes x) { return 1.0f - 2.0f / (exponential(x * 2.0f) + 1.0f); }
+
+INLINE float sum_of(lanes x) {
+    float total = 0;
+    for (int i = 0; i < LANES; i++) total += x[i];
+    return total;
+}
+
+INLINE float largest_of(lanes x) {
+    float most = x[0];
+    for (int i = 1; i < LANES; i++) most = x[i] > most ? x[i] : most;
+    return most;
+}
+
+typedef void (*Parallel)(void (*work)(void *), void *job, unsigned threads, unsigned flags); /* GOMP_parallel */
+
+/* Let the threads of `parallel` work, or this one alone where there is none. */
+INLINE void share(void (*work)(void *), void *job, Parallel parallel, unsigned threads) {
+    if (parallel && threads > 1)
+        parallel(work, job, threads, 0);
+    else
+        work(job);
+}
+
+/* Attention of rows to what the cache holds of their sequences. */
+typedef struct {
+    const void *q;         /* [rows, heads, width], rows q_stride numbers apart */
+    void *out;             /* [rows, heads, width] */
+    const void *data;      /* one layer of the cache, [blocks, block, 2 x kv_heads, width] */
+    const float *scales;   /* of a cache in 8 bits, [blocks, block, 2 x kv_heads] */
+    const int32_t *tables; /* [sequences, table_width], blocks of each sequence */
+    const int32_t *places; /* [rows, 2], each row's sequence and how many of its tokens it sees */
+    const float *slopes;   /* [heads] or null, see Scoring */
+    const float *sinks;    /* [heads] or null */
+    int64_t rows, heads, kv_heads, width, block, table_width, q_stride, window; /* window 0: none */
+    float scale, softcap;                                                       /* softcap 0: none */
+    int32_t kind, cache_kind, next;
+} Attention;
+
+/* x times packed weights, with what is to be added. */
+typedef struct {
+    const void *x;        /* [rows, width] */
+    const void *weight;   /* [panels, width, 32]; of bfloat16 [panels, width / 2, 32, 2], and width is even */
+    const void *bias;     /* [outputs] or null */
+    const void *residual; /* [rows, outputs] or null */
+    void *out;            /* [rows, outputs] */
+    int64_t rows, width, outputs;
+    int32_t kind, next;
+} Linear;
+
+void attend(Attention *job, Parallel parallel, unsigned threads);
+void rms_norm(const void *x, const void *weight, void *out, int64_t rows, int64_t width, float eps, int32_t kind);
+void gated(const void *joined, void *out, int64_t rows, int64_t width, int32_t kind);
+void turn(void *x, const float *cosines, const float *signed_sines, int64_t rows, int64_t stride, int64_t heads,
+          int64_t width, int32_t kind);
+void keep(const char *k, const char *v, char *data, const int64_t *places, int64_t rows, int64_t stride, int64_t bytes);
+void linear(Linear *job, Parallel parallel, unsigned threads);
+
+#endif
