@@ -23,6 +23,7 @@ SERVE = Verb(
         "--api-key-file": "api_key_file",
         "--tls-cert": "tls_cert",
         "--tls-key": "tls_key",
+        "--engine": "engine",
         "--precision": "precision",
         "--device": "device",
     },
@@ -30,6 +31,7 @@ SERVE = Verb(
         "llmctl serve web.sft",
         "llmctl serve web.sft --port 9000 --api-key-env LLMCTL_KEY",
         "llmctl serve web.sft --host 0.0.0.0 --api-key-file keys.txt --tls-cert cert.pem --tls-key key.pem",
+        "llmctl serve web.sft --engine vllm",
         "llmctl serve web.sft requests_per_minute=60 tokens_per_minute=20000 log_format=json",
     ),
 )

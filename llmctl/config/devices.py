@@ -9,7 +9,7 @@ Device = Literal["auto", "cpu", "cuda"]
 """`auto` takes an accelerator where there is one."""
 
 Precision = Literal["fp32", "bf16"]
-TrainPrecision = Literal["fp32", "bf16", "fp16"]
+TrainPrecision = Literal["fp32", "bf16", "fp16", "fp8", "fp8-rowwise"]
 
 AttentionBackend = Literal["auto", "sdpa", "flex", "flash"]
 """Through which kernel packed rows attend."""

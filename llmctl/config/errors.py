@@ -73,6 +73,10 @@ class InputError(LlmctlError):
     exit_code = 3
 
 
+class ElsewhereError(InputError):
+    """Another rank met what is wrong and says it better: told only where no rank does."""
+
+
 class UpstreamError(LlmctlError):
     """The stage before this one in the pipe did not finish; nothing is published."""
 

@@ -112,6 +112,11 @@ PairLossConfig = (
 PreferenceLossConfig = Annotated[PairLossConfig | KtoConfig, Field(discriminator="name")]
 
 
+def needs_reference(config: PairLossConfig | KtoConfig) -> bool:
+    """Whether the loss compares with a reference model."""
+    return not isinstance(config, SimPoConfig | CpoConfig | OrpoConfig | RrhfConfig)
+
+
 class RewardLossConfig(Config):
     """Bradley and Terry's model of which of two answers is preferred."""
 

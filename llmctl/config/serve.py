@@ -10,6 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from llmctl.config.base import Config
 from llmctl.config.devices import Device, Precision, Weights
 
+ToolFormat = Literal["auto", "hermes", "llama3"]
+
 
 class ServeConfig(Config):
     """`llmctl serve`. Nothing here changes the model; bounds exist so that no client can starve the others."""
@@ -33,6 +35,8 @@ class ServeConfig(Config):
     )
     tls_cert: str = Field("", description="file of the certificate chain, PEM; with tls_key the server speaks https")
     tls_key: str = Field("", description="file of the certificate's private key, PEM")
+    engine: Literal["llmctl", "vllm"] = Field("llmctl", description="what generates: our own engine, or vLLM beside us")
+    vllm_python: str = Field("", description="interpreter of an environment that has vLLM; left empty: this one")
     device: Device = Field("auto", description="where the model runs; auto takes an accelerator where there is one")
     precision: Precision = Field("fp32", description="number format of the weights and the KV cache")
     weights: Weights = Field(
@@ -65,13 +69,16 @@ class ServeConfig(Config):
     max_request_tokens: int | None = Field(
         None, ge=1, description="most tokens that one request may cost: for all choices, prompt and max_tokens together"
     )
+    tool_format: ToolFormat = Field(
+        "auto", description="how the model writes calls of functions; auto: as its chat template does, else as Hermes"
+    )
     max_logprobs: int = Field(20, ge=0, le=100, description="most alternatives returned for one token")
     max_body_bytes: int = Field(4 << 20, ge=1024, le=1 << 30, description="largest request body in bytes; else 413")
     body_timeout_s: float = Field(30.0, gt=0, le=3600, description="seconds a client may take to send its body")
     header_timeout_s: float = Field(10.0, gt=0, le=3600, description="seconds a client may take to send its headers")
     log_format: Literal["text", "json"] = Field("text", description="one line a request, for people or for programs")
     log_prompts: bool = Field(default=False, description="put prompts and answers into the log too; json only")
-    retry_after_s: int = Field(1, ge=1, le=3600, description="seconds that a 429 tells its client to wait")
+    retry_after_s: int = Field(1, ge=1, le=3600, description="seconds that a 429 or 503 tells its client to wait")
     shutdown_s: float = Field(
         20.0, ge=0, le=3600, description="seconds that running requests get to finish after SIGTERM or SIGINT"
     )
@@ -89,6 +96,8 @@ class ServeConfig(Config):
             raise ValueError("tls_cert and tls_key belong together: give both or neither")
         if self.draft_model and not self.draft_tokens:
             raise ValueError("draft_model has nothing to do with draft_tokens=0; set draft_tokens=4, for instance")
+        if self.vllm_python and self.engine != "vllm":
+            raise ValueError("vllm_python belongs to engine=vllm")
         if self.log_prompts and self.log_format != "json":
             raise ValueError("log_prompts needs log_format=json, because a prompt may hold line ends")
         return self

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,9 +14,11 @@ from llmctl.config.dial import DialConfig, dialled, laid_under
 from llmctl.config.guards import GuardConfig
 from llmctl.config.heldout import HELDOUT_FRACTION
 from llmctl.config.keep import Keep
+from llmctl.config.lora import LoraConfig, check_single
 from llmctl.config.model import ModelConfig
 from llmctl.config.optimizers import AdamWConfig, OptimizerConfig
 from llmctl.config.schedules import CosineConfig, ScheduleConfig, ceil, decay_steps, warmup_steps
+from llmctl.config.sequence import uncut
 
 
 def _named(value: Any, default: str) -> Any:
@@ -33,10 +35,13 @@ class TrainConfig(Config):
 
     Execution-only, so that a change of them still hits the cache, are fields of two sorts. `checkpoint_every_steps`,
     `eval_every_steps` and `heldout_rows` leave the weights as they are, bit for bit; the last two decide the
-    held-out figures among the metrics and totals. `micro_batch_rows`, `nproc`, `zero`, `threads`, `device` and
-    `compile` decide how a step is computed: sums are taken in another order, so weights and figures agree to
-    rounding and not bit for bit. Runs with those equal are bitwise equal on CPU.
+    held-out figures among the metrics and totals. `micro_batch_rows`, `nproc`, `zero`, `sequence_parallel`,
+    `threads`, `device` and `compile` decide how a step is computed: sums are taken in another order, so weights
+    and figures agree to rounding and not bit for bit. Runs with those equal are bitwise equal on CPU.
     """
+
+    cuts_rows: ClassVar[bool] = False
+    """Whether the loss is a sum over tokens, so that ranks may share a row."""
 
     batch_rows: int = Field(16, ge=1, le=2**20, description="Rows in one optimizer step, over all ranks.")
     micro_batch_rows: int | None = execution(
@@ -59,7 +64,8 @@ class TrainConfig(Config):
         "fp32",
         description="bf16: matrix products under autocast, with fp32 weights, gradients and optimizer state. "
         "Fast on GPUs and on CPUs with AMX or AVX512-BF16, very slow on others. fp16: the same with a scaled loss, "
-        "for GPUs without bf16.",
+        "for GPUs without bf16. fp8: bf16 with the products of linear layers in 8 bits, scaled by tensor or, as "
+        "fp8-rowwise, by row; for Hopper and later, with the extra fp8.",
     )
     seed: int = Field(
         0, ge=0, lt=INTEGER_LIMIT, description="Seed of the initial weights and of the order of the rows."
@@ -76,8 +82,15 @@ class TrainConfig(Config):
     heldout_rows: int = execution(64, ge=0, description="Held-out rows in each measurement, a fixed sample; 0: all.")
     nproc: int = execution(1, ge=1, le=4096, description="Ranks on this machine; above 1 they run under DeepSpeed.")
     zero: int = execution(0, ge=0, le=3, description="ZeRO stage: what DeepSpeed shards over the ranks; 0 is nothing.")
-    offload: Literal["none", "cpu"] = execution(
-        "none", description="cpu: the optimizer's state stays in the machine's memory, at zero=3 the parameters too."
+    sequence_parallel: int = execution(
+        1, ge=1, le=1024, description="Ranks that share each row, for rows too long for one; divides the heads."
+    )
+    offload: str = execution(
+        "none",
+        pattern=r"^(none|cpu|nvme:/.*)$",
+        description="cpu: the optimizer's state stays in the machine's memory, at zero=3 the parameters too. "
+        "nvme:/PATH, at zero=3: the optimizer's state and the fp32 weights that it updates stay in files of that "
+        "folder, and come into memory one group at a time.",
     )
     device: Device = execution("auto", description="auto: cuda where there is one.")
     compile: bool = execution(default=False, description="Compile the model with torch.compile (single process only).")
@@ -100,6 +113,12 @@ class TrainConfig(Config):
         1800.0, ge=0, le=10**7, description="Seconds after which ranks that stand still are ended, naming the culprit."
     )
     threads: int = execution(0, ge=0, le=1024, description="CPU threads of a rank; 0: cores divided by ranks.")
+    lanes: int = execution(
+        0,
+        ge=0,
+        le=1024,
+        description="Micro-batches at a time on a CPU, sharing the threads (single process only); 0: what pays.",
+    )
 
     @field_validator("optimizer", mode="before")
     @classmethod
@@ -140,8 +159,13 @@ class TrainConfig(Config):
 
     @model_validator(mode="after")
     def _divisible(self) -> TrainConfig:
-        if self.batch_rows % self.nproc:
-            raise ValueError(f"batch_rows ({self.batch_rows}) must be a multiple of nproc ({self.nproc})")
+        if self.sequence_parallel > 1 and not self.cuts_rows:
+            raise ValueError("this stage's loss is of whole answers, and sequence_parallel cuts them: leave it out")
+        if self.nproc > 1 and self.nproc % self.sequence_parallel:
+            raise ValueError(f"nproc ({self.nproc}) must be a multiple of sequence_parallel ({self.sequence_parallel})")
+        if self.batch_rows % self.row_ranks:
+            shared = f" / sequence_parallel ({self.sequence_parallel})" if self.sequence_parallel > 1 else ""
+            raise ValueError(f"batch_rows ({self.batch_rows}) must be a multiple of nproc ({self.nproc}){shared}")
         if self.compile and self.uses_deepspeed:
             raise ValueError("compile works in a single process only: leave out nproc and zero, or compile")
         if self.compile and self.recompute != "none":
@@ -152,6 +176,8 @@ class TrainConfig(Config):
     def _offload_has_shards(self) -> TrainConfig:
         if self.offload != "none" and not self.zero:
             raise ValueError("offload moves what ZeRO shards: give zero=1, 2 or 3 with it")
+        if self.offload_folder and self.zero != 3:
+            raise ValueError("offload=nvme works at zero=3 alone: give zero=3 with it, or offload=cpu")
         return self
 
     @model_validator(mode="after")
@@ -165,10 +191,30 @@ class TrainConfig(Config):
             raise ValueError("sophia runs in a single process only: leave out nproc, or take another optimizer")
         return self
 
+    @model_validator(mode="after")
+    def _eight_bits_find_weights(self) -> TrainConfig:
+        if self.precision.startswith("fp8") and self.zero == 3:
+            raise ValueError(
+                "fp8 keeps each weight at hand until the backward pass, which zero=3 is there to avoid: "
+                "give zero=1 or 2 with it"
+            )
+        return self
+
     @property
     def batches(self) -> Batches:
         """How many rows each step has."""
         return Batches(self.batch_rows, self.batch_ramp)
+
+    @property
+    def offload_folder(self) -> str:
+        """Where offloaded tensors lie on a disk; empty where they lie in memory."""
+        kind, _, folder = self.offload.partition(":")
+        return folder if kind == "nvme" else ""
+
+    @property
+    def row_ranks(self) -> int:
+        """How many ranks of this machine, or groups of ranks that share rows, the rows of a step are dealt to."""
+        return max(1, self.nproc // self.sequence_parallel)
 
     @property
     def uses_deepspeed(self) -> bool:
@@ -176,8 +222,8 @@ class TrainConfig(Config):
         return self.nproc > 1 or self.zero > 0
 
     def resolved(self) -> dict[str, Any]:
-        """What follows from the fields alone: how the rows of a step are dealt to `nproc` ranks, and the schedule."""
-        rows, micro = self.batch_rows // self.nproc, micro_rows(self, self.nproc)
+        """What follows from the fields alone: how the rows of a step are dealt to ranks, and the schedule."""
+        rows, micro = self.batch_rows // self.row_ranks, micro_rows(self, self.row_ranks)
         values: dict[str, Any] = {
             "rows_per_rank": rows,
             "micro_batch_rows": micro,
@@ -194,6 +240,8 @@ class TrainConfig(Config):
 
 class PretrainConfig(TrainConfig):
     """How a model is trained from scratch on packed rows."""
+
+    cuts_rows = True
 
     model: ModelConfig = Field(
         default_factory=lambda: ModelConfig.model_validate({}),
@@ -215,6 +263,12 @@ class PretrainConfig(TrainConfig):
     def _follow_the_dial(cls, given: Any) -> Any:
         return laid_under(given) if isinstance(given, dict) else given
 
+    @model_validator(mode="after")
+    def _rows_can_be_cut(self) -> PretrainConfig:
+        if self.sequence_parallel > 1 and (reason := uncut(self.model, self.sequence_parallel)):
+            raise ValueError(reason)
+        return self
+
     def resolved(self) -> dict[str, Any]:
         """Those of every training stage, and what follows from the dial."""
         follows = {} if self.dial is None else {"dial": dialled(self.dial).described()}
@@ -224,8 +278,13 @@ class PretrainConfig(TrainConfig):
 class SftConfig(TrainConfig):
     """How a checkpoint is fine-tuned on chats, with the loss on the assistant's tokens only."""
 
+    cuts_rows = True
+
     optimizer: OptimizerConfig = Field(
         default=AdamWConfig(lr=5e-4, weight_decay=0.0), description="Optimizer and its constants."
+    )
+    lora: LoraConfig | None = Field(
+        None, description="Train adapters and publish these, in PEFT's format: {rank: 16, alpha: 32}; else all weights."
     )
     epochs: float = Field(3.0, gt=0, le=10_000, description="Passes over the packed chats; rounded up to whole steps.")
     steps: int | None = Field(None, ge=1, le=10**9, description="Optimizer steps; from epochs where left out.")
@@ -247,9 +306,14 @@ class SftConfig(TrainConfig):
         "document's id. An artifact of llmctl chats brings its own held-out side.",
     )
 
+    @model_validator(mode="after")
+    def _adapters_alone(self) -> SftConfig:
+        check_single(self)
+        return self
+
 
 def micro_rows(config: TrainConfig, ranks: int) -> int:
-    """Rows in one forward pass of one rank."""
+    """Rows in one forward pass of one rank, or of a group of ranks that share rows."""
     per_rank = config.batch_rows // ranks
     return min(per_rank, config.micro_batch_rows or 4)
 

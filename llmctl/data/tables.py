@@ -1,4 +1,4 @@
-"""Tables of documents, chats and prompts: their columns, and how they are read."""
+"""Tables of documents, chats, preferences and prompts: their columns, and how they are read."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llmctl.config.errors import InputError
+from llmctl.data.forms import canonical
 from llmctl.data.lines import plain_suffix, read_objects, readable
 from llmctl.store.artifact import FileInput, Input
 
@@ -32,11 +33,25 @@ EXTRA_COLUMNS = pa.schema(
         pa.field("pii", STRING),  # `email:2 phone:1`
     ],
 )
+MESSAGES = pa.list_(pa.field("element", MESSAGE, nullable=False))
 # document: the id on which the held-out rule acted; "" where the chat was made from no document.
 CHATS = pa.schema(
     [
         pa.field("id", STRING, nullable=False),
-        pa.field("messages", pa.list_(pa.field("element", MESSAGE, nullable=False)), nullable=False),
+        pa.field("messages", MESSAGES, nullable=False),
+        pa.field("source", STRING, nullable=False),
+        pa.field("document", STRING, nullable=False),
+    ],
+)
+# chosen, rejected: what comes after the prompt. Of an answer that was judged by itself, the other one is empty.
+# margin: by how much the one is better, in the units of a reward; null where nobody said so.
+PREFERENCES = pa.schema(
+    [
+        pa.field("id", STRING, nullable=False),
+        pa.field("prompt", MESSAGES, nullable=False),
+        pa.field("chosen", MESSAGES, nullable=False),
+        pa.field("rejected", MESSAGES, nullable=False),
+        pa.field("margin", pa.float64()),
         pa.field("source", STRING, nullable=False),
         pa.field("document", STRING, nullable=False),
     ],
@@ -53,10 +68,11 @@ PROMPTS = pa.schema(
     ],
 )
 
-SCHEMAS = {"documents": DOCUMENTS, "chats": CHATS, "prompts": PROMPTS}
+SCHEMAS = {"documents": DOCUMENTS, "chats": CHATS, "preferences": PREFERENCES, "prompts": PROMPTS}
 SCHEMA_NAMES = {kind: f"llmctl.{kind}/1" for kind in SCHEMAS}
 FILLED_WITH_BLANK = {"source", "url", "license", "lang", "time", "document", "question"}  # in batches
-MAY_BE_LEFT_OUT = FILLED_WITH_BLANK | {"id"}  # in plain files
+MAY_BE_LEFT_OUT = FILLED_WITH_BLANK | {"id", "margin"}  # in plain files
+MANY_FORMS = ("chats", "preferences")  # kinds of which a plain file may hold other columns than the schema's
 
 NOT_OF_TYPE = (pa.ArrowException, TypeError, ValueError, OverflowError)  # what Arrow raises for a wrong cell
 
@@ -225,7 +241,8 @@ def _jsonl_batches(given: FileInput) -> Iterator[pa.RecordBatch]:
     lines = read_objects(given.path)
     while numbered := list(itertools.islice(lines, BATCH_ROWS)):
         numbers = [number for number, _ in numbered]
-        columns = {name: [value.get(name) for _, value in numbered] for name in names}
+        rows = [canonical(given.kind, row, f"{given.path} line {number}") for number, row in numbered]
+        columns = {name: [row.get(name) for row in rows] for name in names}
         yield _complete(given, columns, numbers, "line")
 
 
@@ -234,7 +251,14 @@ def _plain_parquet_batches(given: FileInput) -> Iterator[pa.RecordBatch]:
     read = 0
     for batch in read_parquet(given.path):
         numbers = range(read + 1, read + 1 + batch.num_rows)
-        columns = {name: batch.column(name).to_pylist() for name in names if name in batch.schema.names}
+        if given.kind in MANY_FORMS:
+            rows = [
+                canonical(given.kind, row, f"{given.path} row {number}")
+                for number, row in zip(numbers, batch.to_pylist(), strict=True)
+            ]
+            columns = {name: [row.get(name) for row in rows] for name in names}
+        else:
+            columns = {name: batch.column(name).to_pylist() for name in names if name in batch.schema.names}
         yield _complete(given, columns, numbers, "row")
         read += batch.num_rows
 
@@ -269,7 +293,7 @@ def _filled(given: FileInput, name: str, cells: list[Any], numbers: Sequence[int
             new if cell is None else str(cell) if isinstance(cell, int) else cell
             for cell, new in zip(cells, own, strict=True)
         ]
-    if name not in MAY_BE_LEFT_OUT:
+    if name not in FILLED_WITH_BLANK:
         return cells
     blank = _origin(given) if name == "source" else ""
     return [blank if cell is None else cell for cell in cells]
@@ -279,6 +303,8 @@ def _array(cells: list[Any], field: pa.Field) -> pa.Array:
     """`cells` as the field's type; one of `NOT_OF_TYPE` where one is absent or of another type."""
     for cell in cells:
         if cell is None:
+            if field.nullable:
+                continue
             raise TypeError("got nothing")
         if pa.types.is_list(field.type) and not isinstance(cell, list):  # Arrow would take a string for a list
             raise TypeError(f"got {type(cell).__name__}")
@@ -286,7 +312,7 @@ def _array(cells: list[Any], field: pa.Field) -> pa.Array:
 
 
 def _check(cell: Any, field: pa.Field, given: FileInput, where: str) -> None:
-    if cell is None:
+    if cell is None and not field.nullable:
         needed = _needed(SCHEMAS[given.kind])
         raise InputError(f"{where}: no {field.name!r}", hint=f"a row of {given.kind} needs {needed}")
     try:

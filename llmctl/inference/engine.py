@@ -281,7 +281,9 @@ class Engine:
         return frozenset(self._tokenizer.stop_ids if self._tokenizer else ())
 
     def _detokenizer(self, request: Request) -> Detokenizer:
-        return Detokenizer(self._tokenizer.piece_bytes if self._tokenizer else lambda _: b"", request.stop)
+        if self._tokenizer is None:
+            return Detokenizer(lambda _: b"", request.stop)
+        return Detokenizer(self._tokenizer.spelled(request.spelled_ids), request.stop)
 
     def _enqueue(self, work: SequenceState | ScoreJob) -> None:
         with self._wake:

@@ -57,6 +57,7 @@ class Request:
         prompt_logprobs: the same for the tokens of the prompt, always raw; its first token has none.
         cache_salt: cached prefixes are shared among requests of one salt only, so that nobody can tell by the time to
             the first token what someone else has asked.
+        spelled_ids: special ids whose names are part of the text, where others have none.
         constraint: the form of the answer; it is whole where finish_reason is `stop`, cut where it is `length`.
 
     Raises:
@@ -84,6 +85,7 @@ class Request:
     logprobs_of: Literal["raw", "sampled"] = "raw"
     prompt_logprobs: int | None = None
     cache_salt: str = ""
+    spelled_ids: Sequence[int] = ()
     constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
@@ -127,7 +129,7 @@ class Request:
     @property
     def named_ids(self) -> set[int]:
         """Every id that the settings name, which the model must have."""
-        return {*self.logit_bias, *(self.allowed_ids or ()), *self.banned_ids}
+        return {*self.logit_bias, *(self.allowed_ids or ()), *self.banned_ids, *self.spelled_ids}
 
 
 def _countable(logprobs: int | None) -> bool:

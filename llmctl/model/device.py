@@ -1,4 +1,4 @@
-"""Where a model runs on this machine."""
+"""Where a model runs on this machine, and in which format its products are computed."""
 
 from __future__ import annotations
 
@@ -18,3 +18,11 @@ def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
     if not torch.cuda.is_available():
         raise UsageError("device cuda was asked for, but torch finds none", hint="set device=auto or device=cpu")
     return torch.device("cuda", local_rank % torch.cuda.device_count())
+
+
+def product_dtype(precision: str) -> torch.dtype | None:
+    """The dtype of matrix products under a training precision, None for that of the weights.
+
+    In fp8 it is that of the products which are not in 8 bits, and of what goes into and comes out of the others.
+    """
+    return {"fp16": torch.float16, "fp32": None}.get(precision, torch.bfloat16)

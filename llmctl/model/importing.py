@@ -13,7 +13,7 @@ import torch
 
 from llmctl.config.inout import ImportConfig, WeightType
 from llmctl.config.model import ModelConfig
-from llmctl.model import gguf, huggingface
+from llmctl.model import adapters, gguf, huggingface
 from llmctl.model.config_json import GENERATION_FILE, TOKEN_IDS, generation_json, read_object
 from llmctl.model.families import OWN, Family
 from llmctl.model.located import README, Located, locate
@@ -61,6 +61,8 @@ def run(job: Job[ImportConfig]) -> Product:
     if located.is_tokenizer:
         source = located.file if located.is_file else located.folder(job.work)
         return tokenizer_product(source, job.config.tokenizer, job.out)
+    if located.is_adapter:
+        return adapters.imported(located.folder(job.work), job.out)
     model = _from_gguf(job, located.file) if located.is_gguf else _from_folder(job, located)
     total = sum(shape.numel() * model.weights.dtype(name).itemsize for name, shape in model.weights.shapes.items())
     family = huggingface.write(

@@ -19,6 +19,7 @@ from llmctl.config.errors import UsageError
 from llmctl.config.model import ModelConfig
 from llmctl.config.train import TrainConfig
 from llmctl.model.attention import PLAIN, Attend, Scoring, packed
+from llmctl.model.device import product_dtype
 from llmctl.model.transformer import Transformer
 
 TOLERANCE = 2e-2  # of a probe in bf16, whose digits end at 2^-8
@@ -168,7 +169,7 @@ def attend_through(backend: str, documents: Tensor, *, one_each: bool | None = N
 
 def set_backend(model: Transformer, config: TrainConfig, device: torch.device) -> str:
     """`choose_backend` for the training of `model`, which then attends through it; the line that says so."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision, torch.float32)
+    dtype = product_dtype(config.precision) or torch.float32
     wanted, compiled = config.attention_backend, config.compile
     model.attention_backend, told = choose_backend(wanted, model.config, device, dtype, compiled=compiled)
     return told

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from llmctl.model.attention import Attend, holds_one_each
 from llmctl.model.kernels import attend_through
+from llmctl.model.sequence import CutAttention
 from llmctl.model.transformer import Transformer
 from llmctl.tokens.batch import IGNORE, Batch
 
@@ -24,6 +25,7 @@ class Tensors:
 
     Attributes:
         one_each: whether each row holds one document, which is known before the copy to the device.
+        beside: `Batch.beside`.
     """
 
     tokens: Tensor
@@ -31,13 +33,15 @@ class Tensors:
     documents: Tensor
     labels: Tensor
     one_each: bool
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, batch: Batch, device: torch.device) -> Tensors:
         """Copy `batch` to `device`."""
         arrays = (batch.tokens, batch.positions, batch.documents, batch.labels)
         tokens, positions, documents, labels = (torch.from_numpy(a).to(device, non_blocking=True) for a in arrays)
-        return cls(tokens, positions, documents, labels, holds_one_each(torch.from_numpy(batch.documents)))
+        beside = {name: torch.from_numpy(a).to(device, non_blocking=True) for name, a in batch.beside.items()}
+        return cls(tokens, positions, documents, labels, holds_one_each(torch.from_numpy(batch.documents)), beside)
 
 
 def cross_entropies(
@@ -96,9 +100,16 @@ def target_losses(
 
 
 def hidden_states(model: Transformer, batch: Tensors) -> tuple[Tensor, Attend]:
-    """[B,T,D] of packed rows, and what each of their positions sees."""
-    attend = attend_through(model.attention_backend, batch.documents, one_each=batch.one_each)
-    return model(batch.tokens, batch.positions, attend), attend
+    """[B,T,D] of packed rows, and what each of their positions sees.
+
+    Where ranks share rows, only this rank's part of the columns is computed, and the others are zero.
+    """
+    attend: Attend = attend_through(model.attention_backend, batch.documents, one_each=batch.one_each)
+    cut = model.sequence
+    if cut is None:
+        return model(batch.tokens, batch.positions, attend), attend
+    attend = CutAttention(cut, attend)
+    return cut.spread(model(cut.of(batch.tokens), cut.of(batch.positions), attend)), attend
 
 
 def losses_of(

@@ -19,7 +19,8 @@ from llmctl.store.manifest import sha256_of
 GGUF = ".gguf"
 README = "README.md"
 BESIDE = ("tokenizer_config.json", "chat_template.jinja")  # of a tokenizer's file
-DESCRIPTIONS = (CONFIG_FILE, GENERATION_FILE, INDEX_FILE, README, *TOKENIZER_PARTS)
+ADAPTER = "adapter_config.json"
+DESCRIPTIONS = (ADAPTER, CONFIG_FILE, GENERATION_FILE, INDEX_FILE, README, *TOKENIZER_PARTS)
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,11 @@ class Located:
         weights = any(name.endswith((".safetensors", *ENDINGS)) for name in self.files)
         return CONFIG_FILE not in self.files and not weights
 
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the source is an adapter without its model."""
+        return ADAPTER in self.files and CONFIG_FILE not in self.files
+
     def fingerprint(self) -> str:
         """`sha256:…` of names and bytes."""
         digests = {name: "sha256:" + sha256_file(path) for name, path in sorted(self.files.items())}
@@ -83,10 +89,14 @@ def is_wanted(name: str) -> bool:
 
 
 def kind_of(config: ImportConfig) -> str:
-    """`checkpoint` or `tokenizer`, from the source's name and, on this disk, its files; nothing is fetched."""
+    """`checkpoint`, `adapter` or `tokenizer`, from the source's name and, on this disk, its files; nothing is fetched.
+
+    What lies behind a URL is no adapter.
+    """
     source = _source(config)
     if not _is_remote(source):
-        return "tokenizer" if _local(source).is_tokenizer else "checkpoint"
+        located = _local(source)
+        return "adapter" if located.is_adapter else "tokenizer" if located.is_tokenizer else "checkpoint"
     parts = source.partition("://")[2].split("/")
     return "tokenizer" if len(parts) > 2 and is_tokenizer_file(parts[-1]) else "checkpoint"
 

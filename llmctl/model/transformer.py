@@ -22,6 +22,7 @@ from llmctl.model.feedforward import FeedForward
 from llmctl.model.latent import LatentAttention
 from llmctl.model.norms import RMSNorm, norm_of
 from llmctl.model.positions import Angles, alibi_slopes, rotary_angles, rotate, sinusoids
+from llmctl.model.sequence import SharedRows
 
 
 class Attention(nn.Module):
@@ -122,7 +123,8 @@ class Transformer(nn.Module):
         vocab_size: V.
         layers: the blocks, and behind them those of multi-token prediction.
         attention_backend: the kernel that packed rows are to attend through (`llmctl.model.kernels`).
-        tally: figures of training since they were last taken, by name: a sum and what to divide it by.
+        sequence: the ranks that share rows, None where each has rows of its own.
+        tally: figures of training since they were last taken, by name: what is to be summed, and what to divide it by.
     """
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
@@ -139,6 +141,7 @@ class Transformer(nn.Module):
             None if config.tied_embeddings else nn.Linear(config.width, vocab_size, bias=False)
         )
         self.attention_backend = "sdpa"
+        self.sequence: SharedRows | None = None
         self.tally: dict[str, tuple[Tensor, int]] = {}
 
     def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:

@@ -10,7 +10,9 @@ import torch
 from llmctl.config.model import ModelConfig
 from llmctl.model import huggingface
 from llmctl.model.families import OWN
+from llmctl.model.lora import Factors
 from llmctl.model.transformer import Transformer
+from llmctl.objectives import adapter
 from llmctl.pipeline.job import Job, Product
 from llmctl.store.artifact import Artifact
 from llmctl.train.objective import Fitted
@@ -50,6 +52,31 @@ def publish(
         job.progress.note("the blocks of multi-token prediction have served training, and are left out")
     facts = {"architecture": family.architecture, "parameters": model.parameters_count(), **semantic}
     return Product(SCHEMA, semantic=facts, totals={**fitted.totals, **totals})
+
+
+def publish_tuned(
+    job: Job[Any],
+    fitted: Fitted,
+    model: Transformer,
+    start: dict[str, Factors],
+    *,
+    semantic: dict[str, Any],
+    totals: dict[str, int | float | str],
+) -> Product:
+    """Publish what fine-tuning the checkpoint in the role `input` gave: another checkpoint, or an adapter to it.
+
+    Args:
+        job: the run.
+        fitted: what training gave.
+        model: that was trained.
+        start: its adapters before; empty where all weights were trained.
+        semantic: as for `publish`.
+        totals: as for `publish`.
+    """
+    if start:
+        return adapter.publish(job, fitted, model, start, semantic=semantic, totals=totals)
+    directory = job.artifact().data
+    return publish(job, fitted, model.config, tokenizer_directory=directory, semantic=semantic, totals=totals)
 
 
 def unseen(given: Artifact, chats_fraction: float | None = None) -> dict[str, float]:

@@ -61,11 +61,6 @@ def preference_losses(chosen: Answers, rejected: Answers, config: PairLossConfig
     return _LOSSES[config.name](chosen, rejected, config)
 
 
-def needs_reference(config: PairLossConfig | KtoConfig) -> bool:
-    """Whether the loss compares with a reference model."""
-    return not isinstance(config, SimPoConfig | CpoConfig | OrpoConfig | RrhfConfig)
-
-
 def divergence_score(ratio: Tensor, divergence: str, alpha: float) -> Tensor:
     """f'(u) up to constants, for u = exp(ratio): what a log-ratio counts (Wang et al. 2023, arXiv:2309.16240).
 
@@ -78,6 +73,20 @@ def divergence_score(ratio: Tensor, divergence: str, alpha: float) -> Tensor:
     if divergence == "alpha":
         return torch.exp((alpha - 1) * ratio) / (alpha - 1)
     return ratio
+
+
+def implied_rewards(answers: Answers, config: PairLossConfig | KtoConfig) -> Tensor:
+    """What the policy's own figures say an answer is worth, without gradient: [N].
+
+    b (log p - log p of the reference) where there is a reference (arXiv:2305.18290, equation 5), averaged where the
+    loss averages; else b log p, averaged likewise, or that of RRHF, which has no b.
+    """
+    averaged = isinstance(config, SigmoidNormConfig | SimPoConfig | OrpoConfig | RrhfConfig)
+    if isinstance(config, IpoConfig):
+        averaged = config.average
+    beta = 1.0 if isinstance(config, RrhfConfig) else config.beta
+    worth = answers.logps if answers.reference is None else answers.ratios
+    return (beta * (worth / answers.tokens if averaged else worth)).detach()
 
 
 def _margins(chosen: Answers, rejected: Answers, config: Any) -> Tensor:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-
-from llmctl.config.errors import InputError, UsageError
+from llmctl.config.errors import InputError
 from llmctl.config.train import SftConfig, steps_of_epochs
-from llmctl.model import huggingface
-from llmctl.model.transformer import Transformer
-from llmctl.objectives import checkpoint
+from llmctl.objectives import adapter, checkpoint
 from llmctl.objectives.chats import PackedChats, Sides, read_sides
 from llmctl.objectives.losses import NextToken
+from llmctl.objectives.start import fill_id, longest, open_model, open_tokenizer
 from llmctl.pipeline.job import Job, Product
-from llmctl.store.artifact import Artifact
-from llmctl.tokens.tokenizer import Tokenizer
 from llmctl.train import launch
 from llmctl.train.heldout import HeldOutRows
 from llmctl.train.loop import fit
@@ -32,26 +27,23 @@ def train(job: Job[SftConfig]) -> Product:
         UsageError: rows longer than the model's context were asked for.
     """
     given = job.artifact()
-    tokenizer = Tokenizer.open(given.data).padded(int(given.manifest.semantic["vocab_size"]))
+    tokenizer = open_tokenizer(given)
     model = open_model(given, tokenizer)
-    length = job.config.max_tokens or int(given.manifest.semantic.get("seq_len", model.config.context))
-    if length > model.config.context:
-        raise UsageError(
-            f"max_tokens ({length}) exceeds the model's context of {model.config.context}",
-            hint=f"give at most {model.config.context}",
-        )
+    start = adapter.begin(model, job.config.lora, job.config.seed)
+    length = longest(given, job.config.max_tokens)
+    filling = fill_id(given, tokenizer)
     chats = read_sides(job.inputs["chats"], tokenizer, length, job.config.heldout_fraction)
     _tell(job, chats, length)
-    rows, held = (PackedChats(side, length, tokenizer.pad_id) for side in (chats.kept, chats.held))
+    rows, held = (PackedChats(side, length, filling) for side in (chats.kept, chats.held))
     batches = job.config.batches
     steps = job.config.steps or steps_of_epochs(job.config.epochs, rows.count, batches)
     held_out = HeldOutRows(held, tokenizer.byte_lengths) if held.count else None
     fitted = fit(job, model, NextToken(rows), steps=steps, heldout_rows=held_out)
-    return checkpoint.publish(
+    return checkpoint.publish_tuned(
         job,
         fitted,
-        model.config,
-        tokenizer_directory=given.data,
+        model,
+        start,
         semantic={
             "vocab_size": tokenizer.vocab_size,
             "tokenizer": given.manifest.semantic["tokenizer"],
@@ -82,24 +74,3 @@ def _tell(job: Job[SftConfig], chats: Sides, length: int) -> None:
         job.progress.note(f"dropped {overlong} chats longer than {length} tokens of {given}")
     if not chats.held:
         job.progress.note("no chat is held out, so there is no held-out loss")
-
-
-def open_model(given: Artifact, tokenizer: Tokenizer) -> Transformer:
-    """The checkpoint's model in fp32, in memory of its own, after checking that the tokenizer fits it.
-
-    Raises:
-        InputError: the vocabularies differ, or padding would end a turn.
-    """
-    stored = huggingface.load(given.data, dtype=torch.float32)
-    if stored.vocab_size != tokenizer.vocab_size:
-        raise InputError(
-            f"{given.ref}: the model has {stored.vocab_size} ids, its tokenizer {tokenizer.vocab_size}",
-            hint="the files are not of one checkpoint",
-        )
-    if tokenizer.pad_id in tokenizer.stop_ids:
-        raise InputError(
-            f"{given.ref}: the padding id {tokenizer.pad_id} also ends a turn, so the end would never be learned",
-            hint="give the tokenizer a pad token of its own",
-        )
-    stored.load_state_dict({name: value.clone() for name, value in stored.state_dict().items()}, assign=True)
-    return stored

@@ -8,21 +8,24 @@ import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from llmctl import __version__
 from llmctl.config.serve import ServeConfig
-from llmctl.inference.engine import Engine
 from llmctl.serve import errors, requests, responses
-from llmctl.serve.formats import ChatFormat, Collected, CompletionFormat, Format
+from llmctl.serve.backend import Backend
+from llmctl.serve.chatformat import ChatFormat
+from llmctl.serve.formats import Collected, CompletionFormat, Format
 from llmctl.serve.generation import Generation, Service
 from llmctl.serve.keys import KeyMiddleware, read_keys, require_policies
 from llmctl.serve.metrics import CONTENT_TYPE, Metrics
 from llmctl.serve.middleware import AccessMiddleware, BodyMiddleware
+from llmctl.serve.openapi import document
 from llmctl.serve.plan import Plan, plan_chat, plan_completion, plan_tokens, text_of_tokens
 from llmctl.serve.requests import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 
@@ -33,13 +36,14 @@ PAGE_HEADERS = {
     "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
 }
+STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}  # beside JSON
 CLIENT_LEFT = 499  # nginx's number; nobody receives it
 
 log = logging.getLogger("llmctl.serve")
 router = APIRouter()
 
 
-def create_app(engine: Engine, config: ServeConfig, model_name: str) -> FastAPI:
+def create_app(engine: Backend, config: ServeConfig, model_name: str) -> FastAPI:
     """The application; `app.state.service` holds its state.
 
     Args:
@@ -63,6 +67,7 @@ def create_app(engine: Engine, config: ServeConfig, model_name: str) -> FastAPI:
     app.state.service = service
     app.state.created = int(time.time())
     app.include_router(router)
+    app.state.document = document(app, model_name, keys=keys is not None)
     errors.install(app, requests.FIELDS)
     # The last one added is the first to see a request.
     app.add_middleware(BodyMiddleware, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
@@ -97,7 +102,13 @@ async def version() -> Response:
     return JSONResponse({"version": __version__})
 
 
-@router.get("/")
+@router.get("/openapi.json")
+async def openapi(request: Request) -> Response:
+    """This description."""
+    return JSONResponse(request.app.state.document)
+
+
+@router.get("/", response_class=HTMLResponse)
 async def page() -> Response:
     """A page to chat on, whole in one file."""
     return FileResponse(PAGE, media_type="text/html; charset=utf-8", headers=PAGE_HEADERS)
@@ -118,7 +129,7 @@ async def detokenize(request: Request, body: DetokenizeRequest) -> Response:
     return JSONResponse({"prompt": await run_in_threadpool(text_of_tokens, service, body)})
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Prometheus text."""
     service: Service = request.app.state.service
@@ -132,7 +143,7 @@ async def models(request: Request) -> Response:
     return JSONResponse(responses.models(service.model_name, request.app.state.created, service.engine.context))
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", responses=STREAM)
 async def completions(request: Request, body: CompletionRequest) -> Response:
     """Continue text or token ids."""
     service: Service = request.app.state.service
@@ -142,7 +153,7 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     )
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses=STREAM)
 async def chat_completions(request: Request, body: ChatRequest) -> Response:
     """Answer a chat."""
     service: Service = request.app.state.service
@@ -213,8 +224,8 @@ async def _events(generation: Generation, form: Format) -> AsyncIterator[bytes]:
             yield responses.sse(body)
         async for index, event in generation:
             form.usage.completion_tokens += len(event.token_ids)
-            if event.text or event.logprobs or event.finish_reason:
-                yield responses.sse(form.chunk(index, event))
+            for body in form.chunks(index, event):
+                yield responses.sse(body)
         for body in form.closing():
             yield responses.sse(body)
         yield responses.SSE_DONE

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import http
 import json
 from typing import ClassVar
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from llmctl.serve.errors import bad_request
+from llmctl.serve.errors import ApiError, bad_request
 
 MOST_HEADER_BYTES = 32 << 10
 
@@ -41,17 +42,30 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP, or has too large a header, gets the error object of every route."""
-        body = json.dumps(bad_request(msg, code="invalid_http").body()).encode()
+        self._refuse(bad_request(msg, code="invalid_http"))
+
+    def _refuse(self, refusal: ApiError) -> None:
+        """Answer what is no whole request, and close."""
+        body = json.dumps(refusal.body()).encode()
         length = str(len(body)).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", length), (b"connection", b"close")]
-        response = h11.Response(status_code=400, headers=headers, reason=b"Bad Request")
+        reason = http.HTTPStatus(refusal.status).phrase.encode()
+        response = h11.Response(status_code=refusal.status, headers=headers, reason=reason)
         for event in (response, h11.Data(data=body), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
     def _await_headers(self) -> None:
         if self._patience is None:
-            self._patience = self.loop.call_later(self.header_timeout_s, self.transport.close)
+            self._patience = self.loop.call_later(self.header_timeout_s, self._give_up)
+
+    def _give_up(self) -> None:
+        """End a connection whose request does not come; one that has begun to send it is told."""
+        if self.conn.trailing_data[0] and self.conn.our_state is h11.IDLE:
+            message = f"the headers did not arrive within {self.header_timeout_s:g} s"
+            self._refuse(ApiError(408, message, code="headers_too_slow"))
+        else:
+            self.transport.close()
 
     def _forget(self) -> None:
         if self._patience is not None:

@@ -1,15 +1,15 @@
-"""How a generation becomes the bodies of each route: whole, or chunk by chunk."""
+"""How a generation becomes the bodies of a route: whole, or chunk by chunk."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from llmctl.inference.request import Event, TokenLogprob
 from llmctl.serve.plan import Plan
-from llmctl.serve.requests import ChatRequest, CompletionRequest, GenerationRequest
-from llmctl.serve.responses import Envelope, Json, Scored, Usage, chat_logprobs, completion_logprobs
+from llmctl.serve.requests import CompletionRequest, GenerationRequest
+from llmctl.serve.responses import Envelope, Json, Scored, Usage, completion_logprobs
 from llmctl.tokens.tokenizer import Tokenizer
 
 
@@ -39,8 +39,8 @@ class Format(Protocol):
         """Chunks before the first token."""
         ...
 
-    def chunk(self, index: int, event: Event) -> Json:
-        """The chunk of one event of choice `index`."""
+    def chunks(self, index: int, event: Event) -> Iterable[Json]:
+        """The chunks of one event of choice `index`."""
         ...
 
     def closing(self) -> list[Json]:
@@ -52,8 +52,8 @@ class Format(Protocol):
         ...
 
 
-class _Bodies:
-    """What the bodies of both routes have in common: the envelope, and where token counts go."""
+class Bodies:
+    """What the bodies of all routes have in common: the envelope, and where token counts go."""
 
     def __init__(self, kind: str, body: GenerationRequest, plan: Plan) -> None:
         self.usage = Usage(plan.prompt_tokens)
@@ -64,53 +64,16 @@ class _Bodies:
         """The token counts, where they were asked for."""
         return [self._envelope.body([], usage=self.usage.body())] if self._wants_usage else []
 
-    def _chunk(self, choice: Json) -> Json:
+    def one_chunk(self, choice: Json) -> Json:
         """One chunk; OpenAI: with include_usage, every chunk but the last carries a null usage."""
         return self._envelope.body([choice], **({"usage": None} if self._wants_usage else {}))
 
-    def _whole(self, choices: list[Json]) -> Json:
+    def complete(self, choices: list[Json]) -> Json:
+        """The body of an answer that is not streamed."""
         return self._envelope.body(choices, usage=self.usage.body())
 
 
-class ChatFormat(_Bodies):
-    """`chat.completion` and its chunks."""
-
-    def __init__(self, body: ChatRequest, plan: Plan, tokenizer: Tokenizer) -> None:
-        super().__init__("chat.completion.chunk" if body.wants_stream else "chat.completion", body, plan)
-        self._choices = range(len(plan.requests))
-        self._tokenizer = tokenizer
-        self._with_logprobs = bool(body.logprobs)
-
-    def opening(self) -> list[Json]:
-        """One chunk per choice that names the speaker."""
-        delta = {"role": "assistant", "content": ""}
-        return [self._chunk(self._delta(index, delta, None)) for index in self._choices]
-
-    def chunk(self, index: int, event: Event) -> Json:
-        """What the assistant said since the last chunk."""
-        delta = {"content": event.text} if event.text or event.logprobs else {}
-        choice = self._delta(index, delta, event.finish_reason)
-        if self._with_logprobs:
-            choice["logprobs"] = chat_logprobs(self._tokenizer, event.logprobs or ()) if delta else None
-        return self._chunk(choice)
-
-    def whole(self, choices: list[Collected]) -> Json:
-        """The complete answer."""
-        return self._whole([self._message(*pair) for pair in enumerate(choices)])
-
-    def _message(self, index: int, choice: Collected) -> Json:
-        return {
-            "index": index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
-            "logprobs": chat_logprobs(self._tokenizer, choice.logprobs) if self._with_logprobs else None,
-            "finish_reason": choice.finish_reason,
-        }
-
-    def _delta(self, index: int, delta: dict[str, Any], reason: str | None) -> Json:
-        return {"index": index, "delta": delta, "finish_reason": reason}
-
-
-class CompletionFormat(_Bodies):
+class CompletionFormat(Bodies):
     """`text_completion`, whole and in chunks."""
 
     def __init__(self, body: CompletionRequest, plan: Plan, tokenizer: Tokenizer) -> None:
@@ -128,15 +91,17 @@ class CompletionFormat(_Bodies):
             return []  # an echo with log-probabilities waits for them
         reason = None if self._plan.requests else "length"
         return [
-            self._chunk(self._choice(index, self._prompt(index), (), reason)) for index in range(len(self._offsets))
+            self.one_chunk(self._choice(index, self._prompt(index), (), reason)) for index in range(len(self._offsets))
         ]
 
-    def chunk(self, index: int, event: Event) -> Json:
+    def chunks(self, index: int, event: Event) -> Iterable[Json]:
         """The text since the last chunk."""
+        if not (event.text or event.logprobs or event.finish_reason):
+            return
         scores = event.prompt_logprobs or ()
         prompt = self._prompt(index) if scores else ""
         tokens = [*self._scored(index, scores), *_pairs(event.logprobs or ())]
-        return self._chunk(self._choice(index, prompt + event.text, tokens, event.finish_reason))
+        yield self.one_chunk(self._choice(index, prompt + event.text, tokens, event.finish_reason))
 
     def whole(self, choices: list[Collected]) -> Json:
         """The complete answer."""
@@ -149,7 +114,7 @@ class CompletionFormat(_Bodies):
             )
             for index, choice in enumerate(choices)
         ]
-        return self._whole(bodies)
+        return self.complete(bodies)
 
     def _prompt(self, index: int) -> str:
         prompt = self._plan.prompts[index // self._plan.choices]

@@ -11,16 +11,11 @@ from functools import partial
 from typing import Any
 
 from llmctl.config.serve import ServeConfig
-from llmctl.inference.engine import Engine, Handle
 from llmctl.inference.request import Event, Request
+from llmctl.serve.backend import Asked, Backend
 from llmctl.serve.errors import SERVER_ERROR, ApiError, bad_request
 from llmctl.serve.metrics import Metrics
 from llmctl.serve.quotas import Quotas
-
-
-def shutting_down() -> ApiError:
-    """What is said to requests that come, or still run, when the server ends."""
-    return ApiError(503, "the server is shutting down", kind=SERVER_ERROR, code="shutting_down")
 
 
 class Service:
@@ -35,7 +30,7 @@ class Service:
         stopping: set when the server is to end; new requests are refused from then on.
     """
 
-    def __init__(self, engine: Engine, config: ServeConfig, metrics: Metrics, model_name: str) -> None:
+    def __init__(self, engine: Backend, config: ServeConfig, metrics: Metrics, model_name: str) -> None:
         self.engine = engine
         self.config = config
         self.metrics = metrics
@@ -63,7 +58,7 @@ class Service:
                 up, 503 while shutting down.
         """
         if self.stopping:
-            raise shutting_down()
+            raise self._ending()
         cost, most = sum(map(_most_tokens, requests)), self.config.max_request_tokens
         if most is not None and cost > most:
             raise bad_request(
@@ -91,10 +86,15 @@ class Service:
         """The engine has let go of one sequence."""
         self._in_flight -= 1
 
+    def _ending(self) -> ApiError:
+        """What is said to requests that come, or still run, when the server ends."""
+        seconds = {"Retry-After": str(self.config.retry_after_s)}
+        return ApiError(503, "the server is shutting down", kind=SERVER_ERROR, code="shutting_down", headers=seconds)
+
     def interrupt(self) -> None:
         """End every running request with an error that says why."""
         for generation in list(self.live):
-            generation.fail(shutting_down())
+            generation.fail(self._ending())
 
     def close(self) -> None:
         """Stop everything that still runs."""
@@ -124,7 +124,7 @@ class Generation:
         self._started = time.monotonic()
         self._last: dict[int, float] = {}  # when each sequence that runs had its last token
         self._open = set(range(len(requests)))
-        self._handles: list[Handle] = []
+        self._handles: list[Asked] = []
         try:
             for index, request in enumerate(requests):
                 self._handles.append(service.engine.submit(request, partial(self._post, index)))

@@ -27,6 +27,7 @@ POLICIES: Final[dict[str, Policy]] = {
     "/ready": "open",
     "/version": "key",
     "/metrics": "key",
+    "/openapi.json": "key",
     "/tokenize": "key",
     "/detokenize": "key",
     "/v1/models": "key",

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from llmctl.inference.engine import Engine
+from llmctl.serve.backend import Backend
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -21,7 +21,7 @@ WHOLE_REQUEST_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 4
 class _EngineCounts(Collector):
     """What the engine counts itself, read when it is asked for."""
 
-    def __init__(self, engine: Engine, model_name: str) -> None:
+    def __init__(self, engine: Backend, model_name: str) -> None:
         self._engine = engine
         self._model = model_name
 
@@ -43,7 +43,7 @@ class _EngineCounts(Collector):
 class Metrics:
     """The counters of one server, in a registry of their own (two servers in one process do not mix)."""
 
-    def __init__(self, engine: Engine, model_name: str) -> None:
+    def __init__(self, engine: Backend, model_name: str) -> None:
         self.registry = CollectorRegistry()
         self._model = model_name
 

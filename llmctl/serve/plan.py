@@ -16,8 +16,11 @@ from llmctl.serve.requests import (
     CompletionRequest,
     DetokenizeRequest,
     GenerationRequest,
+    Message,
     TokenizeRequest,
 )
+from llmctl.serve.toolmodels import Tool
+from llmctl.serve.toolplan import ToolPlan, plan_tools
 from llmctl.tokens.chat import render_prompt
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's, for completions that name no max_tokens
@@ -33,11 +36,13 @@ class Plan:
         prompts: token ids, one list per prompt.
         requests: prompt-major, `choices` for each prompt; empty where no token is to be generated.
         choices: how many per prompt.
+        tools: what the answer may call.
     """
 
     prompts: list[list[int]]
     requests: list[Request]
     choices: int
+    tools: ToolPlan | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -68,11 +73,12 @@ def plan_chat(service: Service, body: ChatRequest) -> Plan:
     _check_alternatives(service, body.top_logprobs or 0, "top_logprobs")
     name = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     asked = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    _check_bytes(service, sum(len(message.content.encode()) for message in body.messages), "messages")
-    prompt = render_prompt(service.engine.tokenizer, [message.as_turn() for message in body.messages])
+    tools = plan_tools(service, body)
+    prompt = _chat_ids(service, body.messages, tools.tools if tools else ())
     budget = _budget(service, len(prompt), asked, name, "messages", None)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return Plan([prompt], _requests(service, body, prompt, budget, logprobs), body.choices_per_prompt)
+    requests = _requests(service, body, prompt, budget, logprobs, tools=tools)
+    return Plan([prompt], requests, body.choices_per_prompt, tools)
 
 
 def plan_tokens(service: Service, body: TokenizeRequest) -> list[int]:
@@ -83,9 +89,7 @@ def plan_tokens(service: Service, body: TokenizeRequest) -> list[int]:
         prompt = body.prompt or ""
         _check_bytes(service, len(prompt.encode()), "prompt")
         return [tokenizer.bos_id] * body.add_special_tokens + tokenizer.encode(prompt)
-    _check_bytes(service, sum(len(message.content.encode()) for message in body.messages), "messages")
-    turns = [message.as_turn() for message in body.messages]
-    return render_prompt(tokenizer, turns, add_generation_prompt=body.add_generation_prompt)
+    return _chat_ids(service, body.messages, body.tools or (), opened=body.add_generation_prompt)
 
 
 def text_of_tokens(service: Service, body: DetokenizeRequest) -> str:
@@ -132,6 +136,18 @@ def _check_bytes(service: Service, count: int, param: str) -> None:
         )
 
 
+def _chat_ids(
+    service: Service, messages: Sequence[Message], tools: Sequence[Tool], *, opened: bool = True
+) -> list[int]:
+    """Ids of a chat, with the tools that the model is told of."""
+    _check_bytes(service, sum(message.size for message in messages), "messages")
+    told = [tool.for_template() for tool in tools]
+    if told:
+        _check_bytes(service, len(json.dumps(told)), "tools")
+    turns = [message.as_turn() for message in messages]
+    return render_prompt(service.engine.tokenizer, turns, add_generation_prompt=opened, tools=told)
+
+
 def _prompt_ids(service: Service, prompt: str | Sequence[int]) -> list[int]:
     tokenizer = service.engine.tokenizer
     if isinstance(prompt, str):
@@ -176,6 +192,7 @@ def _requests(
     budget: int,
     logprobs: int | None,
     prompt_logprobs: int | None = None,
+    tools: ToolPlan | None = None,
 ) -> list[Request]:
     """One engine request per choice. Choice i is sampled with seed + i, so the first is what n = 1 gives."""
     ids = {
@@ -189,6 +206,8 @@ def _requests(
     if body.min_tokens is not None and body.min_tokens > budget:
         raise bad_request(f"min_tokens: {body.min_tokens} is more than max_tokens, which is {budget}", "min_tokens")
     constraint, param = _constraint(body)
+    if tools is not None and tools.form is not None:
+        constraint, param = tools.form, "tools"
     if constraint is not None:
         try:
             service.engine.check_constraint(constraint)  # compiled here, on a thread of the pool
@@ -218,6 +237,7 @@ def _requests(
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             constraint=constraint,
+            spelled_ids=tools.spelled_ids if tools else (),
             logprobs_of=body.logprobs_mode or "raw",
         )
         for choice in range(body.choices_per_prompt)
@@ -231,8 +251,7 @@ def _constraint(body: GenerationRequest) -> tuple[Constraint | None, str]:
     if given is not None and given.type != "text":
         if form is not None:
             raise bad_request("structured_outputs and response_format exclude each other", "structured_outputs")
-        schema = {"type": "object"} if given.json_schema is None else given.json_schema.schema_
-        return Constraint("json_schema", json.dumps(schema)), "response_format"
+        return Constraint("json_schema", json.dumps(given.schema_of_answer)), "response_format"
     if form is None:
         return None, ""
     if form.regex is not None:

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from llmctl.serve.fields import Body, Text, unicode_text
+from llmctl.serve.toolmodels import Choice, Function, ToolCall, Tools
 
 MOST_STOPS = 4
 LONGEST_STOP = 256
@@ -24,14 +28,10 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "functions": (None,),
     "modalities": (None, ["text"]),
     "moderation": (None,),
-    "parallel_tool_calls": (None, True, False),
     "prediction": (None,),
     "reasoning_effort": (None,),
     "refusal": (None,),
     "suffix": (None, ""),
-    "tool_calls": (None, []),
-    "tool_choice": (None, "none", "auto"),
-    "tools": (None, []),
     "verbosity": (None,),
     "web_search_options": (None,),
 }
@@ -40,13 +40,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 def _only_neutral(value: Any, info: ValidationInfo) -> Any:
     if value not in NEUTRAL[str(info.field_name)]:
         raise ValueError("is not supported by this server; leave it out")
-    return value
-
-
-def _unicode(value: str) -> str:
-    r"""JSON can spell half of a character (`"\ud800"`), which no tokenizer can encode."""
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError("holds a lone surrogate, which is not a character")
     return value
 
 
@@ -82,10 +75,10 @@ def _is_id(value: Any) -> bool:
 def _prompts(value: Any) -> Any:
     """Any of the four forms of `prompt` as a list of strings or a list of lists of token ids."""
     if isinstance(value, str):
-        return [_unicode(value)]
+        return [unicode_text(value)]
     if isinstance(value, list) and value:
         if all(isinstance(item, str) for item in value):
-            return [_unicode(item) for item in value]
+            return [unicode_text(item) for item in value]
         if all(_is_id(item) for item in value):
             return [value]
         if all(isinstance(item, list) and item and all(_is_id(token) for token in item) for item in value):
@@ -95,28 +88,38 @@ def _prompts(value: Any) -> Any:
     )
 
 
-Text = Annotated[str, AfterValidator(_unicode)]
 Unsupported = Annotated[Any, AfterValidator(_only_neutral)]
+IdKey = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Stop = Annotated[Text, Field(min_length=1, max_length=LONGEST_STOP)]
+Single = str | list[str]
+AnyPrompts = Single | list[int] | list[list[int]]
 Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(max_length=MOST_IDS)]
-Biases = Annotated[dict[int, Bias], BeforeValidator(_id_keys), Field(max_length=MOST_IDS)]
-Stops = Annotated[list[Stop], Field(max_length=MOST_STOPS), BeforeValidator(_as_list)]
-Prompts = Annotated[list[str] | list[list[int]], BeforeValidator(_prompts)]
+Biases = Annotated[
+    dict[int, Bias], BeforeValidator(_id_keys, json_schema_input_type=dict[IdKey, Bias]), Field(max_length=MOST_IDS)
+]
+Stops = Annotated[list[Stop], Field(max_length=MOST_STOPS), BeforeValidator(_as_list, json_schema_input_type=Single)]
+Prompts = Annotated[list[str] | list[list[int]], BeforeValidator(_prompts, json_schema_input_type=AnyPrompts)]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+class TextPart(Body):
+    """One part of a message's content."""
+
+    type: Literal["text"]
+    text: str
 
 
-class StreamOptions(_Body):
+Content = str | list[TextPart] | None
+
+
+class StreamOptions(Body):
     """What a stream carries beside its text."""
 
     include_usage: bool | None = Field(None, description="send token counts in a last chunk without choices")
     include_obfuscation: bool | None = Field(None, description="ignored: no padding is ever sent")
 
 
-class JsonSchema(_Body):
+class JsonSchema(Body):
     """OpenAI's `response_format.json_schema`."""
 
     name: Text | None = Field(None, description="ignored")
@@ -125,7 +128,7 @@ class JsonSchema(_Body):
     schema_: dict[str, Any] | bool = Field(default_factory=dict, alias="schema", description="JSON Schema")
 
 
-class ResponseFormat(_Body):
+class ResponseFormat(Body):
     """OpenAI's `response_format`."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -137,8 +140,15 @@ class ResponseFormat(_Body):
             raise ValueError("json_schema belongs to type json_schema, and to no other")
         return self
 
+    @property
+    def schema_of_answer(self) -> dict[str, Any] | bool | None:
+        """JSON Schema of the answer; None where it is any text."""
+        if self.type == "text":
+            return None
+        return {"type": "object"} if self.json_schema is None else self.json_schema.schema_
 
-class StructuredOutputs(_Body):
+
+class StructuredOutputs(Body):
     """An extension, as vLLM has it: the form of the answer, by one of four."""
 
     json_: dict[str, Any] | bool | str | None = Field(None, alias="json", description="JSON Schema")
@@ -153,7 +163,7 @@ class StructuredOutputs(_Body):
         return self
 
 
-class GenerationRequest(_Body):
+class GenerationRequest(Body):
     """What completions and chat completions have in common."""
 
     model: Text = Field(description="name of the served model, as /v1/models lists it")
@@ -218,21 +228,61 @@ class CompletionRequest(GenerationRequest):
     suffix: Unsupported = None
 
 
-class Message(_Body):
+class Message(Body):
     """One turn of a chat."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[Text, BeforeValidator(_content)]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    tool_calls: list[ToolCall] | None = Field(None, description="what the assistant called")
+    tool_call_id: Text | None = Field(None, validate_default=True, description="of the call that a tool answers")
+    content: Annotated[Text | None, BeforeValidator(_content, json_schema_input_type=Content)] = Field(
+        None, validate_default=True
+    )
     name: str | None = Field(None, description="ignored")
+    parsed: Any = Field(None, description="ignored: what OpenAI's client made of the content")
     refusal: Unsupported = None
-    tool_calls: Unsupported = None
     function_call: Unsupported = None
     audio: Unsupported = None
     annotations: Unsupported = None
 
-    def as_turn(self) -> dict[str, str]:
+    @field_validator("tool_calls")
+    @classmethod
+    def _only_of_the_assistant(cls, value: Any, info: ValidationInfo) -> Any:
+        if value and info.data.get("role", "assistant") != "assistant":
+            raise ValueError("only the assistant calls tools")
+        return value
+
+    @field_validator("tool_call_id")
+    @classmethod
+    def _only_of_a_tool(cls, value: Any, info: ValidationInfo) -> Any:
+        is_tool = info.data.get("role") == "tool"
+        if is_tool and value is None:
+            raise PydanticCustomError("missing", "is required of a tool")
+        if value is not None and not is_tool:
+            raise ValueError("only a message of role tool answers a call")
+        return value
+
+    @field_validator("content")
+    @classmethod
+    def _said(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is None and not info.data.get("tool_calls"):
+            raise PydanticCustomError("missing", "is required")
+        return value
+
+    @property
+    def size(self) -> int:
+        """Bytes of what it says and calls."""
+        calls = [call.function.name + call.function.arguments for call in self.tool_calls or ()]
+        return len("".join((self.content or "", *calls)).encode())
+
+    def as_turn(self) -> dict[str, Any]:
         """The message as chat templates take it; `developer` is the newer name of `system`."""
-        return {"role": "system" if self.role == "developer" else self.role, "content": self.content}
+        turn: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role}
+        turn["content"] = self.content or ""
+        if self.tool_calls:
+            turn["tool_calls"] = [call.for_template() for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            turn["tool_call_id"] = self.tool_call_id
+        return turn
 
 
 class ChatRequest(GenerationRequest):
@@ -246,9 +296,9 @@ class ChatRequest(GenerationRequest):
     logprobs: bool | None = Field(None, description="return the log-probability of each token")
     top_logprobs: int | None = Field(None, ge=0, le=100, description="alternatives to return for each token")
     response_format: ResponseFormat | None = Field(None, description="text, json_object, or json_schema with a schema")
-    tools: Unsupported = None
-    tool_choice: Unsupported = None
-    parallel_tool_calls: Unsupported = None
+    tools: Tools | None = Field(None, description="functions that the model may call")
+    tool_choice: Choice | None = Field(None, description="none, auto (where left out), required, or which one")
+    parallel_tool_calls: bool | None = Field(None, description="false: one call at most; several where left out")
     functions: Unsupported = None
     function_call: Unsupported = None
     modalities: Unsupported = None
@@ -260,13 +310,14 @@ class ChatRequest(GenerationRequest):
     moderation: Unsupported = None
 
 
-class TokenizeRequest(_Body):
+class TokenizeRequest(Body):
     """`POST /tokenize`, as vLLM has it: a text, or a chat."""
 
     model: Text | None = Field(None, description="name of the served model; may be left out")
     prompt: Text | None = Field(None, description="text to encode")
     add_special_tokens: bool = Field(default=True, description="put the begin token in front, as completions do")
     messages: list[Message] | None = Field(None, min_length=1, description="chat to render and encode")
+    tools: Tools | None = Field(None, description="functions that the chat's model may call")
     add_generation_prompt: bool = Field(default=True, description="end the chat with the assistant's opened turn")
 
     @model_validator(mode="after")
@@ -276,7 +327,7 @@ class TokenizeRequest(_Body):
         return self
 
 
-class DetokenizeRequest(_Body):
+class DetokenizeRequest(Body):
     """`POST /detokenize`."""
 
     model: Text | None = Field(None, description="name of the served model; may be left out")
@@ -286,7 +337,7 @@ class DetokenizeRequest(_Body):
 FIELDS = sorted(
     {
         name
-        for body in (CompletionRequest, ChatRequest, Message, TokenizeRequest, DetokenizeRequest)
+        for body in (CompletionRequest, ChatRequest, Message, TokenizeRequest, DetokenizeRequest, Function)
         for name in body.model_fields
     }
 )

@@ -21,6 +21,7 @@ from llmctl.config.serve import ServeConfig
 from llmctl.inference.conversation import open_engine
 from llmctl.inference.options import Options
 from llmctl.serve.app import create_app
+from llmctl.serve.backend import Backend
 from llmctl.serve.connection import MOST_HEADER_BYTES, connection_class
 from llmctl.serve.generation import Service
 from llmctl.store.artifact import Artifact
@@ -48,14 +49,7 @@ def serve(checkpoint: Artifact | Path, config: ServeConfig, ready: Callable[[str
     check_certificate(config)
     listener = listen(config)
     try:
-        engine = open_engine(
-            directory,
-            device=config.device,
-            precision=config.precision,
-            max_running=config.max_running,
-            options=options_of(config),
-            draft=Path(config.draft_model) if config.draft_model else None,
-        )
+        engine = open_backend(directory, config)
         try:
             app = create_app(engine, config, config.model_name or default_name(checkpoint))
             run_app(app, config, listener, ready)
@@ -65,9 +59,32 @@ def serve(checkpoint: Artifact | Path, config: ServeConfig, ready: Callable[[str
         listener.close()
 
 
+def open_backend(directory: Path, config: ServeConfig) -> Backend:
+    """The engine that the configuration names, over a checkpoint."""
+    if config.engine == "vllm":
+        from llmctl.serve.vllm import VllmEngine
+
+        return VllmEngine(directory, config)
+    return open_engine(
+        directory,
+        device=config.device,
+        precision=config.precision,
+        max_running=config.max_running,
+        options=options_of(config),
+        draft=Path(config.draft_model) if config.draft_model else None,
+    )
+
+
 def options_of(config: ServeConfig) -> Options:
     """The engine's part of the configuration."""
-    return Options(cache_tokens=config.cache_tokens, step_tokens=config.step_tokens, prefix_cache=config.prefix_cache)
+    return Options(
+        cache_tokens=config.cache_tokens,
+        step_tokens=config.step_tokens,
+        prefix_cache=config.prefix_cache,
+        weights=config.weights,
+        cache_bits=config.cache_bits,
+        draft_tokens=config.draft_tokens,
+    )
 
 
 def log_to_stderr(*, quiet: bool = False) -> None:

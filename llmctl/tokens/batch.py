@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,19 +16,23 @@ PADDING_DOCUMENT = -1
 
 @dataclass(frozen=True)
 class Batch:
-    """B rows of T tokens. All arrays are [B, T].
+    """B rows of T tokens. The first four arrays are [B, T].
 
     Attributes:
         tokens: int64, padded with the tokenizer's pad id.
         positions: int64, 0-based place within the document's slice; restarts at each document, 0 on padding.
         documents: int32, number of the document slice within its row, 0-based; -1 on padding.
         labels: int64, the next token of the same document; -100 where nothing is to be predicted.
+        units: int64 [B], how many of what the loss is a mean over each row holds; None where that is its labels.
+        beside: what else an objective needs of the rows, by name; each [B, …].
     """
 
     tokens: NDArray[np.int64]
     positions: NDArray[np.int64]
     documents: NDArray[np.int32]
     labels: NDArray[np.int64]
+    units: NDArray[np.int64] | None = None
+    beside: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shape = self.tokens.shape
@@ -41,13 +47,22 @@ class Batch:
 
     @property
     def targets(self) -> int:
-        """How many positions have something to predict: the denominator of the mean loss."""
-        return int(np.count_nonzero(self.labels != IGNORE))
+        """The denominator of the mean loss: how many positions have something to predict, or how many units."""
+        return int(np.count_nonzero(self.labels != IGNORE) if self.units is None else self.units.sum())
 
     def without_targets(self) -> Batch:
         """The same rows with nothing to predict."""
-        return dataclasses.replace(self, labels=np.full_like(self.labels, IGNORE))
+        units = None if self.units is None else np.zeros_like(self.units)
+        return dataclasses.replace(self, labels=np.full_like(self.labels, IGNORE), units=units)
+
+    def with_targets_in(self, columns: slice) -> Batch:
+        """The same rows with something to predict in these columns only."""
+        labels = np.full_like(self.labels, IGNORE)
+        labels[:, columns] = self.labels[:, columns]
+        return dataclasses.replace(self, labels=labels)
 
     def slice(self, rows: slice) -> Batch:
         """The batch of some of the rows, without copying."""
-        return Batch(self.tokens[rows], self.positions[rows], self.documents[rows], self.labels[rows])
+        units = None if self.units is None else self.units[rows]
+        beside = {name: values[rows] for name, values in self.beside.items()}
+        return Batch(self.tokens[rows], self.positions[rows], self.documents[rows], self.labels[rows], units, beside)

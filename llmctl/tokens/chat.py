@@ -19,7 +19,9 @@ from jinja2.parser import Parser
 
 from llmctl.config.errors import InputError
 from llmctl.tokens.sandbox import compiled, rendered
+from llmctl.tokens.spans import enclosed, marks_generation, spoken_spans
 from llmctl.tokens.tokenizer import Tokenizer
+from llmctl.tokens.tools import knows_tools, spelled_out
 
 CHAT_TEMPLATE = """\
 {{- bos_token }}
@@ -65,14 +67,28 @@ class Generation(Extension):
 
 
 def render_prompt(
-    tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = True
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool = True,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> list[int]:
     """Ids of a chat that ends with the opened turn of the assistant, or without it.
+
+    Args:
+        tokenizer: with a chat template.
+        messages: role and content each; also `tool_calls` of the assistant, their arguments as objects, and the
+            role `tool`.
+        add_generation_prompt: whether the assistant's turn is opened.
+        tools: functions that the assistant may call, `{"type": "function", "function": {…}}` each.
 
     Raises:
         InputError: malformed messages, or a template that fails on them.
     """
-    return _encoded(tokenizer, _rendered(tokenizer, messages, add_generation_prompt=add_generation_prompt))[0]
+    text = _rendered(
+        tokenizer, messages, add_generation_prompt=add_generation_prompt, tools=tools, roles=(*ROLES, "tool")
+    )
+    return _encoded(tokenizer, text)[0]
 
 
 def render_prompt_text(tokenizer: Tokenizer, messages: Sequence[Message]) -> str:
@@ -89,12 +105,16 @@ def render_training(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[
     """Ids of a whole chat, and for each whether it is to be learned.
 
     True on what the assistant says and on the token after it that ends the turn, False everywhere else. The ids up
-    to an assistant's turn are exactly those of `render_prompt` of the messages before it.
+    to an assistant's turn are exactly those of `render_prompt` of the messages before it. Where the template marks
+    nothing with `{% generation %}`, as few published ones do, the turns are found by `spoken_spans`.
 
     Raises:
         InputError: malformed messages, no turn of the assistant, or a template that fails or marks nothing.
     """
-    ids, learned = _encoded(tokenizer, _rendered(tokenizer, messages, add_generation_prompt=False))
+    text = _rendered(tokenizer, messages, add_generation_prompt=False)
+    if not marks_generation(tokenizer.chat_template):
+        text = enclosed(text, _spans(tokenizer, messages), OPEN, CLOSE)
+    ids, learned = _encoded(tokenizer, text)
     if not any(message["role"] == "assistant" for message in messages):
         raise InputError("messages hold no assistant turn: there is nothing to learn", hint="add the answer")
     if not any(learned):
@@ -102,7 +122,17 @@ def render_training(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[
     return ids, learned
 
 
-def check_messages(messages: Any) -> None:
+def _spans(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[tuple[int, int]]:
+    """Where the assistant speaks in the rendered chat."""
+
+    def render(count: int, opened: bool) -> str:
+        return _rendered(tokenizer, messages[:count], add_generation_prompt=opened)
+
+    ends = [text for text, index in tokenizer.special.items() if index in tokenizer.stop_ids]
+    return spoken_spans([message["role"] for message in messages], render, ends)
+
+
+def check_messages(messages: Any, roles: Sequence[str] = ROLES) -> None:
     """Raise an `InputError` that names the message and the fault, if there is one."""
     if not isinstance(messages, Sequence) or isinstance(messages, str):
         raise InputError(
@@ -115,30 +145,48 @@ def check_messages(messages: Any) -> None:
         if not isinstance(message, Mapping):
             raise InputError(f"{where} must be an object, got {type(message).__name__}", hint="give role and content")
         role, content = message.get("role"), message.get("content")
-        if role not in ROLES:
+        if role not in roles:
             fault = "has no role" if role is None else f"has the unknown role {role!r}"
-            raise InputError(f"{where} {fault}", hint=f"known: {', '.join(ROLES)}")
+            raise InputError(f"{where} {fault}", hint=f"known: {', '.join(roles)}")
         if not isinstance(content, str):
             fault = "has no content" if content is None else f"has content of type {type(content).__name__}"
             raise InputError(f"{where} {fault}", hint="content must be a string")
 
 
-def _rendered(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+def _rendered(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool,
+    tools: Sequence[Mapping[str, Any]] = (),
+    roles: Sequence[str] = ROLES,
+) -> str:
     """The template's text, with special strings of the content broken and our marks in it."""
-    check_messages(messages)
-    if not tokenizer.chat_template:
+    check_messages(messages, roles)
+    template = tokenizer.chat_template
+    if not template:
         raise InputError("the tokenizer has no chat template", hint="put one into chat_template.jinja beside it")
-    safe = [{"role": message["role"], "content": _neutralised(tokenizer, message["content"])} for message in messages]
     try:
+        turns = [_neutralised(tokenizer, _turn(message)) for message in messages]
+        functions = _neutralised(tokenizer, list(tools))
+        known = knows_tools(template)
         return rendered(
-            compiled(tokenizer.chat_template, (Generation,)),
-            messages=safe,
+            compiled(template, (Generation,)),
+            messages=turns if known else spelled_out(turns, functions),
             add_generation_prompt=add_generation_prompt,
             bos_token=tokenizer.bos_token,
             eos_token=tokenizer.eos_token,
+            **({"tools": functions or None} if known else {}),  # None, as transformers says it
         )
     except (jinja2.TemplateError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise InputError(f"the chat template fails: {error}", hint="check chat_template.jinja") from error
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    """What a template may see of a message: a key that is not there is not defined."""
+    return {
+        key: message[key] for key in ("role", "content", "tool_calls", "tool_call_id") if message.get(key) is not None
+    }
 
 
 @functools.lru_cache(maxsize=16)
@@ -152,10 +200,16 @@ def _cut(special: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(f"({_special(special).pattern}|{re.escape(OPEN)}|{re.escape(CLOSE)})")
 
 
-def _neutralised(tokenizer: Tokenizer, content: str) -> str:
-    """`content` with its own marks made literal and its special strings broken."""
+def _neutralised(tokenizer: Tokenizer, value: Any) -> Any:
+    """`value`, any JSON, with its texts' own marks made literal and their special strings broken."""
+    if isinstance(value, list | tuple):
+        return [_neutralised(tokenizer, item) for item in value]
+    if isinstance(value, Mapping):
+        return {_neutralised(tokenizer, key): _neutralised(tokenizer, item) for key, item in value.items()}
+    if not isinstance(value, str):
+        return value
     pattern = _special(tuple(tokenizer.special))
-    return pattern.sub(lambda match: match[0][0] + BREAK + match[0][1:], content.replace(MARK, LITERAL))
+    return pattern.sub(lambda match: match[0][0] + BREAK + match[0][1:], value.replace(MARK, LITERAL))
 
 
 def _restored(text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,11 @@ class Tokenizer:
     def piece_bytes(self, index: int) -> bytes:
         """The bytes that an id stands for; `b""` for special ids."""
         return self._pieces[index]
+
+    def spelled(self, ids: Collection[int]) -> Callable[[int], bytes]:
+        """`piece_bytes`, but special ids that are among `ids` stand for their names."""
+        names = {index: text.encode() for text, index in self.special.items() if index in ids}
+        return (lambda index: names.get(index) or self.piece_bytes(index)) if names else self.piece_bytes
 
     def padded(self, size: int) -> Tokenizer:
         """The same tokenizer with ids below `size` that stand for nothing: embeddings are often rounded up."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -43,7 +44,8 @@ def _tallied(model: Transformer, add: Callable[[Sequence[float]], Sequence[float
     tally, model.tally = model.tally, {}
     if not tally:
         return {}
-    flat = [float(value) for name in tally for value in tally[name]]
+    # Exactly rounded sums: micro-batches that are computed side by side note their figures in any order.
+    flat = [figure for value, count in tally.values() for figure in (math.fsum(value.flatten().tolist()), count)]
     summed = list(add(flat))
     return {name: summed[2 * at] / max(1.0, summed[2 * at + 1]) for at, name in enumerate(tally)}
 

@@ -21,7 +21,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from llmctl.config.errors import InputError, IntegrityError, LlmctlError, UsageError
+from llmctl.config.errors import ElsewhereError, InputError, IntegrityError, LlmctlError, UsageError
 from llmctl.config.keep import Keep
 from llmctl.store.files import explain, publish_bytes, sync_directory
 from llmctl.train.states import part_file, total_bytes
@@ -147,9 +147,10 @@ class Saver:
             shutil.rmtree(_partial(self._work, step), ignore_errors=True)
         left = complete(self._work)
         intact = f"the state of step {left[-1][0]} is intact" if left else "there is no earlier state"
-        reason = str(error) if error is not None else "another rank failed to write its part"
+        kind: type[LlmctlError] = ElsewhereError if error is None else InputError
+        reason = "another rank failed to write its part" if error is None else str(error)
         hint = error.hint if isinstance(error, LlmctlError) else "the same command resumes"
-        return InputError(f"cannot save the state of step {step}: {reason}; {intact}", hint=hint)
+        return kind(f"cannot save the state of step {step}: {reason}; {intact}", hint=hint)
 
     def __enter__(self) -> Self:
         return self

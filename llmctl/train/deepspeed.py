@@ -7,9 +7,11 @@ optimizer's state are fp32, and bf16 is torch's autocast inside the forward pass
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +19,13 @@ from torch import Tensor, distributed, nn
 
 from llmctl.config.errors import UsageError
 from llmctl.config.optimizers import SophiaConfig
+from llmctl.config.sequence import uncut
 from llmctl.config.train import TrainConfig
+from llmctl.model.device import product_dtype
+from llmctl.model.sequence import SharedRows
 from llmctl.model.transformer import Transformer
+from llmctl.train.disk import own_folder
+from llmctl.train.float8 import use_float8
 from llmctl.train.launch import Ranks
 from llmctl.train.muon import Muon
 from llmctl.train.optimizers import build_optimizer, described, set_rate
@@ -26,7 +33,7 @@ from llmctl.train.recompute import recompute
 from llmctl.train.scaling import unscale
 from llmctl.train.shards import Layout, Piece
 from llmctl.train.states import Trained, buffers_of
-from llmctl.train.strategy import Call, autocast_dtype, join
+from llmctl.train.strategy import Call, gradient_in_turn, join
 
 SHARED_MEMORY_OP = "deepspeed_shm_comm"
 
@@ -68,7 +75,7 @@ class DeepSpeed:
         """Hand the model and a plain torch optimizer to DeepSpeed.
 
         Raises:
-            UsageError: the optimizer works in a single process only.
+            UsageError: the optimizer works in a single process only, or ranks cannot share rows of this model.
         """
         if isinstance(config.optimizer, SophiaConfig):
             raise UsageError("sophia runs in a single process only", hint="start it without a launcher")
@@ -79,15 +86,21 @@ class DeepSpeed:
         deepspeed.ops.__compatible_ops__[SHARED_MEMORY_OP] = False
         deepspeed.init_distributed(verbose=False)
         self.model = model.to(self.device).train()
+        if config.sequence_parallel > 1:
+            if reason := uncut(model.config, config.sequence_parallel):
+                raise UsageError(reason, hint="sequence_parallel=1")
+            self.model.sequence = SharedRows.join(config.sequence_parallel)
+        told = use_float8(self.model, config.precision, self.device)
         recompute(self.model, config.recompute)
-        autocast = autocast_dtype(config.precision)
+        folder = own_folder(config.offload_folder) if config.offload_folder else None
+        autocast = product_dtype(config.precision)
         optimizer = build_optimizer(self.model, config.optimizer, autocast)
-        self.groups = described(optimizer, config.optimizer)
+        self.groups = "; ".join(filter(None, (described(optimizer, config.optimizer), told)))
         self._put_behind_a_gate(optimizer)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=Guest(self.model, autocast, self.device.type),
             optimizer=optimizer,
-            config=engine_config(config, self.world_size, self.zero, micro_batches),
+            config=engine_config(config, self.world_size, self.zero, micro_batches, folder),
         )
         layout = self._layout()
         if isinstance(optimizer, Muon):
@@ -101,7 +114,22 @@ class DeepSpeed:
             return Layout.whole(named, self.rank, self.world_size)
         piece = _piece_in_shard if self.zero == 3 else _piece_in_flat_group
         pieces = piece(self.engine.optimizer, named)
-        return Layout(pieces, rank=self.rank, world_size=self.world_size, sharded=True)
+        fetch = self._fetched if self.zero == 3 else None
+        return Layout(pieces, rank=self.rank, world_size=self.world_size, sharded=True, fetch=fetch)
+
+    @contextlib.contextmanager
+    def _fetched(self, held: Tensor) -> Iterator[None]:
+        """While a shard and the optimizer's state of it are in memory, which otherwise may be on a disk."""
+        groups = self.optimizer.fp32_partitioned_groups_flat
+        number = next(at for at, shard in enumerate(groups) if shard is held)
+        on_disk = self.optimizer._swappable_optimizer_subgroup(number)  # noqa: SLF001 (as DeepSpeed's own step does)
+        if on_disk:
+            self.optimizer._optimizer_states_and_gradient_swap_in(number)  # noqa: SLF001
+        try:
+            yield
+        finally:
+            if on_disk:
+                self.optimizer._optimizer_states_and_gradient_swap_out(number)  # noqa: SLF001
 
     def described(self) -> str:
         """Of the groups as they were before sharding."""
@@ -119,6 +147,10 @@ class DeepSpeed:
         self.engine.backward(loss * (self.world_size * scale), scale_wrt_gas=False)
         if not last:
             self.engine.step()  # counts the micro-batch
+
+    def gradient(self, calls: Sequence[Call], targets: float, at: Callable[[str], None]) -> Tensor:
+        """In turn."""
+        return gradient_in_turn(self, calls, targets, at)
 
     def scale_loss(self, scale: float) -> None:
         """Above stage 0 DeepSpeed scales and unscales; at stage 0 this class does."""
@@ -160,8 +192,9 @@ class DeepSpeed:
             self.optimizer.update_lp_params()
         elif self.zero == 3:
             self.optimizer._partition_all_parameters()  # noqa: SLF001 (as DeepSpeed's own step begins and ends)
-            for number in range(len(self.optimizer.fp16_groups)):
-                self.optimizer._reassign_or_swap_out_partitioned_parameters(number)  # noqa: SLF001
+            for number, held in enumerate(self.optimizer.fp32_partitioned_groups_flat):
+                with self._fetched(held):
+                    self.optimizer._reassign_or_swap_out_partitioned_parameters(number)  # noqa: SLF001
             self.optimizer._post_step(set())  # noqa: SLF001
 
     def sum(self, values: Sequence[float]) -> list[float]:
@@ -182,16 +215,22 @@ class DeepSpeed:
         return gathered if self.rank == 0 else None
 
 
-def engine_config(config: TrainConfig, world_size: int, zero: int, micro_batches: int) -> dict[str, Any]:
-    """DeepSpeed's configuration for one run; pure.
+def engine_config(
+    config: TrainConfig, world_size: int, zero: int, micro_batches: int, folder: Path | None = None
+) -> dict[str, Any]:
+    """DeepSpeed's configuration for one run; pure. `folder` is this rank's own, for what lies on a disk.
 
     The batch sizes only have to be consistent with one another: the loop deals the rows.
     """
     sharding: dict[str, Any] = {"stage": zero, "contiguous_gradients": True, "overlap_comm": False}
-    if config.offload != "none":
-        sharding["offload_optimizer"] = {"device": config.offload}
+    if folder is not None:
+        # Weights that are sharded by ZeRO 3 and kept in memory are copied to what is on the disk, and back.
+        sharding["offload_optimizer"] = {"device": "nvme", "nvme_path": str(folder)}
+        sharding["offload_param"] = {"device": "cpu"}
+    elif config.offload == "cpu":
+        sharding["offload_optimizer"] = {"device": "cpu"}
         if zero == 3:
-            sharding["offload_param"] = {"device": config.offload}
+            sharding["offload_param"] = {"device": "cpu"}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": micro_batches,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,8 +17,48 @@ from llmctl.model.likelihood import Tensors, target_losses
 from llmctl.model.transformer import Transformer
 from llmctl.tokens.batch import IGNORE, Batch
 from llmctl.tokens.order import permuted
-from llmctl.train.loader import RowSource
+from llmctl.train.loader import Plan, RowSource
 from llmctl.train.strategy import Call, Strategy
+
+
+class Measured(Protocol):
+    """One measurement on held-out rows."""
+
+    @property
+    def loss(self) -> float:
+        """Mean loss; NaN where there was nothing to predict."""
+        ...
+
+    @property
+    def figures(self) -> dict[str, int | float]:
+        """By the names of metrics and totals, all finite."""
+        ...
+
+    @property
+    def told(self) -> str:
+        """The same in a line."""
+        ...
+
+
+class HeldOutSource(Protocol):
+    """Held-out rows, and what is measured on them."""
+
+    @property
+    def rows(self) -> RowSource:
+        """Of which a fixed sample is scored."""
+        ...
+
+    def bytes_of(self, batch: Batch) -> int:
+        """Bytes that the targets of a batch stand for; 0 where the loss is not one of text."""
+        ...
+
+    def sums(self, model: Transformer, batch: Tensors) -> Tensor:
+        """Figures of one batch that add up over batches and ranks, fp64 [K]."""
+        ...
+
+    def total(self, values: Sequence[float]) -> Measured:
+        """What K summed figures say."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -58,10 +99,15 @@ class HeldOut:
         defined = {name: value for name, value in figures.items() if math.isfinite(value)}
         return {**defined, "heldout_targets": self.targets}
 
+    @property
+    def told(self) -> str:
+        """Loss and bits per byte."""
+        return f"held-out loss {self.loss:.4f}, {self.bits_per_byte:.4f} bits per byte"
+
 
 @dataclass(frozen=True)
 class HeldOutRows:
-    """What is measured during training.
+    """Held-out text, of which each token is predicted; a `HeldOutSource`.
 
     Attributes:
         rows: of which a fixed sample is scored.
@@ -75,59 +121,70 @@ class HeldOutRows:
         """Bytes that the targets of a batch stand for."""
         return int(self.byte_lengths[batch.labels[batch.labels != IGNORE]].sum(dtype=np.int64))
 
+    def sums(self, model: Transformer, batch: Tensors) -> Tensor:
+        """Those of `HeldOut`."""
+        return sums(model, batch, torch.from_numpy(self.byte_lengths).to(batch.tokens.device).long())
+
+    def total(self, values: Sequence[float]) -> HeldOut:
+        """The `HeldOut`."""
+        return total(values)
+
 
 @torch.no_grad()
 def sample_scored(
-    held: HeldOutRows, wanted: int, micro_rows: int, strategy: Strategy, done: Callable[[int], None] | None = None
-) -> HeldOut:
+    held: HeldOutSource, wanted: int, plan: Plan, strategy: Strategy, done: Callable[[int], None] | None = None
+) -> Measured:
     """Score a fixed sample of held-out rows, each rank a share of it; collective.
 
     Args:
         held: the rows.
         wanted: how many of them; 0 for all.
-        micro_rows: rows in one forward pass.
+        plan: how many rows there are in one forward pass, and how ranks share them.
         strategy: what computes.
         done: told how many passes are finished.
     """
     count = min(wanted or held.rows.count, held.rows.count)
     sample = np.sort(permuted(0, np.arange(count), held.rows.count))
-    parts = [sample[start : start + micro_rows] for start in range(0, count, micro_rows)]
+    parts = [sample[start : start + plan.micro_rows] for start in range(0, count, plan.micro_rows)]
 
     def share() -> Iterator[Batch]:
-        for first in range(0, len(parts), strategy.world_size):
-            mine = first + strategy.rank
-            batch = held.rows.batch(parts[min(mine, len(parts) - 1)])
+        for first in range(0, len(parts), plan.world_size):
+            mine = first + plan.rank
+            batch = plan.own_columns(held.rows.batch(parts[min(mine, len(parts) - 1)]))
             # Every rank takes part in every pass, as sharded weights are gathered in step; a surplus is blank.
             yield batch if mine < len(parts) else batch.without_targets()
 
-    values = accumulated(share(), held.byte_lengths, strategy.device, strategy.forward, done)
-    return total(strategy.sum(values))
+    values = accumulated(share(), held.sums, strategy.device, strategy.forward, done)
+    return held.total(strategy.sum(values))
 
 
 def accumulated(
     batches: Iterable[Batch],
-    byte_lengths: NDArray[np.int32],
+    sums_of: Callable[[Transformer, Tensors], Tensor],
     device: torch.device,
     forward: Callable[[Call], Tensor],
     done: Callable[[int], None] | None = None,
 ) -> list[float]:
-    """[nll, targets, text_nll, bytes] of all batches.
+    """The figures of all batches, added up; none where there is no batch.
 
     Args:
         batches: what to score.
-        byte_lengths: int32 [V], bytes that each id stands for, 0 for special ones (`Tokenizer.byte_lengths`).
+        sums_of: figures of one batch, fp64 [K].
         device: where the model is.
         forward: calls a function of the model, under the precision that is wanted.
         done: told how many batches are finished.
     """
-    lengths = torch.from_numpy(byte_lengths.astype(np.int64)).to(device)
-    values = torch.zeros(4, dtype=torch.float64, device=device)
+    values: Tensor | None = None
     for number, batch in enumerate(batches, start=1):
-        tensors = Tensors.of(batch, device)
-        values += forward(functools.partial(sums, batch=tensors, byte_lengths=lengths))
+        figures = forward(_scoring(sums_of, Tensors.of(batch, device)))
+        values = figures if values is None else values + figures
         if done is not None:
             done(number)
-    return [float(value) for value in values.tolist()]
+    return [] if values is None else [float(value) for value in values.tolist()]
+
+
+def _scoring(sums_of: Callable[[Transformer, Tensors], Tensor], batch: Tensors) -> Call:
+    return lambda model: sums_of(model, batch)
 
 
 def sums(model: Transformer, batch: Tensors, byte_lengths: Tensor) -> Tensor:
@@ -151,9 +208,9 @@ def sums(model: Transformer, batch: Tensors, byte_lengths: Tensor) -> Tensor:
     )
 
 
-def total(values: Iterable[float]) -> HeldOut:
-    """The `HeldOut` of four sums in the order of `sums`."""
-    nll, targets, text_nll, count = values
+def total(values: Sequence[float]) -> HeldOut:
+    """The `HeldOut` of four sums in the order of `sums`; of none where nothing was scored."""
+    nll, targets, text_nll, count = values or (0.0, 0, 0.0, 0)
     return HeldOut(nll, round(targets), text_nll, round(count))
 
 
@@ -174,4 +231,6 @@ def measure(
         device: where the model is.
         done: told how many batches are finished.
     """
-    return total(accumulated(batches, byte_lengths, torch.device(device), lambda call: call(model), done))
+    lengths = torch.from_numpy(byte_lengths.astype(np.int64)).to(device)
+    sums_of = functools.partial(sums, byte_lengths=lengths)
+    return total(accumulated(batches, sums_of, torch.device(device), lambda call: call(model), done))

@@ -27,6 +27,7 @@ from llmctl.pipeline import spec as specs
 from llmctl.pipeline.job import Job, Product, Progress
 from llmctl.pipeline.stage import load
 from llmctl.store.files import publish_bytes
+from llmctl.train import disk
 from llmctl.train.stop import Stop
 
 LOG_FILE = "ranks.log"
@@ -93,14 +94,34 @@ def start(job: Job[Any], entry: str) -> Product:
 
     Under a launcher this rank leads the others, which must be in `follow`. Otherwise `nproc` or `zero` start
     ranks here, and without them the entry runs in this process.
+
+    Raises:
+        UsageError: the configuration asks for what this machine cannot do.
     """
     config: TrainConfig = job.config
+    _require_machine(config)
     if environment().world_size > 1:
         return lead(job, entry)
     if config.uses_deepspeed:
         return run_ranks(job, entry)
     product: Product = load(entry)(job)
     return product
+
+
+def _require_machine(config: TrainConfig) -> None:
+    """Refuse what cannot run here, before a rank is started or a row is read."""
+    eight_bits, folder = config.precision.startswith("fp8"), config.offload_folder
+    if not eight_bits and not folder:
+        return
+    from llmctl.model.device import choose_device
+
+    device = choose_device(config.device)
+    if eight_bits:
+        from llmctl.train.float8 import require_float8
+
+        require_float8(config.precision, device)
+    if folder:
+        disk.require_files(folder, device.type)
 
 
 def run_ranks(job: Job[Any], entry: str) -> Product:
@@ -203,8 +224,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _raise_failure(work: Path, code: int) -> None:
-    for path in sorted(work.glob(FAILURE_FILES)):
-        failure = json.loads(path.read_bytes())
+    failures = [json.loads(path.read_bytes()) for path in sorted(work.glob(FAILURE_FILES))]
+    for failure in sorted(failures, key=lambda failure: failure["class"] == errors.ElsewhereError.__name__):
         kind = getattr(errors, failure["class"], LlmctlError)
         raise kind(failure["what"], hint=failure["hint"])
     if code == 0 and (work / PRODUCT_FILE).exists():
@@ -266,6 +287,7 @@ def leave(code: int) -> NoReturn:
     The process group and DeepSpeed keep C++ threads, and destroying them while they run aborts the process
     ("terminate called without an active exception", exit code -6) after everything has been written.
     """
+    disk.clear()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from llmctl.config.train import TrainConfig
+from llmctl.model.device import product_dtype
 from llmctl.model.transformer import Transformer
 from llmctl.train.elementwise import Sophia
+from llmctl.train.float8 import use_float8
+from llmctl.train.lanes import Lanes, lanes_of
 from llmctl.train.optimizers import build_optimizer, described, set_rate
 from llmctl.train.recompute import recompute
 from llmctl.train.scaling import unscale
 from llmctl.train.shards import Layout
 from llmctl.train.states import Trained, buffers_of
-from llmctl.train.strategy import Call, autocast_dtype
+from llmctl.train.strategy import Call, gradient_in_turn
 
 
 class Local:
@@ -30,20 +34,24 @@ class Local:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.scale = 1.0
+        self.lanes: Lanes | None = None
 
     def prepare(self, model: Transformer, config: TrainConfig, micro_batches: int) -> None:
         """Move the model to the device and make its optimizer."""
-        del micro_batches
         self.model = model.to(self.device).train()
+        told = use_float8(self.model, config.precision, self.device)
         recompute(self.model, config.recompute)
         if config.compile:
             self.model.compile(dynamic=False)
-        self.parameters = dict(model.named_parameters())  # a tied one is named once
-        self.autocast = autocast_dtype(config.precision)
+        # A tied one is named once, and what is frozen is no part of the run's state.
+        self.parameters = {name: one for name, one in model.named_parameters() if one.requires_grad}
+        self.autocast = product_dtype(config.precision)
         self.optimizer = build_optimizer(model, config.optimizer, self.autocast)
-        self.groups = described(self.optimizer, config.optimizer)
+        self.groups = "; ".join(filter(None, (described(self.optimizer, config.optimizer), told)))
         self.trained = Trained(Layout.whole(self.parameters), self.optimizer, self.device, buffers_of(model))
         self.clip_norm = config.clip_norm
+        count = lanes_of(config, self.model, self.device, micro_batches)
+        self.lanes = Lanes(count, list(self.parameters.values())) if count > 1 else None
 
     def forward(self, call: Call) -> Tensor:
         """Run under autocast where the precision says so."""
@@ -54,6 +62,13 @@ class Local:
         """Accumulate into `.grad`."""
         del last
         (loss if self.scale == 1.0 else loss * self.scale).backward()  # type: ignore[no-untyped-call]
+
+    def gradient(self, calls: Sequence[Call], targets: float, at: Callable[[str], None]) -> Tensor:
+        """In turn, or side by side where there are lanes."""
+        if self.lanes is None:
+            return gradient_in_turn(self, calls, targets, at)
+        at("the passes of all micro-batches")
+        return self.lanes.gradient([partial(self.forward, call) for call in calls], self.scale / targets)
 
     def scale_loss(self, scale: float) -> None:
         """Remember it."""

@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -31,12 +30,12 @@ from llmctl.train.balance import end_step, forget_counts, not_training
 from llmctl.train.checkpoints import State
 from llmctl.train.curvature import generator_of, sampled_labels
 from llmctl.train.guards import HINT, DivergedError, Fault, Guard
-from llmctl.train.heldout import HeldOut, HeldOutRows
+from llmctl.train.heldout import HeldOutSource, Measured
 from llmctl.train.launch import environment, give_up
 from llmctl.train.loader import Loader, Plan
 from llmctl.train.local import Local
 from llmctl.train.memory import exhaustion_explained
-from llmctl.train.objective import Fitted, Objective
+from llmctl.train.objective import Fitted, LooksAhead, Objective
 from llmctl.train.report import Report, bits_per_byte
 from llmctl.train.resume import States
 from llmctl.train.scaling import LossScale
@@ -51,7 +50,7 @@ _DONE = {"skip": "left out", "rollback": "rolled back to the newest saved state,
 
 
 def fit(
-    job: Job[Any], model: Transformer, objective: Objective, *, steps: int, heldout_rows: HeldOutRows | None
+    job: Job[Any], model: Transformer, objective: Objective, *, steps: int, heldout_rows: HeldOutSource | None
 ) -> Fitted:
     """Train `model` for `steps` steps, continuing from the newest state in `job.work`.
 
@@ -115,7 +114,7 @@ class Run:
         model: Transformer,
         objective: Objective,
         steps: int,
-        held: HeldOutRows | None,
+        held: HeldOutSource | None,
         report: Report,
     ) -> None:
         self.job = job
@@ -129,7 +128,7 @@ class Run:
         self.step = self.tokens = 0
         self.train_s = 0.0
         self.loss = math.nan
-        self.measured: HeldOut | None = None
+        self.measured: Measured | None = None
         self.guard = Guard(self.config.guard)
         self.states = States(job, strategy, self.plan, report.note)
         self.scale = LossScale() if self.config.precision == "fp16" else None
@@ -178,13 +177,16 @@ class Run:
         self._at("the reading of rows")
         batches = loader.take(self.step)
         waited = time.perf_counter() - begun
-        seen = sum(int(np.count_nonzero(batch.documents >= 0)) for batch in batches)
+        seen = sum(self.plan.tokens(batch) for batch in batches)
         targets, tokens = self._agree([sum(batch.targets for batch in batches), seen], stop)
         self._seq_len = batches[0].tokens.shape[1]
         self.report.start(self._seq_len)
         if targets == 0:
             raise InputError(f"{self._where()} hold no target at all", hint=self._look() or "look at them")
         self._estimate_curvature(batches, targets)
+        if isinstance(self.objective, LooksAhead):
+            self._at("a look ahead")
+            self.objective.look_ahead(batches, self.strategy)
         if self.scale is not None:
             self.strategy.scale_loss(self.scale.value)
         nll, size = self._accumulate(batches, targets)
@@ -266,13 +268,7 @@ class Run:
         Returns:
             Of all ranks: the nll, and the bytes that the targets stand for (0 where that is not known).
         """
-        nll = torch.zeros((), dtype=torch.float64, device=self.strategy.device)
-        for number, batch in enumerate(batches, start=1):
-            self._at("a forward pass")
-            loss = self.strategy.forward(self._loss_of(batch))
-            nll += loss.detach()
-            self._at("a backward pass")
-            self.strategy.backward(loss / targets, last=number == len(batches))
+        nll = self.strategy.gradient([self._loss_of(batch) for batch in batches], targets, self._at)
         self._at("the update")
         size = 0 if self.held is None else sum(self.held.bytes_of(batch) for batch in batches)
         nll_of_all, bytes_of_all = self.strategy.sum([nll.item(), size])
@@ -317,12 +313,11 @@ class Run:
         """Score the fixed sample of held-out rows, each rank a share of it."""
         if self.held is None or self.held.rows.count == 0:
             return
-        wanted, rows = self.config.heldout_rows, self.plan.micro_rows
+        wanted = self.config.heldout_rows
         with not_training(self.model):
-            self.measured = heldout.sample_scored(self.held, wanted, rows, self.strategy, self._at_measuring)
+            self.measured = heldout.sample_scored(self.held, wanted, self.plan, self.strategy, self._at_measuring)
         self._log(**self.measured.figures)
-        bits = self.measured.bits_per_byte
-        self.report.note(f"step {self.step}: held-out loss {self.measured.loss:.4f}, {bits:.4f} bits per byte")
+        self.report.note(f"step {self.step}: {self.measured.told}")
 
     def save(self) -> None:
         """Begin to write a resumable state; collective."""
@@ -363,8 +358,8 @@ class Run:
         return time.perf_counter() - self._started
 
     def shape(self) -> tuple[int, int]:
-        """Rows and tokens of a row in one forward pass; of what came last."""
-        return self.plan.micro_rows, self._seq_len
+        """Rows and this rank's tokens of a row in one forward pass; of what came last."""
+        return self.plan.micro_rows, self._seq_len // self.plan.parts
 
     def totals(self) -> dict[str, int | float | str]:
         """Figures of the whole run."""

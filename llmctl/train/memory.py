@@ -9,10 +9,10 @@ import torch
 
 from llmctl.config.errors import UsageError
 from llmctl.config.train import TrainConfig
+from llmctl.model.device import product_dtype
 from llmctl.model.likelihood import LOGITS_AT_ONCE
 from llmctl.model.transformer import Transformer
 from llmctl.train.states import Trained
-from llmctl.train.strategy import autocast_dtype
 
 SAYS = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -25,7 +25,7 @@ def parts_of(model: Transformer, trained: Trained, config: TrainConfig, rows: in
     """
     held = list(trained.layout.held())
     shape, tokens = model.config, rows * seq_len
-    size = (autocast_dtype(config.precision) or torch.float32).itemsize
+    size = (product_dtype(config.precision) or torch.float32).itemsize
     kept = shape.width if config.recompute == "full" else 10 * shape.width + 3 * shape.ffn_width
     state = [value for one in held for value in trained.optimizer.state.get(one, {}).values()]
     parts = {

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 from llmctl.model.likelihood import Tensors
 from llmctl.model.transformer import Transformer
+from llmctl.tokens.batch import Batch
 from llmctl.train.loader import RowSource
+from llmctl.train.strategy import Strategy
 
 
 class Objective(Protocol):
@@ -22,6 +24,15 @@ class Objective(Protocol):
 
     def loss(self, model: Transformer, batch: Tensors) -> Tensor:
         """Sum of the loss over the batch's targets: a scalar, to be divided by `Batch.targets` over all ranks."""
+        ...
+
+
+@runtime_checkable
+class LooksAhead(Protocol):
+    """An objective whose loss depends on a figure of the whole step, which must be known before its gradient."""
+
+    def look_ahead(self, batches: list[Batch], strategy: Strategy) -> None:
+        """Compute that figure over the micro-batches of all ranks; collective."""
         ...
 
 

@@ -35,7 +35,18 @@ def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: fl
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return [group for group in groups if group["params"]]
+    return [part for group in groups if group["params"] for part in _by_rate(group)]
+
+
+def _by_rate(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """The group, cut where parameters carry a `rate_factor` of their own (LoRA+)."""
+    factors = sorted({getattr(parameter, "rate_factor", 1.0) for parameter in group["params"]})
+    if factors == [1.0]:
+        return [group]
+    return [
+        {**group, "params": [p for p in group["params"] if getattr(p, "rate_factor", 1.0) == factor], "rate": factor}
+        for factor in factors
+    ]
 
 
 def muon_groups(named: Iterable[tuple[str, nn.Parameter]], config: MuonConfig) -> list[dict[str, Any]]:
@@ -77,7 +88,7 @@ def build_optimizer(
     else:
         optimizer = _by_elements(parameter_groups(named, config.weight_decay), config, named[0][1].device)
     for group in optimizer.param_groups:
-        group["peak_lr"] = group["lr"]
+        group["peak_lr"] = group["lr"] * group.pop("rate", 1.0)
     return optimizer
 
 

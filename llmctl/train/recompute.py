@@ -17,7 +17,8 @@ KEPT = {  # what is dear to compute: products and attention; all else is made ag
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
     torch.ops.aten.bmm.default,
-    torch.ops.aten._scaled_dot_product_flash_attention.default,  # noqa: SLF001 (operators have no other name)
+    torch.ops.aten._scaled_mm.default,  # noqa: SLF001 (of 8-bit floats; operators have no other name)
+    torch.ops.aten._scaled_dot_product_flash_attention.default,  # noqa: SLF001
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,  # noqa: SLF001
     torch.ops.aten._scaled_dot_product_efficient_attention.default,  # noqa: SLF001
 }

@@ -10,10 +10,11 @@ from typing import Any, Self
 import torch
 
 from llmctl.config.train import TrainConfig
+from llmctl.model.device import product_dtype
 from llmctl.model.transformer import Transformer, flops_per_token
 from llmctl.pipeline.job import Job
 from llmctl.train.measures import Peak, measured_peak, memory_bytes, vendor_peak
-from llmctl.train.strategy import Strategy, autocast_dtype
+from llmctl.train.strategy import Strategy
 from llmctl.train.trackers import Tracker, build
 
 
@@ -38,7 +39,7 @@ class Report:
         self._trackers: list[Tracker] = []
         if not self._leads:
             return
-        dtype = autocast_dtype(config.precision) or torch.float32
+        dtype = product_dtype(config.precision) or torch.float32
         self._peak = vendor_peak(strategy.device) if config.peak == "vendor" else None
         self._peak = self._peak or measured_peak(strategy.device, dtype)
         where, run = Path(config.track_to or ""), f"{job.out.parent.parent.name}-{job.out.parent.name}"

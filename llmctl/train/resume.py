@@ -112,4 +112,5 @@ class States:
             "compile": str(self._config.compile).lower(),
             "nproc": self._strategy.world_size,
             "zero": self._strategy.zero,
+            "sequence_parallel": self._plan.parts,
         }

@@ -6,7 +6,8 @@ parameter as a whole (an orthogonalisation, a saved state that any number of ran
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -50,13 +51,29 @@ class Layout:
         rank: of this process.
         world_size: number of ranks.
         sharded: whether pieces are parts; otherwise every rank holds every parameter whole.
+
+    Args:
+        pieces: in that order.
+        rank: of this process.
+        world_size: number of ranks.
+        sharded: as above.
+        fetch: brings the values of a tensor that the optimizer updates into memory, where they are elsewhere.
     """
 
-    def __init__(self, pieces: Iterable[Piece], *, rank: int = 0, world_size: int = 1, sharded: bool = False) -> None:
+    def __init__(
+        self,
+        pieces: Iterable[Piece],
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        sharded: bool = False,
+        fetch: Callable[[Tensor], AbstractContextManager[None]] | None = None,
+    ) -> None:
         self.pieces = {piece.name: piece for piece in pieces}
         self.rank = rank
         self.world_size = world_size
         self.sharded = sharded
+        self._fetch = fetch
         self._by_held: dict[int, list[Piece]] = {}
         for piece in self.pieces.values():
             self._by_held.setdefault(id(piece.held), []).append(piece)
@@ -72,9 +89,15 @@ class Layout:
         return self._by_held[id(held)]
 
     def held(self) -> Iterator[Tensor]:
-        """The tensors that the optimizer updates, each once."""
+        """The tensors that the optimizer updates, each once; their values may be elsewhere than in memory."""
         for pieces in self._by_held.values():
             yield pieces[0].held
+
+    def fetched(self) -> Iterator[Tensor]:
+        """The same, each with its values in memory, and its optimizer state, until the next one is asked for."""
+        for held in self.held():
+            with self._fetch(held) if self._fetch is not None else nullcontext():
+                yield held
 
     def gather(self, piece: Piece, values: Tensor, owner: int) -> Tensor | None:
         """On rank `owner` the whole parameter's values, in its shape; None elsewhere. Collective where sharded.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from llmctl.config.errors import IntegrityError
-from llmctl.train.shards import Layout
+from llmctl.train.shards import Layout, Piece
 
 WEIGHT, AVERAGE, BUFFER = "weight", "average", "buffer"
 PARTS = "part-*.safetensors"  # the star is the rank
@@ -52,7 +52,7 @@ class Trained:
     @torch.no_grad()
     def average(self, share: float) -> None:
         """Move the average towards the present weights: average ← average + share (weights - average)."""
-        for held in self.layout.held():
+        for held in self.layout.fetched():
             if id(held) in self._average:
                 self._average[id(held)].lerp_(held.detach(), share)
             else:
@@ -61,7 +61,7 @@ class Trained:
     @torch.no_grad()
     def adopt_average(self) -> None:
         """Let the weights be their average, where there is one."""
-        for held in self.layout.held():
+        for held in self.layout.fetched():
             if id(held) in self._average:
                 held.copy_(self._average[id(held)])
 
@@ -73,15 +73,22 @@ class Trained:
             made["rng/cuda"] = torch.cuda.get_rng_state(self.device)
         if self.layout.rank == 0:
             made |= {f"{BUFFER}/{name}": value.to("cpu", copy=True) for name, value in self.buffers.items()}
-        for number, (name, piece) in enumerate(self.layout.pieces.items()):
-            owner = number % self.layout.world_size
-            for quantity, values in self._quantities(piece.held).items():
-                if values.shape == piece.held.shape:
-                    whole = self.layout.gather(piece, values, owner)
-                else:  # one figure for the whole tensor, or one of a tensor that is not sharded
-                    whole = values if self.layout.rank == owner else None
-                if whole is not None:
-                    made[f"{quantity}/{name}"] = whole.detach().to("cpu", copy=True).contiguous()
+        owners = {name: number % self.layout.world_size for number, name in enumerate(self.layout.pieces)}
+        for held in self.layout.fetched():
+            for piece in self.layout.within(held):
+                made |= self._of_piece(piece, owners[piece.name])
+        return made
+
+    def _of_piece(self, piece: Piece, owner: int) -> dict[str, Tensor]:
+        """On rank `owner` everything of one parameter, whole; collective where the layout is sharded."""
+        made = {}
+        for quantity, values in self._quantities(piece.held).items():
+            if values.shape == piece.held.shape:
+                whole = self.layout.gather(piece, values, owner)
+            else:  # one figure for the whole tensor, or one of a tensor that is not sharded
+                whole = values if self.layout.rank == owner else None
+            if whole is not None:
+                made[f"{quantity}/{piece.name}"] = whole.detach().to("cpu", copy=True).contiguous()
         return made
 
     def _quantities(self, held: Tensor) -> dict[str, Tensor]:
@@ -97,16 +104,20 @@ class Trained:
         Raises:
             IntegrityError: a parameter is missing.
         """
-        for name, piece in self.layout.pieces.items():
-            for quantity in reader.quantities(name):
-                whole = reader.tensor(quantity, name)
-                elementwise = whole.shape == piece.shape
-                target = self._target(piece.held, quantity, None if elementwise else whole)
-                if elementwise:
-                    piece.of(target).copy_(piece.out_of(whole))
+        for held in self.layout.fetched():
+            for piece in self.layout.within(held):
+                self._restore_piece(piece, reader)
         for name, buffer in self.buffers.items():
             buffer.copy_(reader.tensor(BUFFER, name))
         reader.restore_random_numbers(self.layout.rank, self.device)
+
+    def _restore_piece(self, piece: Piece, reader: Reader) -> None:
+        for quantity in reader.quantities(piece.name):
+            whole = reader.tensor(quantity, piece.name)
+            elementwise = whole.shape == piece.shape
+            target = self._target(piece.held, quantity, None if elementwise else whole)
+            if elementwise:
+                piece.of(target).copy_(piece.out_of(whole))
 
     def _target(self, held: Tensor, quantity: str, whole: Tensor | None) -> Tensor:
         """Where a quantity goes, made where it is new; `whole` is all of it where it has a shape of its own."""

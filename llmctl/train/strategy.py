@@ -56,6 +56,19 @@ class Strategy(Protocol):
         """Add the gradient of `loss`; over ranks and micro-batches, of which this may be the last, they are summed."""
         ...
 
+    def gradient(self, calls: Sequence[Call], targets: float, at: Callable[[str], None]) -> Tensor:
+        """Add up the gradient of the step's loss over this rank's micro-batches.
+
+        Args:
+            calls: the loss of each micro-batch, a sum over its targets.
+            targets: of all ranks, by which the sum is divided.
+            at: told what is being done, for the watchdog.
+
+        Returns:
+            The sum of the losses, an fp64 scalar without gradient.
+        """
+        ...
+
     def scale_loss(self, scale: float) -> None:
         """Multiply losses by `scale` from now on, and gradients by its inverse before they are clipped."""
         ...
@@ -84,6 +97,18 @@ class Strategy(Protocol):
         ...
 
 
+def gradient_in_turn(strategy: Strategy, calls: Sequence[Call], targets: float, at: Callable[[str], None]) -> Tensor:
+    """`Strategy.gradient`, one micro-batch after the other."""
+    total = torch.zeros((), dtype=torch.float64, device=strategy.device)
+    for number, call in enumerate(calls, start=1):
+        at("a forward pass")
+        loss = strategy.forward(call)
+        total += loss.detach()
+        at("a backward pass")
+        strategy.backward(loss / targets, last=number == len(calls))
+    return total
+
+
 def set_threads(threads: int, ranks_here: int) -> None:
     """Use `threads` CPU threads, or this machine's cores divided by the ranks on it where 0."""
     torch.set_num_threads(threads or max(1, cores() // ranks_here))
@@ -102,11 +127,6 @@ def keep_freed_memory() -> None:
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, KEPT_BYTES)
         mallopt(top_pad, 64 << 20)
-
-
-def autocast_dtype(precision: str) -> torch.dtype | None:
-    """The dtype of matrix products, None for that of the weights."""
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
 
 def precision_warning(precision: str, device: torch.device) -> str | None:

@@ -118,7 +118,7 @@ def test_faults_of_configuration_name_and_inputs_come_together(llmctl: Any, note
     assert [fault.split()[0] for fault in faults] == ["one:", "seed:", "'a", "no", "no"]
     done = llmctl("sft", "nope", "stepz=3", "seed=-1")
     assert [line.split()[0] for line in done.stderr.splitlines()[1:]] == ["seed:", "stepz:", "no", "sft"]
-    assert "sft needs chats in the messages form" in done.stderr
+    assert "sft needs chats: an artifact, or a .jsonl" in done.stderr
     assert done.stdout == ""
     assert not (notes.parent / "artifacts").exists()
 

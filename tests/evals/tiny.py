@@ -28,11 +28,11 @@ def tiny_tokenizer(directory: Path, vocab_size: int = 384) -> Path:
     return write_tokenizer(directory, map(text, range(40)), config)
 
 
-def write_checkpoint(directory: Path, *, seed: int = 0, context: int = 256) -> Path:
+def write_checkpoint(directory: Path, *, seed: int = 0, context: int = 256, **changes: int) -> Path:
     """A complete Hugging Face directory with random weights."""
     tokenizer = tiny_tokenizer(directory / "tokenizer")
     vocab_size = Tokenizer.open(tokenizer).vocab_size
-    model = Transformer(ModelConfig.model_validate({"name": "nano", "context": context}), vocab_size)
+    model = Transformer(ModelConfig.model_validate({"name": "nano", "context": context, **changes}), vocab_size)
     model.init_weights(seed)
     huggingface.save(model, directory / "checkpoint", tokenizer)
     return directory / "checkpoint"

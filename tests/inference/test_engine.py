@@ -383,3 +383,10 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(tokenizer: Tokenize
 
 def test_requests_are_values() -> None:
     assert dataclasses.replace(endless(), seed=1).seed == 1
+
+
+def test_a_special_token_is_text_where_it_is_asked_for(engine: Engine) -> None:
+    token = engine.tokenizer.special["<|im_start|>"]
+    asked = Request([1, 5], max_tokens=3, allowed_ids=[token], stop_ids=[])
+    assert engine.generate([asked])[0].text == ""
+    assert engine.generate([dataclasses.replace(asked, spelled_ids=[token])])[0].text == 3 * "<|im_start|>"

@@ -7,12 +7,11 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from llmctl.config.preference import KtoConfig, PreferenceLossConfig
+from llmctl.config.preference import KtoConfig, PreferenceLossConfig, needs_reference
 from llmctl.objectives.preference import (
     Answers,
     divergence_score,
     kto_losses,
-    needs_reference,
     preference_losses,
     reward_losses,
 )

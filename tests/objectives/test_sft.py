@@ -2,6 +2,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from llmctl.config.train import PretrainConfig, SftConfig
 from llmctl.data.split import is_heldout
 from llmctl.model import huggingface
 from llmctl.objectives.chats import PackedChats, _chat, read_chats, read_sides
-from llmctl.objectives.sft import open_model
+from llmctl.objectives.start import fill_id, open_model
 from llmctl.pipeline.execute import Call, execute
 from llmctl.pipeline.job import Silent
 from llmctl.pipeline.stages import stage_named
@@ -134,11 +135,18 @@ def test_a_tokenizer_of_another_size_is_refused(checkpoint, tmp_path):
     with pytest.raises(InputError, match="the model has 300 ids, its tokenizer 301"):
         open_model(other, Larger())
 
-    class PadEnds(Larger):
-        vocab_size, stop_ids = 300, (2, 3)
 
-    with pytest.raises(InputError, match="padding id 3 also ends a turn"):
-        open_model(other, PadEnds())
+def test_rows_are_filled_with_what_ends_no_turn(checkpoint):
+    tokenizer = Tokenizer.open(checkpoint.data)
+    assert fill_id(checkpoint, tokenizer) == tokenizer.pad_id
+
+    # Like SmolLM2's: padding is the end of a turn.
+    given = {"bos_id": 1, "pad_id": 2, "special": {"end": 0, "start": 1, "turn": 2, "file": 3}}
+    pad_ends = SimpleNamespace(**given, stop_ids=(2, 0), byte_lengths=np.zeros(4, dtype=np.int32))
+    assert fill_id(checkpoint, pad_ends) == 3
+    pad_ends.stop_ids = (2, 0, 3)
+    with pytest.raises(InputError, match="padding id 2 also ends a turn, and no special token ends nothing"):
+        fill_id(checkpoint, pad_ends)
 
 
 def test_a_chat_of_a_plain_file_is_held_out_with_its_document(checkpoint, chats, write_chats):

@@ -1,5 +1,6 @@
 """A real server on a loopback port over a random checkpoint, and the stock OpenAI client in front of it."""
 
+import json
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import jsonschema
 import openai
 import pytest
 import torch
@@ -19,10 +21,44 @@ from llmctl.inference.engine import Engine
 from llmctl.serve.app import create_app
 from llmctl.serve.generation import Service
 from llmctl.serve.server import listen, run_app
+from tests.conftest import DATA
 from tests.evals.tiny import write_checkpoint
 
 MODEL = "tiny-random"
 CONTEXT = 256
+ROOMY = 4096
+
+
+OPENAPI = DATA / "openai_openapi" / "openapi.json"
+Check = Callable[[str, Any], None]
+
+
+def honour_nullable(schema: Any) -> Any:
+    """The file is OpenAPI 3.1 with 3.0's `nullable` marks, which JSON Schema does not know."""
+    if isinstance(schema, list):
+        return [honour_nullable(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    plain = {key: honour_nullable(value) for key, value in schema.items() if key != "nullable"}
+    return {"anyOf": [plain, {"type": "null"}]} if schema.get("nullable") is True else plain
+
+
+@pytest.fixture(scope="session")
+def conforms() -> Check:
+    """Validate a body against one of OpenAI's component schemas."""
+    if not OPENAPI.is_file():
+        pytest.skip("OpenAI's openapi.json is not on this machine")
+    document = json.loads(OPENAPI.read_text())
+    components = {"components": {"schemas": honour_nullable(document["components"]["schemas"])}}
+    checked: dict[str, Any] = {}
+
+    def check(name: str, body: Any) -> None:
+        if name not in checked:
+            schema = {"$ref": f"#/components/schemas/{name}", **components}
+            checked[name] = jsonschema.Draft202012Validator(schema)
+        checked[name].validate(body)
+
+    return check
 
 
 @dataclass
@@ -48,6 +84,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("model"), context=CONTEXT)
 
 
+@pytest.fixture(scope="session")
+def roomy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose longest answers take many seconds."""
+    return write_checkpoint(tmp_path_factory.mktemp("roomy"), context=ROOMY)
+
+
 Start = Callable[..., AbstractContextManager[Running]]
 
 
@@ -56,9 +98,9 @@ def start(checkpoint: Path) -> Start:
     """Run a server with the given configuration for the length of a `with` block."""
 
     @contextmanager
-    def running(**config: Any) -> Iterator[Running]:
+    def running(directory: Path = checkpoint, **config: Any) -> Iterator[Running]:
         settings = ServeConfig.model_validate({"port": 0, "device": "cpu", **config})
-        engine = open_engine(checkpoint, device="cpu", precision=settings.precision, max_running=settings.max_running)
+        engine = open_engine(directory, device="cpu", precision=settings.precision, max_running=settings.max_running)
         app = create_app(engine, settings, MODEL)
         answered: list[str] = []
         ready = threading.Event()

@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from llmctl.config.serve import ServeConfig
-from llmctl.serve.server import default_name, listen, url_of
+from llmctl.serve.server import default_name, listen, options_of, url_of
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,10 @@ def test_port_zero_becomes_a_real_one() -> None:
 
 def test_a_directory_gives_its_name(tmp_path: Path) -> None:
     assert default_name(tmp_path / "mine") == "mine"
+
+
+def test_the_engine_gets_all_of_its_part() -> None:
+    given = {"cache_tokens": 512, "step_tokens": 64, "prefix_cache": False, "weights": "int8", "cache_bits": 8}
+    options = options_of(ServeConfig.model_validate({**given, "draft_tokens": 3}))
+    assert {name: getattr(options, name) for name in given} == given
+    assert options.draft_tokens == 3

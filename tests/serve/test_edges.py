@@ -62,7 +62,9 @@ def spoken(server: Running, *parts: bytes, pause_s: float = 0.0) -> bytes:
 def test_headers_that_do_not_come_end_the_connection(start: Start) -> None:
     with start(header_timeout_s=0.3) as server:
         before = time.monotonic()
-        assert spoken(server, b"GET /health HTTP/1.1\r\nX-Slow: ") == b""
+        head, _, body = spoken(server, b"GET /health HTTP/1.1\r\nX-Slow: ").partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 408 ")
+        assert json.loads(body)["error"]["code"] == "headers_too_slow"
         assert spoken(server) == b""
         whole = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
         assert spoken(server, whole, b"GET /hea", pause_s=0.1).startswith(

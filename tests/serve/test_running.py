@@ -149,6 +149,7 @@ def test_requests_that_outlive_the_grace_period_are_told(start: Start) -> None:
         assert httpx.get(server.url + "/ready").json() == {"status": "stopping"}
         late = server.post("/v1/completions", json=SHORT)
         assert (late.status_code, late.json()["error"]["code"]) == (503, "shutting_down")
+        assert late.headers["retry-after"] == "1"
         rest = [line for line in lines if line]
         assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == "shutting_down"
 
@@ -160,13 +161,15 @@ import torch
 torch.set_num_threads(1)
 from llmctl.config.serve import ServeConfig
 from llmctl.serve.server import serve
-config = ServeConfig(port=0, device="cpu", model_name="tiny-random")
+config = ServeConfig(port=0, device="cpu", model_name="tiny-random", shutdown_s=120)
 serve(Path(sys.argv[1]), config, lambda url: print(url, file=sys.stderr, flush=True))
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_streams_end_whole_and_the_process_end_well(checkpoint: Path, number: signal.Signals) -> None:
+def test_a_signal_under_load_lets_all_end_whole_and_the_process_end_well(
+    checkpoint: Path, number: signal.Signals
+) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", SERVE, str(checkpoint)],
         stdout=subprocess.PIPE,
@@ -177,11 +180,31 @@ def test_a_signal_lets_streams_end_whole_and_the_process_end_well(checkpoint: Pa
         assert process.stderr is not None
         assert process.stdout is not None
         url = process.stderr.readline().strip()
-        with httpx.stream("POST", url + "/v1/completions", json={**LONG, "stream": True}, timeout=60) as response:
-            lines = response.iter_lines()
-            next(lines)
-            process.send_signal(number)
-            rest = [line for line in lines if line]
-        assert rest[-1] == "data: [DONE]"
+        begun, whole = threading.Semaphore(0), []
+        asked = {**LONG, "max_tokens": 80}
+
+        def stream() -> None:
+            with httpx.stream("POST", url + "/v1/completions", json={**asked, "stream": True}, timeout=60) as response:
+                lines = response.iter_lines()
+                next(lines)
+                begun.release()
+                whole.append([line for line in lines if line][-1] == "data: [DONE]")
+
+        def ask() -> None:
+            begun.release()
+            answer = httpx.post(url + "/v1/completions", json={**asked, "n": 2}, timeout=60).json()
+            whole.append(answer["usage"]["completion_tokens"] == 160)
+
+        threads = [threading.Thread(target=target) for target in [ask] * 4 + [stream] * 12]
+        for thread in threads:
+            thread.start()
+        for _ in threads:
+            assert begun.acquire(timeout=30)
+        process.send_signal(number)
+        late = [httpx.post(url + "/v1/completions", json=SHORT, timeout=60) for _ in range(3)]
+        for thread in threads:
+            thread.join(60)
+        assert whole == [True] * 16
+        assert [(one.status_code, one.headers["retry-after"]) for one in late] == [(503, "1")] * 3
         assert process.wait(30) == 0
         assert process.stdout.read() == ""

@@ -2,49 +2,16 @@
 
 import copy
 import json
-from collections.abc import Callable
 from typing import Any
 
 import httpx
 import jsonschema
 import pytest
 
-from tests.conftest import DATA
-from tests.serve.conftest import MODEL, Running
+from tests.serve.conftest import MODEL, Check, Running
 
-OPENAPI = DATA / "openai_openapi" / "openapi.json"
 CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "the list"}], "max_tokens": 6}
 TEXT: dict[str, Any] = {"model": MODEL, "prompt": "the list", "max_tokens": 6}
-
-Check = Callable[[str, Any], None]
-
-
-def honour_nullable(schema: Any) -> Any:
-    """The file is OpenAPI 3.1 with 3.0's `nullable` marks, which JSON Schema does not know."""
-    if isinstance(schema, list):
-        return [honour_nullable(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    plain = {key: honour_nullable(value) for key, value in schema.items() if key != "nullable"}
-    return {"anyOf": [plain, {"type": "null"}]} if schema.get("nullable") is True else plain
-
-
-@pytest.fixture(scope="module")
-def conforms() -> Check:
-    """Validate a body against one of OpenAI's component schemas."""
-    if not OPENAPI.is_file():
-        pytest.skip("OpenAI's openapi.json is not on this machine")
-    document = json.loads(OPENAPI.read_text())
-    components = {"components": {"schemas": honour_nullable(document["components"]["schemas"])}}
-    checked: dict[str, Any] = {}
-
-    def check(name: str, body: Any) -> None:
-        if name not in checked:
-            schema = {"$ref": f"#/components/schemas/{name}", **components}
-            checked[name] = jsonschema.Draft202012Validator(schema)
-        checked[name].validate(body)
-
-    return check
 
 
 def events(response: httpx.Response) -> list[Any]:

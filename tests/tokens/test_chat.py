@@ -106,7 +106,7 @@ def test_templates_are_sandboxed_and_their_faults_explained(bpe: Tokenizer) -> N
         with pytest.raises(InputError, match=fault):
             render_prompt(with_template(bpe, source), CHAT)
     with pytest.raises(InputError, match="marks nothing to learn"):
-        render_training(with_template(bpe, "{% for m in messages %}{{ m.content }}{% endfor %}"), CHAT)
+        render_training(with_template(bpe, "{% generation %}{% endgeneration %}{{ messages[0].content }}"), CHAT)
 
 
 @pytest.mark.parametrize("model", ["bpe", "unigram"])

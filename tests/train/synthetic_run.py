@@ -2,6 +2,8 @@
 
 import ast
 import json
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -97,6 +99,22 @@ def make_job(directory, progress=None, **fields):
         progress=progress or Silent(),
         nested=None,
     )
+
+
+class StopAfter:
+    """A user who interrupts once so many steps are done."""
+
+    def __init__(self, step):
+        self.step = step
+        self.notes = []
+
+    def update(self, done, total, unit, **facts):
+        if done >= self.step:
+            self.step = float("inf")
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def note(self, text):
+        self.notes.append(text)
 
 
 CURVE = ("step", "loss", "lr", "grad_norm", "tokens", "heldout_loss", "heldout_bits_per_byte", "heldout_targets")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from synthetic_run import make_job
 
-from llmctl.config.errors import GateError, LlmctlError
+from llmctl.config.errors import ElsewhereError, GateError, InputError, LlmctlError
 from llmctl.pipeline import spec
 from llmctl.train import launch
 from llmctl.train.guards import DivergedError
@@ -122,6 +122,16 @@ def test_rank_0_whose_job_failed_sends_nothing_into_the_middle_of_it(sent, tmp_p
         launch.lead(make_job(tmp_path), "builtins:abs")
     launch.dismiss()
     assert [type(message) for message in sent] == [dict]
+
+
+def test_of_several_ranks_errors_the_one_that_knows_is_told(tmp_path):
+    elsewhere = ElsewhereError("another rank failed to write its part", hint="the same command resumes")
+    knows = InputError("the disk is full: 5.0 MB needed, 3.0 missing", hint="free space")
+    for rank, error in enumerate([elsewhere, knows, elsewhere]):
+        (tmp_path / launch.failure_file(rank)).write_text(json.dumps(spec.describe_failure(error)))
+    with pytest.raises(InputError, match="3.0 missing") as caught:
+        launch._raise_failure(tmp_path, 3)
+    assert caught.value.hint == "free space"
 
 
 def test_rank_0_that_ends_without_a_word_is_an_error(monkeypatch):

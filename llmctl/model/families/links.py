@@ -34,6 +34,11 @@ class Link:
     read: Convert = _as_they_are
     write: Convert = _as_they_are
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is one tensor, as it is."""
+        return self.read is _as_they_are
+
 
 class Stored(Protocol):
     """What is known of a tensor without reading it."""

@@ -1,0 +1,124 @@
+"""The stage `reward`: a checkpoint that tells better answers from worse by a score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmctl.config.dpo import RewardConfig
+from llmctl.config.errors import InputError
+from llmctl.config.preference import RewardLossConfig
+from llmctl.config.train import steps_of_epochs
+from llmctl.model import scoring
+from llmctl.model.likelihood import Tensors, hidden_states
+from llmctl.model.transformer import Transformer
+from llmctl.objectives import checkpoint
+from llmctl.objectives.pair_rows import PackedPairs
+from llmctl.objectives.pairs import read_pairs
+from llmctl.objectives.preference import reward_losses
+from llmctl.objectives.preferred import HeldOutPairs, Scored, summed, tallied
+from llmctl.objectives.start import fill_id, longest, open_model, open_tokenizer
+from llmctl.pipeline.job import Job, Product
+from llmctl.train import launch
+from llmctl.train.loop import fit
+
+
+@dataclass(frozen=True)
+class RewardObjective:
+    """Bradley and Terry's loss over a chosen and a rejected answer; the mean is over pairs.
+
+    Attributes:
+        rows: to learn from.
+        config: whether margins count, and how scores are kept around zero.
+    """
+
+    rows: PackedPairs
+    config: RewardLossConfig
+    names: ClassVar[tuple[str, ...]] = ("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies")
+
+    def loss(self, model: Transformer, batch: Tensors) -> Tensor:
+        """Sum over the pairs of the batch."""
+        return tallied(model, self.scored(model, batch))
+
+    def scored(self, model: Transformer, batch: Tensors) -> Scored:
+        """Losses; the scores, their difference, and how often the chosen one's is larger."""
+        present = batch.beside["present"]
+        chosen, rejected = answer_scores(model, batch)
+        margins = batch.beside["margin"][present] if self.config.margin else None
+        losses = reward_losses(chosen, rejected, margins, centring=self.config.centring)
+        values = (chosen, rejected, chosen - rejected, (chosen > rejected).double())
+        return Scored(losses, summed(self.names, values))
+
+
+def answer_scores(model: Transformer, batch: Tensors) -> tuple[Tensor, Tensor]:
+    """Scores of the chosen and of the rejected answers, fp64 [N] each.
+
+    A score is read at the token that ends the answer's last turn: the last one that a policy would have said. What a
+    template puts behind it is not looked at.
+    """
+    present = batch.beside["present"]
+    rows = present.nonzero()[:, 0]
+    hidden = hidden_states(model, batch)[0]
+    ends = batch.beside["ends"][present]  # [N,2]
+    chosen, rejected = (scoring.scores(model, hidden[rows, ends[:, side]]).double() for side in range(2))
+    return chosen, rejected
+
+
+def run(job: Job[RewardConfig]) -> Product:
+    """Train in this process, or with ranks where the configuration or a launcher asks for them."""
+    return launch.start(job, "llmctl.objectives.reward:train")
+
+
+def train(job: Job[RewardConfig]) -> Product:
+    """What every rank runs.
+
+    Raises:
+        InputError: a row cannot be learned from, nothing is left to learn from, or no row has the margin asked for.
+        UsageError: rows longer than the model's context were asked for.
+    """
+    given, config = job.artifact(), job.config
+    tokenizer = open_tokenizer(given)
+    length, filling = longest(given, config.max_tokens), fill_id(given, tokenizer)
+    found = read_pairs(job.inputs["preferences"], tokenizer, length, config.heldout_fraction, unpaired=False)
+    found.refuse(config.overlong, length)
+    found.refuse_empty_training()
+    if config.loss.margin and not any(pair.margin for pair in found.pairs):
+        raise InputError(f"{job.inputs['preferences'].ref} holds no margin", hint="leave out loss.margin, or add them")
+    rows, held = (
+        PackedPairs([found.pairs[at] for at in np.flatnonzero(which)], config.row_tokens, filling)
+        for which in (~found.held, found.held)
+    )
+    model = open_model(given, tokenizer)
+    scoring.add_head(model)
+    objective = RewardObjective(rows, config.loss)
+    steps = config.steps or steps_of_epochs(config.epochs, rows.count, config.batches)
+    held_out = HeldOutPairs(held, objective) if held.count else None
+    fitted = fit(job, model, objective, steps=steps, heldout_rows=held_out)
+    if fitted.weights is not None:
+        head: torch.Tensor = fitted.weights.pop(scoring.WEIGHT)
+        scoring.save_head(job.out, head)
+    return checkpoint.publish(
+        job,
+        fitted,
+        model.config,
+        tokenizer_directory=given.data,
+        semantic={
+            "vocab_size": tokenizer.vocab_size,
+            "tokenizer": given.manifest.semantic["tokenizer"],
+            "seq_len": length,
+            "chat": True,
+            "head": scoring.HEAD,
+            **checkpoint.unseen(given, found.heldout_fraction),
+        },
+        totals={
+            "pairs": len(rows.pairs),
+            "heldout_pairs": len(held.pairs),
+            "dropped.overlong": len(found.overlong),
+            "rows": rows.count,
+            "epochs": config.batches.first_of(steps) / rows.count,
+        },
+    )

@@ -1,0 +1,191 @@
+"""Stages of weights: trained, read from elsewhere, measured."""
+
+from __future__ import annotations
+
+from llmctl.pipeline.stage import Role, Stage
+
+TRAINING_FLAGS = {
+    "--batch-rows": "batch_rows",
+    "--lr": "optimizer.lr",
+    "--precision": "precision",
+    "--nproc": "nproc",
+    "--zero": "zero",
+    "--keep": "keep",
+    "--seed": "seed",
+}
+PREFERENCES = Role(
+    ("preferences",), "answers, chosen and rejected or judged: an artifact, or a .jsonl or .parquet file", files=True
+)
+
+MODEL_STAGES: tuple[Stage, ...] = (
+    Stage(
+        command="pretrain",
+        then="eval",
+        summary="Train a decoder on packed rows.",
+        config="llmctl.config.train:PretrainConfig",
+        run="llmctl.objectives.pretrain:run",
+        derive="llmctl.pipeline.derive:tokenizer_of_rows",
+        op_version=2,
+        output="checkpoint",
+        resumable=True,
+        inputs={"input": Role(("rows",), "packed rows to train on")},
+        flags={
+            "--model": "model.name",
+            "--depth": "dial.depth",
+            "--params": "dial.params",
+            "--steps": "steps",
+            **TRAINING_FLAGS,
+        },
+        examples=(
+            "llmctl pretrain web.pack --depth 4",
+            "llmctl pretrain web.pack --params 50M --dry-run",
+            "llmctl pretrain web.pack --model tiny --steps 200",
+            "llmctl pretrain web.pack --model tiny model.layers=6 optimizer.lr=1e-3",
+            "llmctl pretrain web.pack --nproc 2 --zero 2",
+            "llmctl pretrain web.pack optimizer=muon schedule=wsd average=ema --keep last:3,every:1000,best:1",
+            "llmctl pretrain web.pack guard.on_spike=skip guard.on_nan=rollback",
+        ),
+    ),
+    Stage(
+        command="sft",
+        then="serve",
+        summary="Fine-tune on chats, with loss on the answers only.",
+        config="llmctl.config.train:SftConfig",
+        run="llmctl.objectives.sft:run",
+        decides="llmctl.config.lora:kind_of",
+        op_version=2,
+        output="checkpoint",
+        resumable=True,
+        inputs={
+            "input": Role(("checkpoint",), "checkpoint to start from"),
+            "chats": Role(("chats",), "chats: an artifact, or a .jsonl or .parquet file", files=True),
+        },
+        flags={"--epochs": "epochs", **TRAINING_FLAGS},
+        examples=(
+            "llmctl sft web.pretrain --chats chats.jsonl --epochs 3",
+            "llmctl sft web.pretrain --chats chats.jsonl 'lora={rank: 16, alpha: 32}' --name web.adapter",
+        ),
+    ),
+    Stage(
+        command="logprobs",
+        then="dpo",
+        summary="Score preferences under a reference, for dpo.",
+        config="llmctl.config.dpo:LogprobsConfig",
+        run="llmctl.objectives.logprobs:run",
+        output="logprobs",
+        inputs={
+            "input": Role(("checkpoint",), "checkpoint to score with"),
+            "preferences": PREFERENCES,
+        },
+        flags={"--max-tokens": "max_tokens", "--precision": "precision"},
+        examples=("llmctl logprobs web.sft --preferences pairs.jsonl",),
+    ),
+    Stage(
+        command="dpo",
+        then="serve",
+        summary="Fit a checkpoint to preferences: DPO and relatives.",
+        config="llmctl.config.dpo:DpoConfig",
+        run="llmctl.objectives.dpo:run",
+        decides="llmctl.config.lora:kind_of",
+        nests=("logprobs",),
+        output="checkpoint",
+        resumable=True,
+        inputs={
+            "input": Role(("checkpoint",), "checkpoint to start from"),
+            "preferences": PREFERENCES,
+            "reference": Role(
+                ("checkpoint",), "checkpoint to stay close to; the one to start from where left out", required=False
+            ),
+            "logprobs": Role(
+                ("logprobs",), "what llmctl logprobs made of the reference; computed where left out", required=False
+            ),
+        },
+        flags={"--loss": "loss.name", "--epochs": "epochs", **TRAINING_FLAGS},
+        examples=(
+            "llmctl dpo web.sft --preferences pairs.jsonl",
+            "llmctl dpo web.sft --preferences pairs.parquet --loss ipo loss.beta=0.2",
+            "llmctl dpo web.sft --preferences judged.jsonl --loss kto",
+        ),
+    ),
+    Stage(
+        command="reward",
+        summary="Train a reward model on preferences.",
+        config="llmctl.config.dpo:RewardConfig",
+        run="llmctl.objectives.reward:run",
+        output="checkpoint",
+        resumable=True,
+        inputs={"input": Role(("checkpoint",), "checkpoint to start from"), "preferences": PREFERENCES},
+        flags={"--epochs": "epochs", **TRAINING_FLAGS},
+        examples=(
+            "llmctl reward web.sft --preferences pairs.jsonl",
+            "llmctl reward web.sft --preferences pairs.jsonl loss.margin=true loss.centring=0.01",
+        ),
+    ),
+    Stage(
+        command="merge",
+        then="serve",
+        summary="Merge adapters into a model, or models into one.",
+        config="llmctl.config.merge:MergeConfig",
+        run="llmctl.objectives.merging:run",
+        output="checkpoint",
+        inputs={
+            "sources": Role(
+                ("checkpoint", "adapter"),
+                "a checkpoint and adapters of it, or checkpoints, each with its weight",
+                many=True,
+                share="weights",
+            ),
+            "base": Role(("checkpoint",), "what the models were tuned from, for task, ties and dare", required=False),
+        },
+        flags={"--method": "method", "--density": "density", "--seed": "seed"},
+        examples=(
+            "llmctl merge web.pretrain web.adapter --name web.merged",
+            "llmctl merge a.sft=0.7 b.sft=0.3 --method linear",
+            "llmctl merge a.sft=0.7 b.sft=0.3 --method slerp",
+            "llmctl merge a.sft b.sft --method ties --base web.pretrain --density 0.3",
+        ),
+    ),
+    Stage(
+        command="import",
+        then="chat",
+        summary="Read a model or tokenizer of others.",
+        config="llmctl.config.inout:ImportConfig",
+        run="llmctl.model.importing:run",
+        decides="llmctl.model.located:kind_of",
+        fetch="llmctl.model.located:fetch",
+        sources="llmctl.model.importing:sources",
+        output="checkpoint",
+        words="sources",
+        flags={"--dtype": "dtype", "--license": "license", "--allow-private": "allow_private"},
+        examples=(
+            "llmctl import path/to/model --name base",
+            "llmctl import hf://HuggingFaceTB/SmolLM2-135M-Instruct",
+            "llmctl import model.Q4_K_M.gguf --dtype bf16",
+            "llmctl import path/to/tokenizer.json --name words",
+        ),
+    ),
+    Stage(
+        command="eval",
+        summary="Measure held-out loss and multiple choice.",
+        config="llmctl.config.evals:EvalConfig",
+        run="llmctl.evals.stage:run",
+        derive="llmctl.pipeline.derive:rows_of_checkpoint",
+        op_version=3,
+        output="eval",
+        inputs={
+            "input": Role(("checkpoint",), "checkpoint to measure"),
+            "rows": Role(
+                ("rows",), "rows whose held-out split is scored; the training rows where left out", required=False
+            ),
+            "choices": Role(
+                ("prompts",), "multiple-choice questions: an artifact or a .jsonl file", required=False, files=True
+            ),
+        },
+        flags={"--limit": "limit", "--batch-tokens": "batch_tokens", "--weights": "weights"},
+        examples=(
+            "llmctl eval web.pretrain",
+            "llmctl eval web.sft --choices questions.jsonl",
+            "llmctl eval web.sft --weights int4",
+        ),
+    ),
+)
