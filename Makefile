@@ -53,7 +53,7 @@ format: setup-dev  ## bring the code into its form
 	$(BIN)/ruff check --fix .
 
 bench: setup-dev  ## measure speed; see docs/benchmarks.md
-	$(BIN)/python bench/pretrain.py
+	$(BIN)/python bench/train.py
 
 clean:  ## remove what setup and demo make by default; a STORE or VENV of your own stays
 	rm -rf .venv demo

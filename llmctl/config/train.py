@@ -36,8 +36,9 @@ class TrainConfig(Config):
     Execution-only, so that a change of them still hits the cache, are fields of two sorts. `checkpoint_every_steps`,
     `eval_every_steps` and `heldout_rows` leave the weights as they are, bit for bit; the last two decide the
     held-out figures among the metrics and totals. `micro_batch_rows`, `nproc`, `zero`, `sequence_parallel`,
-    `threads`, `device` and `compile` decide how a step is computed: sums are taken in another order, so weights
-    and figures agree to rounding and not bit for bit. Runs with those equal are bitwise equal on CPU.
+    `threads`, `lanes`, `device`, `attention_backend` and `compile` decide how a step is computed: sums are taken in
+    another order, so weights and figures agree to rounding and not bit for bit. Runs with those equal are bitwise
+    equal on CPU.
     """
 
     cuts_rows: ClassVar[bool] = False

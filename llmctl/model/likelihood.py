@@ -1,4 +1,4 @@
-"""Negative log-likelihood of the targets of packed rows: the one place where logits meet labels."""
+"""Negative log-likelihood of the targets of packed rows: the one place where training's logits meet labels."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from llmctl.inference.constraint import Forms
 from llmctl.inference.engine import Deliver, EngineClosedError
 from llmctl.inference.request import Constraint, Event, Request
 from llmctl.inference.scheduler import Counts
+from llmctl.model.config_json import CONFIG_FILE, read_config
 from llmctl.serve.vllm_answer import Answer
 from llmctl.serve.vllm_request import asked_of_vllm, stop_ids_of
 from llmctl.serve.wire import HttpFailure, ask, stream
@@ -100,7 +101,7 @@ class VllmEngine:
         check_options(config)
         _check_installed(config.vllm_python or sys.executable)
         self.tokenizer = Tokenizer.open(directory)
-        self.context = int(json.loads((directory / "config.json").read_text())["max_position_embeddings"])
+        self.context = read_config(directory / CONFIG_FILE).config.context
         self.counts = Counts()
         self.running = self.waiting = 0
         self.cache_usage = 0.0
@@ -138,7 +139,15 @@ class VllmEngine:
         if not self.alive:
             raise EngineClosedError("vLLM has ended")
         asked = asked_of_vllm(request, MODEL, self.tokenizer)
-        return self._soon(self._answer(request, asked, deliver))
+        begun = threading.Event()
+        future = self._soon(self._answer(request, asked, deliver, begun))
+
+        def told() -> None:
+            if not begun.is_set():  # cancelled before its first step, so `_answer` cannot say so
+                deliver(Event((), "", "cancelled"))
+
+        future.add_done_callback(lambda done: self._loop.call_soon_threadsafe(told) if done.cancelled() else None)
+        return future
 
     def check_constraint(self, constraint: Constraint) -> None:
         """Compile it here too, so that what is wrong is said at once."""
@@ -185,8 +194,9 @@ class VllmEngine:
             else:
                 return
 
-    async def _answer(self, request: Request, asked: dict[str, Any], deliver: Deliver) -> None:
-        """Pass on the events of one answer; the last one, or an error, always comes."""
+    async def _answer(self, request: Request, asked: dict[str, Any], deliver: Deliver, begun: threading.Event) -> None:
+        """Pass on the events of one answer; once begun, the last one, or an error, always comes."""
+        begun.set()
         answer = Answer(request, self.tokenizer, stop_ids_of(request, self.tokenizer))
         try:
             async for chunk in stream(self._socket, "/v1/completions", asked):

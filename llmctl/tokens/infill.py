@@ -32,7 +32,7 @@ NAMES = (  # prefix, suffix, middle, in published tokenizers
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
     ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
     ("\u2581<PRE>", "\u2581<SUF>", "\u2581<MID>"),
-    ("<|fim\u2581begin|>", "<|fim\u2581hole|>", "<|fim\u2581end|>"),
+    ("<\uff5cfim\u2581begin\uff5c>", "<\uff5cfim\u2581hole\uff5c>", "<\uff5cfim\u2581end\uff5c>"),  # DeepSeek
 )
 CHOSEN, ORDER, ONE_CUT, OTHER_CUT = range(4)  # what is drawn
 

@@ -16,7 +16,7 @@ from llmctl.tokens.order import part_of_rank
 from llmctl.tokens.rows import Rows
 from llmctl.tokens.tokenizer import Tokenizer
 
-RUN_FIELDS = ("seed", "batch_rows", "batch_ramp", "micro_batch_rows", "nproc", "zero")
+RUN_FIELDS = ("seed", "batch_rows", "batch_ramp", "micro_batch_rows", "nproc", "zero", "sequence_parallel")
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Piece:
         start: first token of the piece, within the document.
         tokens: length of the piece.
         text: the piece decoded; a character cut at its edge shows as U+FFFD.
-        rank: which rank computed the row.
+        rank: which rank computed the row; of ranks that shared it, the one asked for or the first.
         micro_batch: in which of its forward passes, from 0.
     """
 
@@ -87,7 +87,7 @@ class Reading:
             raise InputError(f"{artifact.ref} is a {rows.kind} artifact", hint=hint)
         config = TrainConfig.model_validate({name: value for name, value in given.items() if value is not None})
         ranks = world_size or config.nproc
-        if config.batch_rows % ranks:
+        if ranks % config.sequence_parallel or config.batch_rows % (ranks // config.sequence_parallel):
             hint = "give the number of ranks that the run had"
             raise UsageError(f"{config.batch_rows} rows of a step cannot be dealt to {ranks} ranks", hint=hint)
         tokenizer = Tokenizer.open(store.find(rows.manifest.semantic["tokenizer"]).data)
@@ -108,11 +108,13 @@ def pieces_of_step(reading: Reading, step: int, rank: int | None = None) -> Iter
     ids = [name for batch in table for name in batch.column(0).to_pylist()]
     spans = config.batches.spans(step)
     seen = np.concatenate([opened.rows_of_step(config.seed, number, size) for number, size in spans])
-    micro = micro_rows(config, reading.world_size)
+    sharing = config.sequence_parallel  # so many ranks see the same rows
+    groups = reading.world_size // sharing
+    micro = micro_rows(config, groups)
     fim = rows.manifest.semantic.get("fim", {"marks": ()})
     marks = dict(zip(fim["marks"], ("<PRE>", "<SUF>", "<MID>"), strict=False))
-    for one in range(reading.world_size) if rank is None else (rank,):
-        for number, row in enumerate(part_of_rank(seen, one, reading.world_size).tolist()):
+    for one in range(0, reading.world_size, sharing) if rank is None else (rank,):
+        for number, row in enumerate(part_of_rank(seen, one // sharing, groups).tolist()):
             tokens = opened.batch(np.array([row])).tokens[0]
             place = 0
             for document, start, length in opened.slices_of(row).tolist():

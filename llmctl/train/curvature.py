@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llmctl.model.attention import packed
-from llmctl.model.likelihood import LOGITS_AT_ONCE, Tensors
+from llmctl.model.likelihood import LOGITS_AT_ONCE, Tensors, hidden_states
 from llmctl.model.transformer import Transformer
 from llmctl.tokens.batch import IGNORE
 
@@ -19,7 +18,7 @@ def generator_of(seed: int, step: int, device: torch.device) -> torch.Generator:
 @torch.no_grad()
 def sampled_labels(model: Transformer, batch: Tensors, generator: torch.Generator) -> Tensor:
     """`batch.labels` with each label replaced by one drawn from the model's distribution there; int64 [B,T]."""
-    hidden = model(batch.tokens, batch.positions, packed(batch.documents, one_each=batch.one_each))
+    hidden, _ = hidden_states(model, batch)
     wanted = batch.labels != IGNORE
     drawn = [
         torch.multinomial(model.logits(part).float().softmax(dim=-1), 1, generator=generator)[:, 0]

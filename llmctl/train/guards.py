@@ -11,6 +11,8 @@ from llmctl.config.errors import GateError
 from llmctl.config.guards import GuardConfig
 
 HINT = "lower optimizer.lr or clip_norm"
+LOSS, NORM = "loss", "grad_norm"  # as in the metrics
+CALLED = {LOSS: "loss", NORM: "gradient's norm"}  # in messages
 
 
 class DivergedError(GateError):
@@ -48,12 +50,13 @@ class Guard:
     def __init__(self, config: GuardConfig) -> None:
         self.config = config
         self.left_out: set[int] = set()
-        self._seen: dict[str, list[float]] = {"loss": [], "gradient's norm": []}
+        self._seen: dict[str, list[float]] = {name: [] for name in CALLED}
 
     def fault(self, name: str, value: float) -> Fault | None:
-        """What is wrong with a step's `loss` or `gradient's norm`, if anything is."""
+        """What is wrong with a step's `LOSS` or `NORM`, if anything is."""
+        called = CALLED[name]
         if not math.isfinite(value):
-            return Fault(f"the {name} is {value}", self.config.on_nan)
+            return Fault(f"the {called} is {value}", self.config.on_nan)
         seen = self._seen[name]
         if self.config.on_spike == "off" or len(seen) < self.config.after:
             return None
@@ -61,11 +64,11 @@ class Guard:
         if value <= mean + self.config.sigma * deviation:
             return None
         usual = f"the mean of the last {len(seen)} steps is {mean:.4g}, their deviation {deviation:.2g}"
-        return Fault(f"the {name} is {value:.4g}, where {usual}", self.config.on_spike)
+        return Fault(f"the {called} is {value:.4g}, where {usual}", self.config.on_spike)
 
     def trust(self, loss: float, norm: float) -> None:
         """Remember a good step."""
-        for name, value in (("loss", loss), ("gradient's norm", norm)):
+        for name, value in ((LOSS, loss), (NORM, norm)):
             seen = self._seen[name]
             seen.append(value)
             del seen[: -self.config.window]

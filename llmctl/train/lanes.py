@@ -39,10 +39,13 @@ class Lanes:
     Args:
         count: of lanes, which share the threads of this process.
         parameters: what gradients are of; each lane keeps one set of them while a step is computed.
+
+    Attributes:
+        count: of lanes.
     """
 
     def __init__(self, count: int, parameters: Sequence[Tensor]) -> None:
-        self._count = count
+        self.count = count
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad]
         threads = torch.get_num_threads()
         share = max(1, threads // count)
@@ -53,7 +56,7 @@ class Lanes:
 
         The sum is taken lane by lane, so that it depends on the number of lanes and not on which is faster.
         """
-        lanes = [losses[first :: self._count] for first in range(min(self._count, len(losses)))]
+        lanes = [losses[first :: self.count] for first in range(min(self.count, len(losses)))]
         parts = [self._pool.submit(self._lane, lane, scale) for lane in lanes]
         done = [part.result() for part in parts]
         for _, gradients in done:

@@ -76,7 +76,8 @@ class Local:
 
     def described(self) -> str:
         """Of the groups as they were built."""
-        return self.groups
+        at_a_time = "" if self.lanes is None else f"; {self.lanes.count} micro-batches at a time"
+        return self.groups + at_a_time
 
     def step(self, factor: float, accept: Callable[[float], bool]) -> float:
         """Unscale, clip, update, clear."""

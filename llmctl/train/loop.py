@@ -29,7 +29,7 @@ from llmctl.train import checkpoints, heldout
 from llmctl.train.balance import end_step, forget_counts, not_training
 from llmctl.train.checkpoints import State
 from llmctl.train.curvature import generator_of, sampled_labels
-from llmctl.train.guards import HINT, DivergedError, Fault, Guard
+from llmctl.train.guards import HINT, LOSS, NORM, DivergedError, Fault, Guard
 from llmctl.train.heldout import HeldOutSource, Measured
 from llmctl.train.launch import environment, give_up
 from llmctl.train.loader import Loader, Plan
@@ -45,7 +45,6 @@ from llmctl.train.strategy import Strategy, keep_freed_memory, precision_warning
 from llmctl.train.watchdog import Beat, Watchdog
 
 SHOWN_ROWS = 16
-NORM = "gradient's norm"
 _DONE = {"skip": "left out", "rollback": "rolled back to the newest saved state, to leave it out"}
 
 
@@ -192,7 +191,7 @@ class Run:
         nll, size = self._accumulate(batches, targets)
         loss = nll / targets
         factor = rate_factor(self.config.schedule, self.step, self.plan.steps)
-        fault = self.guard.fault("loss", loss)
+        fault = self.guard.fault(LOSS, loss)
         norm = math.nan
         if fault is None or fault.action != "stop":
             norm = self.strategy.step(factor, lambda norm: (fault or self.guard.fault(NORM, norm)) is None)
@@ -209,6 +208,7 @@ class Run:
         self.step += 1
         self.tokens += int(tokens)
         self.train_s += spent
+        self.report.took(spent)
         self.loss = loss
         lr, speed = self.config.optimizer.lr * factor, tokens / spent
         measured = {**bits_per_byte(nll, size), **self.report.utilisation(speed), **self.report.memory()}

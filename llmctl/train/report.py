@@ -17,6 +17,8 @@ from llmctl.train.measures import Peak, measured_peak, memory_bytes, vendor_peak
 from llmctl.train.strategy import Strategy
 from llmctl.train.trackers import Tracker, build
 
+COMPARED_STEPS = 6  # the first ones of a compiled run, of which most are free of compiling
+
 
 class Report:
     """Takes the figures of one run. On ranks other than 0 it does nothing.
@@ -36,6 +38,7 @@ class Report:
         self._leads = strategy.rank == 0
         self._peak: Peak | None = None
         self._flops = 0
+        self._first_steps: list[float] = []
         self._trackers: list[Tracker] = []
         if not self._leads:
             return
@@ -74,6 +77,16 @@ class Report:
             return
         self._flops = flops_per_token(self._model.config, self._model.vocab_size, seq_len)
         self.note(f"utilisation is of {self._peak.flops / 1e12:.3g} TFLOP/s: {self._peak.told}")
+
+    def took(self, seconds: float) -> None:
+        """Learn how long a step took, and say what compiling cost once there are steps to compare the first with."""
+        if not self._job.config.compile or len(self._first_steps) == COMPARED_STEPS:
+            return
+        self._first_steps.append(seconds)
+        if len(self._first_steps) == COMPARED_STEPS:
+            usual = min(self._first_steps)
+            spent = sum(self._first_steps) - COMPARED_STEPS * usual
+            self.note(f"compiling took {spent:.0f} s so far; a step now takes {usual:.3g} s")
 
     def utilisation(self, tokens_per_s: float) -> dict[str, float]:
         """`mfu`: operations of the model for its tokens, over what all ranks could do; nothing where unknown."""

@@ -113,4 +113,6 @@ class States:
             "nproc": self._strategy.world_size,
             "zero": self._strategy.zero,
             "sequence_parallel": self._plan.parts,
+            "lanes": self._config.lanes,
+            "attention_backend": self._config.attention_backend,
         }

@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional
 
 from llmctl.config.model import ModelConfig
+from llmctl.model import attention
 from llmctl.model.attention import PackedAttention, packed
 from llmctl.model.norms import RMSNorm
 from llmctl.model.positions import rotary_angles, rotate
@@ -146,6 +147,30 @@ def test_the_causal_kernel_runs_exactly_where_it_gives_the_same(rows: list[list[
         q, k, v = torch.randn(3, len(rows), length, 2, 8, generator=torch.Generator().manual_seed(0))
         masked = PackedAttention(mask[:, None])(0, q, k, v)
         assert torch.allclose(attend(0, q, k, v)[documents >= 0], masked[documents >= 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("lengths", [[24], [5, 11, 7]])
+def test_attention_written_out_in_bf16_is_as_near_to_fp32_as_the_fused_kernel(
+    lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, documents = packed_row(lengths, padding=0 if lengths == [24] else 1)
+    attend, generator = attention.packed(documents), torch.Generator().manual_seed(1)
+    drawn = [torch.randn(1, 24, heads, 8, generator=generator) for heads in (4, 2, 2)]
+
+    def results(dtype: torch.dtype, held: int) -> list[torch.Tensor]:
+        monkeypatch.setattr(attention, "SCORES_HELD", held)
+        q, k, v = (x.detach().to(dtype, copy=True).requires_grad_() for x in drawn)
+        mixed = attend(0, q, k, v)
+        mixed.float().square().sum().backward()
+        return [x.float() for x in (mixed.detach(), q.grad, k.grad, v.grad) if x is not None]
+
+    exact, written_out, fused = (
+        results(*given) for given in ((torch.float32, 0), (torch.bfloat16, 1 << 23), (torch.bfloat16, 0))
+    )
+    assert not torch.equal(written_out[1], fused[1])  # two ways indeed
+    for true, ours, theirs in zip(exact, written_out, fused, strict=True):
+        assert (ours - true).norm() < 2 * (theirs - true).norm() + 1e-6
+        assert (ours - true).norm() < 0.02 * true.norm()
 
 
 def test_attention_shares_key_heads_among_neighbouring_query_heads() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -154,6 +155,7 @@ def test_requests_that_outlive_the_grace_period_are_told(start: Start) -> None:
         assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == "shutting_down"
 
 
+GAUGES = re.compile("vllm:num_requests_(running|waiting){")
 SERVE = """
 import sys
 from pathlib import Path
@@ -167,11 +169,9 @@ serve(Path(sys.argv[1]), config, lambda url: print(url, file=sys.stderr, flush=T
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_under_load_lets_all_end_whole_and_the_process_end_well(
-    checkpoint: Path, number: signal.Signals
-) -> None:
+def test_a_signal_under_load_lets_all_end_whole_and_the_process_end_well(roomy: Path, number: signal.Signals) -> None:
     with subprocess.Popen(
-        [sys.executable, "-c", SERVE, str(checkpoint)],
+        [sys.executable, "-c", SERVE, str(roomy)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -181,29 +181,36 @@ def test_a_signal_under_load_lets_all_end_whole_and_the_process_end_well(
         assert process.stdout is not None
         url = process.stderr.readline().strip()
         begun, whole = threading.Semaphore(0), []
-        asked = {**LONG, "max_tokens": 80}
+        asked = {**LONG, "max_tokens": 300}
 
         def stream() -> None:
-            with httpx.stream("POST", url + "/v1/completions", json={**asked, "stream": True}, timeout=60) as response:
+            with httpx.stream("POST", url + "/v1/completions", json={**asked, "stream": True}, timeout=120) as response:
                 lines = response.iter_lines()
                 next(lines)
                 begun.release()
                 whole.append([line for line in lines if line][-1] == "data: [DONE]")
 
         def ask() -> None:
-            begun.release()
-            answer = httpx.post(url + "/v1/completions", json={**asked, "n": 2}, timeout=60).json()
-            whole.append(answer["usage"]["completion_tokens"] == 160)
+            answer = httpx.post(url + "/v1/completions", json={**asked, "n": 2}, timeout=120).json()
+            whole.append(answer["usage"]["completion_tokens"] == 600)
+
+        def running() -> float:
+            return sum(float(line.split()[-1]) for line in http.get("/metrics").text.splitlines() if GAUGES.match(line))
 
         threads = [threading.Thread(target=target) for target in [ask] * 4 + [stream] * 12]
+        with httpx.Client(base_url=url, timeout=120) as http:
+            for thread in threads[:4]:
+                thread.start()
+            eventually(lambda: running() == 8, 30)
+            for thread in threads[4:]:
+                thread.start()
+            for _ in threads[4:]:
+                assert begun.acquire(timeout=60)
+            process.send_signal(number)
+            eventually(lambda: http.get("/ready").status_code == 503)
+            late = [http.post("/v1/completions", json=SHORT) for _ in range(3)]
         for thread in threads:
-            thread.start()
-        for _ in threads:
-            assert begun.acquire(timeout=30)
-        process.send_signal(number)
-        late = [httpx.post(url + "/v1/completions", json=SHORT, timeout=60) for _ in range(3)]
-        for thread in threads:
-            thread.join(60)
+            thread.join(120)
         assert whole == [True] * 16
         assert [(one.status_code, one.headers["retry-after"]) for one in late] == [(503, "1")] * 3
         assert process.wait(30) == 0

@@ -199,3 +199,6 @@ def test_marks_are_the_tokenizers_own_or_given(run_stage: RunStage, tokens: Arti
     bpe_like = Tokenizer.__new__(Tokenizer)
     bpe_like.special = {**bpe.special, "<fim_prefix>": 7, "<fim_middle>": 8, "<fim_suffix>": 9}
     assert mark_ids(settings_of(), bpe_like, 1000) == (7, 9, 8)
+    published = ["<｜fim▁begin｜>", "<｜fim▁hole｜>", "<｜fim▁end｜>"]  # noqa: RUF001 (DeepSeek-Coder's)
+    bpe_like.special = dict(zip(published, (7, 9, 8), strict=True))
+    assert mark_ids(settings_of(), bpe_like, 1000) == (7, 9, 8)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -79,6 +80,17 @@ def test_ranks_see_their_parts_in_their_micro_batches(rows: Artifact, store: Sto
         assert list(dict.fromkeys(piece.row for piece in pieces)) == mine
         for piece in pieces:
             assert piece.micro_batch == mine.index(piece.row) // 4  # four rows a forward pass, where nothing is said
+
+
+def test_ranks_that_share_rows_see_the_same(rows: Artifact, store: Store) -> None:
+    alone = Reading.of(rows, store, seed=3, batch_rows=12, world_size=2)
+    config = alone.config.model_copy(update={"sequence_parallel": 2})
+    shared = Reading(alone.rows, alone.tokenizer, config, world_size=4)
+    for rank in range(4):
+        of_pair = [dataclasses.replace(piece, rank=rank) for piece in pieces_of_step(alone, 4, rank // 2)]
+        assert list(pieces_of_step(shared, 4, rank)) == of_pair
+    firsts = [dataclasses.replace(piece, rank=2 * piece.rank) for piece in pieces_of_step(alone, 4)]
+    assert list(pieces_of_step(shared, 4)) == firsts
 
 
 def test_the_text_is_that_of_the_document(rows: Artifact, store: Store, documents: list[str]) -> None:

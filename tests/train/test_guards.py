@@ -8,7 +8,7 @@ from synthetic_run import VOCAB, Counting, curve, make_job, train
 from llmctl.config.averages import EmaConfig, TailConfig, average_share
 from llmctl.config.guards import GuardConfig
 from llmctl.model.transformer import Transformer
-from llmctl.train.guards import DivergedError, Guard
+from llmctl.train.guards import LOSS, NORM, DivergedError, Guard
 from llmctl.train.loop import fit
 
 
@@ -78,12 +78,12 @@ def test_a_spike_is_skipped_and_the_moments_with_it(tmp_path):
 def test_a_spike_of_the_gradient_alone_is_seen(tmp_path):
     guard = Guard(GuardConfig(on_spike="stop", after=3, window=4, sigma=3.0))
     for norm in (1.0, 1.1, 0.9):
-        assert guard.fault("gradient's norm", 100.0) is None
+        assert guard.fault(NORM, 100.0) is None
         guard.trust(2.0, norm)
-    assert guard.fault("gradient's norm", 1.2) is None
-    assert guard.fault("gradient's norm", 1.3).action == "stop"
-    assert guard.fault("loss", 2.0) is None
-    assert guard.fault("loss", 2.1) is not None  # it had not moved at all
+    assert guard.fault(NORM, 1.2) is None
+    assert guard.fault(NORM, 1.3).action == "stop"
+    assert guard.fault(LOSS, 2.0) is None
+    assert guard.fault(LOSS, 2.1) is not None  # it had not moved at all
 
 
 def test_a_guard_that_says_stop_names_the_spike(tmp_path):
