@@ -26,7 +26,8 @@ SPEAKERS: Final = {
     "bot": "assistant",
     "system": "system",
 }
-SAYS_NOTHING: Final[tuple[Any, ...]] = (None, "", [])  # Parquet fills these in where other messages of the file have the key
+# What Parquet fills in where other messages of the file have the key.
+SAYS_NOTHING: Final[tuple[Any, ...]] = (None, "", [])
 CHAT_FORMS = "messages, ShareGPT's conversations, Alpaca's instruction and output, or prompt and completion"
 PREFERENCE_FORMS = "prompt, chosen and rejected, or prompt, completion and label"
 
