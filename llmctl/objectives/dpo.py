@@ -74,7 +74,8 @@ def train(job: Job[DpoConfig]) -> Product:
     found = read_pairs(job.inputs["preferences"], tokenizer, length, config.heldout_fraction, unpaired=config.unpaired)
     found.refuse(config.overlong, length)
     found.refuse_empty_training()
-    _tell(job, found, length)
+    for note in found.told(length):
+        job.progress.note(note)
     references = read_references(job.artifact("logprobs"), found.pairs) if config.needs_reference else None
     rows, held = (
         _packed(found, which, config.row_tokens, fill_id(given, tokenizer), references)
@@ -119,14 +120,3 @@ def _packed(
     """One side's pairs in rows, with their reference's figures."""
     pairs = [found.pairs[at] for at in np.flatnonzero(which)]
     return PackedPairs(pairs, row_tokens, pad_id, None if references is None else references[which])
-
-
-def _tell(job: Job[DpoConfig], found: Pairs, length: int) -> None:
-    """Say what is not trained on."""
-    overlong = len(found.overlong)
-    if overlong:
-        job.progress.note(
-            f"dropped {overlong} preferences longer than {length} tokens of {overlong + len(found.pairs)}"
-        )
-    if not found.held.any():
-        job.progress.note("no preference is held out, so there are no held-out figures")
