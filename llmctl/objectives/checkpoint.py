@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from llmctl.config.model import ModelConfig
 from llmctl.model import huggingface
@@ -42,16 +43,27 @@ def publish(
     """
     if fitted.weights is None:
         return Product(SCHEMA)
+    facts = write(job, fitted.weights, config, semantic["vocab_size"], tokenizer_directory)
+    return Product(SCHEMA, semantic={**facts, **semantic}, totals={**fitted.totals, **totals})
+
+
+def write(
+    job: Job[Any], weights: dict[str, Tensor], config: ModelConfig, vocab_size: int, tokenizer_directory: Path
+) -> dict[str, Any]:
+    """Write the Hugging Face directory into `job.out`, and say what its layout does not hold.
+
+    Returns:
+        The facts `architecture` and `parameters`.
+    """
     with torch.device("meta"):  # shapes only: the weights are there already
-        model = Transformer(config, semantic["vocab_size"])
-    model.load_state_dict(fitted.weights, assign=True)
+        model = Transformer(config, vocab_size)
+    model.load_state_dict(weights, assign=True)
     family = huggingface.save(model, job.out, tokenizer_directory)
     if family is OWN:
         job.progress.note("no Hugging Face layout expresses this model: the checkpoint opens in llmctl alone")
     elif config.mtp is not None:
         job.progress.note("the blocks of multi-token prediction have served training, and are left out")
-    facts = {"architecture": family.architecture, "parameters": model.parameters_count(), **semantic}
-    return Product(SCHEMA, semantic=facts, totals={**fitted.totals, **totals})
+    return {"architecture": family.architecture, "parameters": model.parameters_count()}
 
 
 def publish_tuned(
@@ -79,16 +91,45 @@ def publish_tuned(
     return publish(job, fitted, model.config, tokenizer_directory=directory, semantic=semantic, totals=totals)
 
 
-def unseen(given: Artifact, chats_fraction: float | None = None) -> dict[str, float]:
+def tuned_facts(given: Artifact, seq_len: int, heldout_fraction: float | None) -> dict[str, Any]:
+    """The semantic facts of what fine-tuning on chats or preferences gave.
+
+    Args:
+        given: the checkpoint that it started from, whose tokenizer it keeps.
+        seq_len: longest text that was learned from.
+        heldout_fraction: of the chats or preferences; None where they do not tell.
+    """
+    kept = {name: given.manifest.semantic[name] for name in ("vocab_size", "tokenizer")}
+    return {**kept, "seq_len": seq_len, "chat": True, **unseen(given, fraction=heldout_fraction)}
+
+
+def tuned_totals(
+    unit: str, *, kept: int, held: int, overlong: int, rows: int, taken: int
+) -> dict[str, int | float | str]:
+    """The totals of what fine-tuning on chats or pairs looked at.
+
+    Args:
+        unit: `chats` or `pairs`.
+        kept: how many were learned from.
+        held: how many were held out.
+        overlong: how many did not fit.
+        rows: into how many rows those kept were packed.
+        taken: rows that all steps together took.
+    """
+    counts = {unit: kept, f"heldout_{unit}": held, "dropped.overlong": overlong, "rows": rows}
+    return {**counts, "epochs": taken / rows}
+
+
+def unseen(*given: Artifact, fraction: float | None = None) -> dict[str, float]:
     """The fact `heldout_fraction`: below it in `position` of its id, no document was learned from.
 
     Args:
-        given: the rows or the checkpoint that training starts from.
-        chats_fraction: the same of chats that are learned from too.
+        given: the rows or the checkpoints that the new checkpoint comes from.
+        fraction: the same of chats or preferences that are learned from too.
 
     Returns:
         The smallest of what is known; nothing where nothing is.
     """
-    known = [given.manifest.semantic.get("heldout_fraction"), chats_fraction]
-    fractions = [float(fraction) for fraction in known if fraction is not None]
+    known = [*(source.manifest.semantic.get("heldout_fraction") for source in given), fraction]
+    fractions = [float(one) for one in known if one is not None]
     return {"heldout_fraction": min(fractions)} if fractions else {}

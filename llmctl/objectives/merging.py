@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from llmctl.config.errors import InputError, UsageError
 from llmctl.config.merge import MergeConfig
 from llmctl.model import adapters, huggingface, merging
-from llmctl.model.families import OWN
 from llmctl.model.transformer import Transformer
-from llmctl.objectives.checkpoint import SCHEMA
+from llmctl.objectives import checkpoint
 from llmctl.objectives.start import check_same_tokens
 from llmctl.pipeline.job import Job, Product
 from llmctl.store.artifact import Artifact
@@ -38,15 +36,9 @@ def run(job: Job[MergeConfig]) -> Product:
     else:
         first = _checked(job, models)
         model, weights = _merged(job, models)
-    with torch.device("meta"):  # shapes only: the weights are there already
-        made = Transformer(model.config, model.vocab_size)
-    made.load_state_dict(weights, assign=True)
-    family = huggingface.save(made, job.out, first.data)
-    if family is OWN:
-        job.progress.note("no Hugging Face layout expresses this model: the checkpoint opens in llmctl alone")
-    facts = {"architecture": family.architecture, "parameters": made.parameters_count()}
-    totals: dict[str, int | float | str] = {"parameters": made.parameters_count(), "merged": len(given)}
-    return Product(SCHEMA, semantic={**facts, **_facts(first, [*models.values(), *learned])}, totals=totals)
+    facts = checkpoint.write(job, weights, model.config, model.vocab_size, first.data)
+    totals: dict[str, int | float | str] = {"parameters": facts["parameters"], "merged": len(given)}
+    return Product(checkpoint.SCHEMA, semantic={**facts, **_facts(first, [*models.values(), *learned])}, totals=totals)
 
 
 def _facts(first: Artifact, given: list[Artifact]) -> dict[str, Any]:
@@ -55,8 +47,7 @@ def _facts(first: Artifact, given: list[Artifact]) -> dict[str, Any]:
     facts = {name: first.manifest.semantic[name] for name in ("vocab_size", "tokenizer", "seq_len")}
     if any(known.get("chat") for known in every):
         facts["chat"] = True
-    fractions = [float(known["heldout_fraction"]) for known in every if "heldout_fraction" in known]
-    return {**facts, **({"heldout_fraction": min(fractions)} if fractions else {})}
+    return {**facts, **checkpoint.unseen(*given)}
 
 
 def _with_adapters(base: Artifact, learned: list[Artifact]) -> tuple[Transformer, dict[str, Tensor]]:

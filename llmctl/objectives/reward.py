@@ -108,19 +108,13 @@ def train(job: Job[RewardConfig]) -> Product:
         fitted,
         model.config,
         tokenizer_directory=given.data,
-        semantic={
-            "vocab_size": tokenizer.vocab_size,
-            "tokenizer": given.manifest.semantic["tokenizer"],
-            "seq_len": length,
-            "chat": True,
-            "head": scoring.HEAD,
-            **checkpoint.unseen(given, found.heldout_fraction),
-        },
-        totals={
-            "pairs": len(rows.pairs),
-            "heldout_pairs": len(held.pairs),
-            "dropped.overlong": len(found.overlong),
-            "rows": rows.count,
-            "epochs": config.batches.first_of(steps) / rows.count,
-        },
+        semantic={**checkpoint.tuned_facts(given, length, found.heldout_fraction), "head": scoring.HEAD},
+        totals=checkpoint.tuned_totals(
+            "pairs",
+            kept=len(rows.pairs),
+            held=len(held.pairs),
+            overlong=len(found.overlong),
+            rows=rows.count,
+            taken=config.batches.first_of(steps),
+        ),
     )

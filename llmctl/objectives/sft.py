@@ -43,20 +43,15 @@ def train(job: Job[SftConfig]) -> Product:
         fitted,
         model,
         start,
-        semantic={
-            "vocab_size": tokenizer.vocab_size,
-            "tokenizer": given.manifest.semantic["tokenizer"],
-            "seq_len": length,
-            "chat": True,
-            **checkpoint.unseen(given, chats.heldout_fraction),
-        },
-        totals={
-            "chats": len(rows.chats),
-            "heldout_chats": len(held.chats),
-            "dropped.overlong": len(chats.overlong),
-            "rows": rows.count,
-            "epochs": batches.first_of(steps) / rows.count,
-        },
+        semantic=checkpoint.tuned_facts(given, length, chats.heldout_fraction),
+        totals=checkpoint.tuned_totals(
+            "chats",
+            kept=len(rows.chats),
+            held=len(held.chats),
+            overlong=len(chats.overlong),
+            rows=rows.count,
+            taken=batches.first_of(steps),
+        ),
     )
 
 

@@ -13,6 +13,7 @@ from llmctl.config.load import build
 from llmctl.config.merge import MergeConfig
 from llmctl.config.train import SftConfig
 from llmctl.model import adapters, huggingface, merging
+from llmctl.objectives import checkpoint as checkpoint_of
 from llmctl.pipeline.execute import Call, execute
 from llmctl.pipeline.job import Silent
 from llmctl.pipeline.stages import stage_named
@@ -170,3 +171,13 @@ def test_what_cannot_be_merged(stages, checkpoint, tuned):
         stages("merge", MergeConfig(weights={"z": 1}), **{"sources.a": tuned[0], "sources.b": tuned[1]})
     with pytest.raises(ConfigError, match="positive sum"):
         build(MergeConfig, [{"weights": {"a": -1.0}}])
+
+
+def test_a_merged_checkpoint_knows_what_no_source_saw(stages, checkpoint, tuned):
+    made = stages("merge", MergeConfig(), **{"sources.a": checkpoint, "sources.b": tuned[0]})
+    source = checkpoint.manifest.semantic
+    assert made.manifest.semantic["heldout_fraction"] == source["heldout_fraction"] == 0.1
+    assert made.manifest.semantic["chat"] is True
+    assert made.manifest.totals == {"parameters": source["parameters"], "merged": 2}
+    fewer = replace(tuned[0], manifest=tuned[0].manifest.model_copy(update={"semantic": {"heldout_fraction": 0.02}}))
+    assert checkpoint_of.unseen(checkpoint, fewer, fraction=0.05) == {"heldout_fraction": 0.02}
