@@ -8,11 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from llmctl.config.base import Config, execution
 from llmctl.config.devices import Device, TrainPrecision
-from llmctl.config.heldout import HELDOUT_FRACTION
-from llmctl.config.lora import LoraConfig, check_single
 from llmctl.config.optimizers import AdamWConfig, OptimizerConfig
 from llmctl.config.preference import KtoConfig, PreferenceLossConfig, RewardLossConfig, SigmoidConfig, needs_reference
-from llmctl.config.train import TrainConfig
+from llmctl.config.train import AdaptableConfig, FineTuneConfig
 
 
 class LogprobsConfig(Config):
@@ -38,33 +36,14 @@ class LogprobsConfig(Config):
     threads: int = execution(0, ge=0, le=1024, description="CPU threads; 0: all cores.")
 
 
-class PreferenceTrainConfig(TrainConfig):
+class PreferenceTrainConfig(FineTuneConfig):
     """What learning from preferences has in common, whatever is learned from them."""
 
-    epochs: float = Field(1.0, gt=0, le=10_000, description="Passes over the packed pairs; rounded up to whole steps.")
-    steps: int | None = Field(None, ge=1, le=10**9, description="Optimizer steps; from epochs where left out.")
-    max_tokens: int | None = Field(
-        None,
-        ge=2,
-        le=2**24,
-        description="Longest prompt with its answer, up to the model's context; where left out, the length of the "
-        "rows that the checkpoint was trained on, or its context where that is unknown.",
-    )
     row_tokens: int | None = Field(
         None,
         ge=4,
         le=2**25,
         description="Length of a row, which holds whole pairs; that of the longest pair where left out.",
-    )
-    overlong: Literal["error", "drop"] = Field(
-        "error", description="A pair with an answer beyond max_tokens stops the run, or is dropped and counted."
-    )
-    heldout_fraction: float = Field(
-        HELDOUT_FRACTION,
-        ge=0,
-        lt=1,
-        description="Share of the rows of a plain file kept out of training for the held-out figures, by hash of the "
-        "document's id.",
     )
 
     @model_validator(mode="after")
@@ -74,12 +53,9 @@ class PreferenceTrainConfig(TrainConfig):
         return self
 
 
-class DpoConfig(PreferenceTrainConfig):
+class DpoConfig(PreferenceTrainConfig, AdaptableConfig):
     """How a policy is fitted to preferences."""
 
-    lora: LoraConfig | None = Field(
-        None, description="Train adapters and publish these, in PEFT's format: {rank: 16, alpha: 32}; else all weights."
-    )
     loss: PreferenceLossConfig = Field(default=SigmoidConfig(), description="Which loss, and its constants.")
     optimizer: OptimizerConfig = Field(
         default=AdamWConfig(lr=2e-5, weight_decay=0.0), description="Optimizer and its constants."
@@ -91,11 +67,6 @@ class DpoConfig(PreferenceTrainConfig):
         if isinstance(value, str):
             return {"name": value}
         return {"name": "sigmoid", **value} if isinstance(value, dict) else value
-
-    @model_validator(mode="after")
-    def _adapters_alone(self) -> DpoConfig:
-        check_single(self)
-        return self
 
     @property
     def unpaired(self) -> bool:

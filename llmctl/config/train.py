@@ -276,7 +276,44 @@ class PretrainConfig(TrainConfig):
         return {**super().resolved(), **follows}
 
 
-class SftConfig(TrainConfig):
+class FineTuneConfig(TrainConfig):
+    """What learning from chats and from preferences has in common."""
+
+    epochs: float = Field(1.0, gt=0, le=10_000, description="Passes over the packed rows; rounded up to whole steps.")
+    steps: int | None = Field(None, ge=1, le=10**9, description="Optimizer steps; from epochs where left out.")
+    max_tokens: int | None = Field(
+        None,
+        ge=2,
+        le=2**24,
+        description="Longest chat, or prompt with its answer, up to the model's context; where left out, the length of "
+        "the rows that the checkpoint was trained on, or its context where that is unknown.",
+    )
+    overlong: Literal["error", "drop"] = Field(
+        "error", description="What is longer than max_tokens stops the run, or is dropped and counted."
+    )
+    heldout_fraction: float = Field(
+        HELDOUT_FRACTION,
+        ge=0,
+        lt=1,
+        description="Share of the rows of a plain file kept out of training for the held-out figures, by hash of the "
+        "document's id. An artifact that is split already brings its own held-out side.",
+    )
+
+
+class AdaptableConfig(FineTuneConfig):
+    """Fine-tuning that may train adapters in place of all weights."""
+
+    lora: LoraConfig | None = Field(
+        None, description="Train adapters and publish these, in PEFT's format: {rank: 16, alpha: 32}; else all weights."
+    )
+
+    @model_validator(mode="after")
+    def _adapters_alone(self) -> AdaptableConfig:
+        check_single(self)
+        return self
+
+
+class SftConfig(AdaptableConfig):
     """How a checkpoint is fine-tuned on chats, with the loss on the assistant's tokens only."""
 
     cuts_rows = True
@@ -284,33 +321,7 @@ class SftConfig(TrainConfig):
     optimizer: OptimizerConfig = Field(
         default=AdamWConfig(lr=5e-4, weight_decay=0.0), description="Optimizer and its constants."
     )
-    lora: LoraConfig | None = Field(
-        None, description="Train adapters and publish these, in PEFT's format: {rank: 16, alpha: 32}; else all weights."
-    )
     epochs: float = Field(3.0, gt=0, le=10_000, description="Passes over the packed chats; rounded up to whole steps.")
-    steps: int | None = Field(None, ge=1, le=10**9, description="Optimizer steps; from epochs where left out.")
-    max_tokens: int | None = Field(
-        None,
-        ge=2,
-        le=2**24,
-        description="Longest chat and length of a row, up to the model's context; where left out, the length of the "
-        "rows that the checkpoint was trained on, or its context where that is unknown.",
-    )
-    overlong: Literal["error", "drop"] = Field(
-        "error", description="A chat longer than max_tokens stops the run, or is dropped and counted."
-    )
-    heldout_fraction: float = Field(
-        HELDOUT_FRACTION,
-        ge=0,
-        lt=1,
-        description="Share of the chats of a plain file kept out of training for the held-out loss, by hash of the "
-        "document's id. An artifact of llmctl chats brings its own held-out side.",
-    )
-
-    @model_validator(mode="after")
-    def _adapters_alone(self) -> SftConfig:
-        check_single(self)
-        return self
 
 
 def micro_rows(config: TrainConfig, ranks: int) -> int:
