@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 from llmctl.config.errors import InputError
 from llmctl.data.split import is_heldout
 from llmctl.data.tables import read_rows
+from llmctl.objectives.targets import refuse_overlong, targets
 from llmctl.store.artifact import Artifact, Input
 from llmctl.tokens.batch import IGNORE, PADDING_DOCUMENT, Batch
 from llmctl.tokens.chat import render_training
 from llmctl.tokens.fit import fit_whole
 from llmctl.tokens.tokenizer import Tokenizer
-
-SHOWN_CHARS = 300
 
 
 @dataclass(frozen=True)
@@ -111,11 +110,7 @@ def read_sides(given: Input, tokenizer: Tokenizer, max_tokens: int, fraction: fl
         chats, known = kept, None
         kept = [chat for chat in chats if not is_heldout(chat.document, fraction)]
         held = [chat for chat in chats if is_heldout(chat.document, fraction)]
-    if too_long and overlong == "error":
-        raise InputError(
-            f"{too_long[0]}, more than {max_tokens}; {len(too_long)} in all are too long",
-            hint="raise max_tokens up to the model's context, or overlong=drop",
-        )
+    refuse_overlong(too_long, overlong, max_tokens)
     if held and not kept:
         raise InputError(f"all {len(held)} chats are held out", hint="lower heldout_fraction, or give more chats")
     if not kept:
@@ -149,20 +144,5 @@ def _chat(row: dict[str, Any], tokenizer: Tokenizer, where: str) -> Chat:
         ids, learned = render_training(tokenizer, row["messages"])
     except InputError as error:
         raise InputError(f"{where}: {error.what}", hint=error.hint) from None
-    tokens = np.array(ids, dtype=np.int64)
-    labels = np.full(tokens.size, IGNORE, dtype=np.int64)
-    labels[:-1] = np.where(learned[1:], tokens[1:], IGNORE)
-    targets = labels[labels != IGNORE]
-    if targets.size == 0:
-        raise InputError(f"{where} has no token to learn: {_shown(row)}", hint="mark the answers with {% generation %}")
-    if not np.isin(targets, tokenizer.stop_ids).any():
-        raise InputError(
-            f"{where} never teaches the model to stop, as no end of turn is learned: {_shown(row)}",
-            hint="put <|im_end|> inside {% generation %} in chat_template.jinja",
-        )
+    tokens, labels = targets(ids, learned, tokenizer, where, row["messages"])
     return Chat(row.get("document") or row["id"], tokens, labels)
-
-
-def _shown(row: dict[str, Any]) -> str:
-    text = repr(row["messages"])
-    return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "…"

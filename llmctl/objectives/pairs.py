@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from llmctl.config.errors import InputError
 from llmctl.data.split import is_heldout
 from llmctl.data.tables import read_rows
+from llmctl.objectives.targets import refuse_overlong, shown, targets
 from llmctl.store.artifact import Artifact, Input
 from llmctl.tokens.batch import IGNORE
 from llmctl.tokens.chat import render_prompt, render_training
 from llmctl.tokens.tokenizer import Tokenizer
-
-SHOWN_CHARS = 300
 
 
 @dataclass(frozen=True)
@@ -91,11 +90,7 @@ class Pairs:
         Raises:
             InputError: naming the first of them; or none is left.
         """
-        if self.overlong and overlong == "error":
-            raise InputError(
-                f"{self.overlong[0]}, more than {max_tokens}; {len(self.overlong)} in all are too long",
-                hint="raise max_tokens up to the model's context, or overlong=drop",
-            )
+        refuse_overlong(self.overlong, overlong, max_tokens)
         if not self.pairs:
             raise InputError("no preference fits, so there is nothing to learn from", hint="raise max_tokens")
 
@@ -171,9 +166,10 @@ def _of_row(row: dict[str, Any], tokenizer: Tokenizer, where: str, *, unpaired: 
 
 def _answer(row: dict[str, Any], name: str, tokenizer: Tokenizer, where: str) -> Answer:
     """Render one side and refuse what would teach nothing, or teach never to stop."""
+    sides = {side: row[side] for side in ("prompt", "chosen", "rejected")}
     said = [turn["content"] for turn in row[name] if turn["role"] == "assistant"]
     if not said or not all(text.strip() for text in said):
-        raise InputError(f"{where} has an empty {name} answer: {_shown(row)}", hint="leave the row out, or mend it")
+        raise InputError(f"{where} has an empty {name} answer: {shown(sides)}", hint="leave the row out, or mend it")
     try:
         prompt = render_prompt(tokenizer, row["prompt"])
         ids, learned = render_training(tokenizer, [*row["prompt"], *row[name]])
@@ -181,20 +177,11 @@ def _answer(row: dict[str, Any], name: str, tokenizer: Tokenizer, where: str) ->
         raise InputError(f"{where}: {error.what}", hint=error.hint) from None
     if ids[: len(prompt)] != prompt:
         raise InputError(
-            f"{where}: the chat template renders the prompt otherwise before an answer than by itself: {_shown(row)}",
+            f"{where}: the chat template renders the prompt otherwise before an answer than by itself: {shown(sides)}",
             hint="what is learned would not be what is asked; mend chat_template.jinja",
         )
-    tokens = np.array(ids, dtype=np.int64)
-    spoken = np.array(learned)
-    spoken[: len(prompt)] = False
-    labels = np.full(tokens.size, IGNORE, dtype=np.int64)
-    labels[:-1] = np.where(spoken[1:], tokens[1:], IGNORE)
-    targets = labels[labels != IGNORE]
-    if not np.isin(targets, tokenizer.stop_ids).any():
-        raise InputError(
-            f"{where} never teaches the model to stop, as no end of turn is learned in {name}: {_shown(row)}",
-            hint="put <|im_end|> inside {% generation %} in chat_template.jinja",
-        )
+    spoken = [False] * len(prompt) + learned[len(prompt) :]
+    tokens, labels = targets(ids, spoken, tokenizer, f"{where}: {name}", sides)
     return Answer(tokens, labels, len(prompt))
 
 
@@ -227,8 +214,3 @@ def _behind(own: Answer, other: Answer, max_tokens: int) -> Answer:
     labels = np.concatenate([own.labels[: own.prompt - 1], other.labels[other.prompt - 1 :]])[:max_tokens]
     labels[-1] = IGNORE  # where it was cut, what comes next is beyond the row
     return Answer(ids, labels, own.prompt)
-
-
-def _shown(row: dict[str, Any]) -> str:
-    text = repr({name: row[name] for name in ("prompt", "chosen", "rejected")})
-    return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "…"
