@@ -26,6 +26,8 @@ SPEAKERS: Final = {
     "bot": "assistant",
     "system": "system",
 }
+# What Parquet fills in where other messages of the file have the key.
+SAYS_NOTHING: Final[tuple[Any, ...]] = (None, "", [])
 CHAT_FORMS = "messages, ShareGPT's conversations, Alpaca's instruction and output, or prompt and completion"
 PREFERENCE_FORMS = "prompt, chosen and rejected, or prompt, completion and label"
 
@@ -43,6 +45,7 @@ def canonical(kind: str, row: Row, where: str) -> Row:
 def _chat(row: Row, where: str) -> Row:
     """The column `messages`, from whichever form the row is in."""
     if row.get("messages") is not None:
+        _refuse_unknown_keys(row["messages"], ("role", "content"), f"{where}: messages")
         return row
     if row.get("conversations") is not None:
         return {**row, "messages": _with_system(row, _spoken(row["conversations"], where))}
@@ -58,6 +61,7 @@ def _spoken(turns: Any, where: str) -> Messages:
     """ShareGPT's `[{"from": "human", "value": …}, …]`; some files say role and content there."""
     if not isinstance(turns, list):
         raise InputError(f"{where}: 'conversations' must be a list", hint='give [{"from", "value"}, …]')
+    _refuse_unknown_keys(turns, ("from", "value", "role", "content"), f"{where}: conversations")
     messages = []
     for number, turn in enumerate(turns):
         place = f"{where}: conversations[{number}]"
@@ -129,6 +133,8 @@ def _parted(row: Row, where: str) -> tuple[Messages, Messages, Messages]:
     chosen, rejected = (row[name] for name in ("chosen", "rejected"))
     if not isinstance(chosen, list) or not isinstance(rejected, list):
         raise InputError(f"{where}: no 'prompt'", hint="answers that are strings need one beside them")
+    for name in ("chosen", "rejected"):
+        _refuse_unknown_keys(row[name], ("role", "content"), f"{where}: {name!r}")
     shared = next(
         (at for at, (one, other) in enumerate(zip(chosen, rejected, strict=False)) if one != other),
         min(len(chosen), len(rejected)),
@@ -142,7 +148,7 @@ def _parted(row: Row, where: str) -> tuple[Messages, Messages, Messages]:
         raise InputError(f"{where}: 'chosen' and 'rejected' {what}", hint="leave the row out, or mend it")
     prompt, *answers = (_messages(part, "", where) for part in (chosen[:shared], chosen[shared:], rejected[shared:]))
     better, worse = (
-        _behind(prompt, answer, name, where) for name, answer in zip(("chosen", "rejected"), answers, strict=True)
+        _checked(prompt, answer, name, where) for name, answer in zip(("chosen", "rejected"), answers, strict=True)
     )
     return prompt, better, worse
 
@@ -164,10 +170,13 @@ def _answer(row: Row, name: str, where: str) -> Messages:
 
 def _behind(prompt: Messages, answer: Messages, name: str, where: str) -> Messages:
     """The answer without the prompt that it may repeat, as UltraFeedback's does."""
+    return _checked(prompt, answer[len(prompt) :] if answer[: len(prompt)] == prompt else answer, name, where)
+
+
+def _checked(prompt: Messages, answer: Messages, name: str, where: str) -> Messages:
+    """The answer, which begins with the assistant's turn behind a prompt that ends with another's."""
     if prompt[-1]["role"] == "assistant":
         raise InputError(f"{where}: 'prompt' ends with the assistant's turn", hint="an answer is a turn of its own")
-    if answer[: len(prompt)] == prompt:
-        answer = answer[len(prompt) :]
     if not answer or answer[0]["role"] != "assistant":
         said = "holds no answer" if not answer else f"begins with the role {answer[0]['role']!r} and another prompt"
         raise InputError(f"{where}: {name!r} {said}", hint="an answer begins with the assistant's turn")
@@ -178,6 +187,7 @@ def _messages(given: Any, role: str, what: str) -> Messages:
     """A string as one message of `role`; a list of messages as it is, if it is one."""
     if isinstance(given, str):
         return [_message(role, given)]
+    _refuse_unknown_keys(given, ("role", "content"), what)
     fitting = isinstance(given, list) and all(
         isinstance(turn, Mapping) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
         for turn in given
@@ -185,6 +195,21 @@ def _messages(given: Any, role: str, what: str) -> Messages:
     if not fitting or not given:
         raise InputError(f"{what} must be a string or a list of {{role, content}}", hint="see docs/objectives.md")
     return [_message(turn["role"], turn["content"]) for turn in given]
+
+
+def _refuse_unknown_keys(messages: Any, known: tuple[str, ...], what: str) -> None:
+    """Refuse messages that say more than is learned, as calls of tools or weights; dropped, they would go unnoticed.
+
+    Raises:
+        InputError: naming the first such message and key; what is no list of objects is refused elsewhere.
+    """
+    for number, message in enumerate(messages if isinstance(messages, list) else []):
+        for key in message if isinstance(message, Mapping) else ():
+            if key not in known and message[key] not in SAYS_NOTHING:
+                raise InputError(
+                    f"{what}[{number}] has {key!r}, of which nothing would be learned",
+                    hint="role and content are learned from: write it into the content, or take the key out",
+                )
 
 
 def _message(role: str, content: str) -> dict[str, Any]:

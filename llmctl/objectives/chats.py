@@ -85,7 +85,7 @@ class Sides:
     heldout_fraction: float | None
 
 
-def read_sides(given: Input, tokenizer: Tokenizer, max_tokens: int, fraction: float) -> Sides:
+def read_sides(given: Input, tokenizer: Tokenizer, max_tokens: int, fraction: float, overlong: str = "error") -> Sides:
     """Both sides of `given`.
 
     An artifact that says what share of documents it holds out brings its own sides. Other chats are split here, by
@@ -96,24 +96,31 @@ def read_sides(given: Input, tokenizer: Tokenizer, max_tokens: int, fraction: fl
         tokenizer: the checkpoint's.
         max_tokens: longest chat that fits.
         fraction: share to hold out of chats that are not split yet.
+        overlong: `error`, or `drop` chats that do not fit.
 
     Raises:
-        InputError: a chat that cannot be learned from, printed; one that is malformed; or none is left to learn from.
+        InputError: a chat that cannot be learned from, printed; one that is malformed or does not fit; or none is left
+            to learn from.
     """
-    kept, overlong = read_chats(given, tokenizer, max_tokens)
+    kept, too_long = read_chats(given, tokenizer, max_tokens)
     if isinstance(given, Artifact) and "heldout_fraction" in given.manifest.semantic:
-        held, overlong_held = read_chats(given, tokenizer, max_tokens, "heldout")
-        overlong += overlong_held
+        held, too_long_held = read_chats(given, tokenizer, max_tokens, "heldout")
+        too_long += too_long_held
         known = float(given.manifest.semantic["heldout_fraction"])
     else:
         chats, known = kept, None
         kept = [chat for chat in chats if not is_heldout(chat.document, fraction)]
         held = [chat for chat in chats if is_heldout(chat.document, fraction)]
+    if too_long and overlong == "error":
+        raise InputError(
+            f"{too_long[0]}, more than {max_tokens}; {len(too_long)} in all are too long",
+            hint="raise max_tokens up to the model's context, or overlong=drop",
+        )
     if held and not kept:
         raise InputError(f"all {len(held)} chats are held out", hint="lower heldout_fraction, or give more chats")
     if not kept:
         raise InputError(f"{given.ref} holds no chat to learn from", hint="see llmctl show, and max_tokens")
-    return Sides(kept, held, overlong, known)
+    return Sides(kept, held, too_long, known)
 
 
 def read_chats(

@@ -7,10 +7,11 @@ import dataclasses
 import numpy as np
 
 from llmctl.config.dpo import DpoConfig, LogprobsConfig
+from llmctl.config.errors import UsageError
 from llmctl.config.preference import KtoConfig, PairLossConfig
 from llmctl.config.train import steps_of_epochs
 from llmctl.objectives import adapter, checkpoint
-from llmctl.objectives.logprobs import read_references
+from llmctl.objectives.logprobs import check_made_for, read_references
 from llmctl.objectives.pair_rows import PackedPairs
 from llmctl.objectives.pairs import Pairs, read_pairs
 from llmctl.objectives.preferred import HeldOutPairs, KtoObjective, PairObjective
@@ -24,9 +25,13 @@ def run(job: Job[DpoConfig]) -> Product:
     """Score the answers under the reference, where the loss has one; train here, or with ranks.
 
     Raises:
-        InputError: a row cannot be learned from, or the reference has another tokenizer.
+        InputError: a row cannot be learned from, the reference has another tokenizer, or its figures are of others.
+        UsageError: a reference is given that the loss does not look at, or in two ways.
     """
-    if job.config.needs_reference and "logprobs" not in job.inputs:
+    _refuse_unread(job)
+    if "logprobs" in job.inputs:
+        check_made_for(job.artifact("logprobs"), job.artifact(), job.inputs["preferences"])
+    elif job.config.needs_reference:
         policy = job.artifact()
         reference = job.artifact("reference") if "reference" in job.inputs else policy
         check_same_tokens(policy, reference)
@@ -43,6 +48,19 @@ def run(job: Job[DpoConfig]) -> Product:
     return launch.start(job, "llmctl.objectives.dpo:train")
 
 
+def _refuse_unread(job: Job[DpoConfig]) -> None:
+    """Refuse what is given and would not be looked at.
+
+    Raises:
+        UsageError: naming it.
+    """
+    given = [f"--{name}" for name in ("reference", "logprobs") if name in job.inputs]
+    if given and not job.config.needs_reference:
+        raise UsageError(f"the loss {job.config.loss.name} has no reference", hint=f"leave out {' and '.join(given)}")
+    if len(given) > 1:
+        raise UsageError("--reference and --logprobs are both given", hint="--logprobs holds the reference's figures")
+
+
 def train(job: Job[DpoConfig]) -> Product:
     """What every rank runs.
 
@@ -56,15 +74,14 @@ def train(job: Job[DpoConfig]) -> Product:
     found = read_pairs(job.inputs["preferences"], tokenizer, length, config.heldout_fraction, unpaired=config.unpaired)
     found.refuse(config.overlong, length)
     found.refuse_empty_training()
-    _tell(job, found, length)
+    for note in found.told(length):
+        job.progress.note(note)
     references = read_references(job.artifact("logprobs"), found.pairs) if config.needs_reference else None
     rows, held = (
         _packed(found, which, config.row_tokens, fill_id(given, tokenizer), references)
         for which in (~found.held, found.held)
     )
-    objective = (
-        KtoObjective(rows, config.loss) if isinstance(config.loss, KtoConfig) else PairObjective(rows, config.loss)
-    )
+    objective = objective_of(rows, config.loss)
     model = open_model(given, tokenizer)
     start = adapter.begin(model, job.config.lora, job.config.seed)
     steps = config.steps or steps_of_epochs(config.epochs, rows.count, config.batches)
@@ -103,14 +120,3 @@ def _packed(
     """One side's pairs in rows, with their reference's figures."""
     pairs = [found.pairs[at] for at in np.flatnonzero(which)]
     return PackedPairs(pairs, row_tokens, pad_id, None if references is None else references[which])
-
-
-def _tell(job: Job[DpoConfig], found: Pairs, length: int) -> None:
-    """Say what is not trained on."""
-    overlong = len(found.overlong)
-    if overlong:
-        job.progress.note(
-            f"dropped {overlong} preferences longer than {length} tokens of {overlong + len(found.pairs)}"
-        )
-    if not found.held.any():
-        job.progress.note("no preference is held out, so there are no held-out figures")

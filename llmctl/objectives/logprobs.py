@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 
 from llmctl.config.dpo import LogprobsConfig
-from llmctl.config.errors import IntegrityError
+from llmctl.config.errors import InputError, IntegrityError
 from llmctl.model.device import choose_device, product_dtype
 from llmctl.model.likelihood import Tensors
 from llmctl.objectives.pair_rows import PackedPairs, answer_logps
 from llmctl.objectives.pairs import Pair, read_pairs
 from llmctl.objectives.start import fill_id, longest, open_model, open_tokenizer
 from llmctl.pipeline.job import FileFacts, Job, Product
-from llmctl.store.artifact import Artifact
+from llmctl.store.artifact import Artifact, Input
 from llmctl.train.strategy import set_threads
 
 SCHEMA = "llmctl.logprobs/1"
@@ -92,8 +92,27 @@ def scored(
     return pa.table(columns)
 
 
+def check_made_for(given: Artifact, policy: Artifact, preferences: Input) -> None:
+    """Refuse log-probabilities of other preferences, or of a reference that reads other ids.
+
+    Raises:
+        InputError: naming what they are of. The tokenizer counts as another where its digest differs.
+    """
+    scored = given.manifest.inputs.get("preferences")
+    if scored is not None and scored.digest != preferences.as_input().digest:
+        raise InputError(
+            f"{given.ref} is of other preferences than {preferences.ref}: of {scored.ref}",
+            hint="leave out --logprobs, or give what llmctl logprobs made of these",
+        )
+    if given.manifest.semantic.get("tokenizer") != policy.manifest.semantic.get("tokenizer"):
+        raise InputError(
+            f"{given.ref} was scored with another tokenizer than that of {policy.ref}",
+            hint="give the reference itself, --reference REF: then its tokens are compared one by one",
+        )
+
+
 def read_references(given: Artifact, pairs: list[Pair]) -> NDArray[np.float64]:
-    """[pairs, 2], after checking that they are of these very pairs.
+    """[pairs, 2], after checking that they are as many, over as many tokens; whose, `check_made_for` looks at.
 
     Raises:
         IntegrityError: there are more or fewer of them, or they are over other numbers of tokens.

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llmctl.config.errors import UsageError
 from llmctl.model.likelihood import LOGITS_AT_ONCE, Tensors, hidden_states, losses_of
 from llmctl.model.transformer import Transformer
 from llmctl.objectives.pairs import Pair
@@ -36,6 +37,9 @@ class PackedPairs:
         seq_len: length of a row; that of the longest pair where None.
         pad_id: what fills rows.
         references: float64 [pairs, 2]; None where the loss has no reference.
+
+    Raises:
+        UsageError: a pair is longer than a row.
     """
 
     def __init__(
@@ -44,6 +48,13 @@ class PackedPairs:
         self.pairs = pairs
         lengths = np.array([pair.tokens for pair in pairs], dtype=np.int64)
         self.seq_len = int(lengths.max(initial=2)) if seq_len is None else seq_len
+        if lengths.max(initial=0) > self.seq_len:
+            at = int(lengths.argmax())
+            raise UsageError(
+                f"row_tokens ({self.seq_len}) is below the {lengths[at]} tokens of the longest pair, "
+                f"of {pairs[at].document}",
+                hint=f"give row_tokens={lengths[at]} or more, or a smaller max_tokens with overlong=drop",
+            )
         self.pad_id = pad_id
         self._references = np.zeros((len(pairs), 2)) if references is None else references
         self._layout = fit_whole(lengths, self.seq_len)

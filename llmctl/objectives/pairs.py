@@ -110,6 +110,13 @@ class Pairs:
                 f"all {len(self.pairs)} preferences are held out", hint="lower heldout_fraction, or give more"
             )
 
+    def told(self, max_tokens: int) -> list[str]:
+        """What is not trained on, or not measured."""
+        overlong, every = len(self.overlong), len(self.overlong) + len(self.pairs)
+        dropped = f"dropped {overlong} preferences longer than {max_tokens} tokens of {every}"
+        unmeasured = "no preference is held out, so there are no held-out figures"
+        return [*([dropped] if overlong else []), *([] if self.held.any() else [unmeasured])]
+
 
 def read_pairs(given: Input, tokenizer: Tokenizer, max_tokens: int, fraction: float, *, unpaired: bool) -> Pairs:
     """Every row of `given` as ids.

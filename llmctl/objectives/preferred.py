@@ -18,6 +18,7 @@ from llmctl.model.transformer import Transformer
 from llmctl.objectives.pair_rows import PackedPairs, answer_logps, answers_of
 from llmctl.objectives.preference import Answers, implied_rewards, kto_losses, preference_losses
 from llmctl.tokens.batch import Batch
+from llmctl.train.objective import LooksAhead
 from llmctl.train.strategy import Strategy
 
 Figures = Mapping[str, tuple[Tensor, int]]
@@ -88,7 +89,8 @@ class KtoObjective:
 
     Its z, how far the policy has moved from its reference on answers to other prompts, is taken over all answers of
     an optimizer step and of all ranks before the gradient, so that loss and gradient do not depend on how the step
-    is dealt to micro-batches (elsewhere z is that of each micro-batch).
+    is dealt to micro-batches (elsewhere z is that of each micro-batch). The z of the held-out figures is taken in the
+    same way over the held-out sample.
 
     Args:
         rows: to learn from, with mismatched answers on their second side.
@@ -121,7 +123,8 @@ class KtoObjective:
     def _moved(self, model: Transformer, batch: Tensors) -> Tensor:
         ((logps, _),) = answer_logps(model, batch, sides=(1,))
         present = batch.beside["present"]
-        return (logps - batch.beside["reference"][present][:, 1]).sum()
+        moved = (logps - batch.beside["reference"][present][:, 1]).sum()
+        return moved * bool((batch.labels >= 0).any())  # blank rows of a surplus pass count for nothing
 
     def loss(self, model: Transformer, batch: Tensors) -> Tensor:
         """Sum over the answers of the batch, with the z of the step."""
@@ -205,6 +208,11 @@ class HeldOutPairs:
         """The loss is one of pairs, not of text."""
         del batch
         return 0
+
+    def look_ahead(self, batches: list[Batch], strategy: Strategy) -> None:
+        """What the objective looks at before a step, here over the held-out sample."""
+        if isinstance(self.objective, LooksAhead):
+            self.objective.look_ahead(batches, strategy)
 
     def sums(self, model: Transformer, batch: Tensors) -> Tensor:
         """Loss and pairs, then each figure and what to divide it by; nothing of rows without targets."""

@@ -86,6 +86,8 @@ def train(job: Job[RewardConfig]) -> Product:
     found = read_pairs(job.inputs["preferences"], tokenizer, length, config.heldout_fraction, unpaired=False)
     found.refuse(config.overlong, length)
     found.refuse_empty_training()
+    for note in found.told(length):
+        job.progress.note(note)
     if config.loss.margin and not any(pair.margin for pair in found.pairs):
         raise InputError(f"{job.inputs['preferences'].ref} holds no margin", hint="leave out loss.margin, or add them")
     rows, held = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from llmctl.config.errors import InputError
 from llmctl.config.train import SftConfig, steps_of_epochs
 from llmctl.objectives import adapter, checkpoint
 from llmctl.objectives.chats import PackedChats, Sides, read_sides
@@ -32,7 +31,7 @@ def train(job: Job[SftConfig]) -> Product:
     start = adapter.begin(model, job.config.lora, job.config.seed)
     length = longest(given, job.config.max_tokens)
     filling = fill_id(given, tokenizer)
-    chats = read_sides(job.inputs["chats"], tokenizer, length, job.config.heldout_fraction)
+    chats = read_sides(job.inputs["chats"], tokenizer, length, job.config.heldout_fraction, job.config.overlong)
     _tell(job, chats, length)
     rows, held = (PackedChats(side, length, filling) for side in (chats.kept, chats.held))
     batches = job.config.batches
@@ -62,13 +61,8 @@ def train(job: Job[SftConfig]) -> Product:
 
 
 def _tell(job: Job[SftConfig], chats: Sides, length: int) -> None:
-    """Say what is not trained on, or refuse it."""
+    """Say what is not trained on."""
     overlong = len(chats.overlong)
-    if overlong and job.config.overlong == "error":
-        raise InputError(
-            f"{chats.overlong[0]}, more than {length}; {overlong} in all are too long",
-            hint="raise max_tokens up to the model's context, or overlong=drop",
-        )
     if overlong:
         given = len(chats.kept) + len(chats.held) + overlong
         job.progress.note(f"dropped {overlong} chats longer than {length} tokens of {given}")

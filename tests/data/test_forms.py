@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmctl.config.errors import InputError
@@ -30,6 +30,7 @@ SYSTEM = only("system", "Be brief.")
     ("row", "messages"),
     [
         ({"messages": said("a", "b")}, said("a", "b")),
+        ({"messages": [{**turn, "tool_calls": None, "name": ""} for turn in said("a", "b")]}, said("a", "b")),
         ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, said("a", "b")),
         ({"conversations": said("a", "b"), "system": "Be brief."}, [*SYSTEM, *said("a", "b")]),
         (
@@ -50,6 +51,7 @@ def test_forms_of_chats(tmp_path: Path, ending: str, row: dict, messages: list) 
 
 
 B, C = only("assistant", "b"), only("assistant", "c")
+CALLS = [*said("a"), {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f"}}]}]
 
 
 @pytest.mark.parametrize(
@@ -97,6 +99,12 @@ def test_margins_and_ids_come_along(tmp_path: Path) -> None:
         ("chats", {"conversations": ["a"]}, "conversations[0] must be an object"),
         ("chats", {"conversations": [{"from": "alien", "value": "a"}]}, "conversations[0] is from the unknown speaker"),
         ("chats", {"conversations": [{"from": "gpt", "value": None}]}, "conversations[0]: 'value' must be a string"),
+        ("chats", {"messages": CALLS}, "messages[1] has 'tool_calls', of which nothing would be learned"),
+        ("chats", {"messages": [{**B[0], "weight": 0}]}, "messages[0] has 'weight'"),
+        ("chats", {"prompt": "a", "completion": CALLS}, "'completion'[1] has 'tool_calls'"),
+        ("chats", {"conversations": [{"from": "gpt", "value": "b", "weight": 0.5}]}, "conversations[0] has 'weight'"),
+        ("preferences", {"prompt": "a", "chosen": CALLS, "rejected": C}, "'chosen'[1] has 'tool_calls'"),
+        ("preferences", {"chosen": CALLS, "rejected": said("a", "c")}, "'chosen'[1] has 'tool_calls'"),
         ("chats", {"instruction": "a"}, "'output' must be a string, got NoneType"),
         ("chats", {"instruction": 1, "output": "b"}, "'instruction' must be a string, got int"),
         ("chats", {"instruction": "a", "output": "b", "history": ["x"]}, "history[0] must be a pair"),
@@ -134,6 +142,7 @@ TURN = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "c
 
 
 @settings(max_examples=200, deadline=None)
+@example([*said("a"), *said("a", "b")], said("a", "b"))  # a turn that repeats the prompt is no prompt
 @given(st.lists(TURN, max_size=4), st.lists(TURN, max_size=4))
 def test_an_implicit_prompt_and_its_answers_are_the_conversations(chosen: list, rejected: list) -> None:
     """What is parted joins to what was given, or the row is refused; never anything else."""

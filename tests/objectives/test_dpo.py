@@ -16,7 +16,7 @@ from llmctl.config.errors import ConfigError, InputError, IntegrityError, UsageE
 from llmctl.config.load import build
 from llmctl.config.train import PretrainConfig
 from llmctl.data.split import is_heldout
-from llmctl.objectives.logprobs import FILE, read_references
+from llmctl.objectives.logprobs import FILE, check_made_for, read_references
 from llmctl.objectives.pairs import read_pairs
 from llmctl.objectives.start import check_same_tokens
 from llmctl.pipeline.execute import Call, execute
@@ -119,6 +119,25 @@ def test_what_is_kept_of_the_reference(stages, checkpoint, preferences, judged):
             read_references(made, pairs[1:])
 
 
+def test_what_is_given_of_the_reference_must_be_of_this_run(stages, checkpoint, preferences, write_preferences):
+    config = LogprobsConfig(max_tokens=48, device="cpu", threads=1)
+    kept = stages("logprobs", config, input=checkpoint, preferences=preferences)
+    given = {"input": checkpoint, "preferences": preferences}
+    swapped = [{**json.loads(line)} for line in preferences.path.read_text().splitlines()]
+    swapped = [{**row, "id": f"{row['id']}/other"} for row in swapped]  # as many pairs of as many tokens
+    with pytest.raises(InputError, match="is of other preferences than"):
+        stages("dpo", dpo(steps=1), input=checkpoint, preferences=write_preferences(swapped), logprobs=kept)
+    facts = {**kept.manifest.semantic, "tokenizer": "sha256:0"}
+    strange = replace(kept, manifest=kept.manifest.model_copy(update={"semantic": facts}))
+    with pytest.raises(InputError, match="was scored with another tokenizer"):
+        check_made_for(strange, checkpoint, preferences)
+    with pytest.raises(UsageError, match="--reference and --logprobs are both given"):
+        stages("dpo", dpo(steps=1), **given, reference=checkpoint, logprobs=kept)
+    for unread in ({"reference": checkpoint}, {"logprobs": kept}):
+        with pytest.raises(UsageError, match="the loss simpo has no reference"):
+            stages("dpo", dpo(steps=1, loss="simpo"), **given, **unread)
+
+
 def test_kto_learns_from_answers_judged_by_themselves(stages, checkpoint, judged):
     made = stages("dpo", dpo(loss="kto", epochs=28), input=checkpoint, preferences=judged)
     steps = [row for row in metrics_of(made) if "loss" in row]
@@ -176,6 +195,12 @@ def test_a_reference_of_other_ids_is_refused(stages, rows, checkpoint, preferenc
         ({}, {"prompt": "a", "chosen": "b", "rejected": "one " * 60}, InputError, "preference 2 .* more than 48"),
         ({}, {"prompt": "a", "completion": "b", "label": True}, InputError, "preference 2 .* has no rejected"),
         ({"max_tokens": 65}, None, UsageError, r"max_tokens \(65\) exceeds the model's context of 64"),
+        (
+            {"row_tokens": 4, "heldout_fraction": 0},
+            None,
+            UsageError,
+            r"row_tokens \(4\) is below .* pair, of pair/0",
+        ),
         ({"heldout_fraction": 0.9999999}, None, InputError, "all 1 preferences are held out"),
         ({"max_tokens": 4, "overlong": "drop"}, None, InputError, "no preference fits"),
     ],

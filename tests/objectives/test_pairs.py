@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmctl.config.batches import Batches
 from llmctl.config.errors import InputError
 from llmctl.config.model import ModelConfig
 from llmctl.config.preference import needs_reference
@@ -29,6 +30,8 @@ from llmctl.store.files import sha256_file
 from llmctl.store.manifest import FileEntry
 from llmctl.tokens.batch import IGNORE
 from llmctl.tokens.tokenizer import Tokenizer
+from llmctl.train.heldout import sample_scored
+from llmctl.train.loader import Plan
 from llmctl.train.local import Local
 
 from .conftest import NANO
@@ -152,6 +155,26 @@ def test_held_out_figures_are_means_and_blank_rows_count_for_nothing():
     margin = figures["heldout_rewards/chosen"] - figures["heldout_rewards/rejected"]
     assert figures["heldout_rewards/margins"] == pytest.approx(margin)
     assert f"{figures['heldout_rewards/accuracies']:.1%} told right" in measured.told
+
+
+def test_the_held_out_kl_is_that_of_the_held_out_answers():
+    """However the sample is dealt, blank rows beside it or not, and whatever the last step's was."""
+    pairs, references = made_up(6, seed=2), np.full((6, 2), -30.0)
+    rows = PackedPairs(pairs, 2 * LONGEST, 0, references)
+    wanted = gradient_of({"name": "kto"}, rows, 1, 9)
+    assert wanted[2]["kl"] > 0
+    strategy = Local(torch.device("cpu"))
+    strategy.model, strategy.autocast = nano(), None
+    for micro_rows in (1, 4):
+        objective = objective_of(rows, loss_of({"name": "kto"}))
+        objective.divergence = 99.0
+        held = HeldOutPairs(rows, objective)
+        figures = sample_scored(held, 0, Plan(0, 1, Batches(8), 0, 1, micro_rows), strategy).figures
+        assert figures["heldout_kl"] == pytest.approx(wanted[2]["kl"])
+        assert figures["heldout_loss"] == pytest.approx(wanted[0])
+    whole = rows.batch(np.arange(rows.count))
+    held.look_ahead([whole, whole.without_targets()], strategy)
+    assert objective.divergence == pytest.approx(wanted[2]["kl"])
 
 
 def test_which_losses_ask_for_a_reference():

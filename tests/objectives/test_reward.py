@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmctl.config.dpo import RewardConfig
+from llmctl.config.dpo import DpoConfig, RewardConfig
 from llmctl.config.errors import InputError, IntegrityError
 from llmctl.config.preference import RewardLossConfig
 from llmctl.model import huggingface, scoring
@@ -19,6 +19,9 @@ from llmctl.model.likelihood import Tensors
 from llmctl.objectives.pair_rows import PackedPairs
 from llmctl.objectives.pairs import read_pairs
 from llmctl.objectives.reward import RewardObjective, answer_scores
+from llmctl.pipeline.execute import Call, execute
+from llmctl.pipeline.job import Silent
+from llmctl.pipeline.stages import stage_named
 from llmctl.store.artifact import FileInput
 from llmctl.tokens.tokenizer import Tokenizer
 
@@ -118,6 +121,25 @@ def test_margins_must_be_there_where_they_are_asked_for(stages, checkpoint, tmp_
     with pytest.raises(InputError, match="holds no margin"):
         stages("reward", config, input=checkpoint, preferences=written(tmp_path, [row]))
     stages("reward", config, input=checkpoint, preferences=written(tmp_path, [{**row, "margin": 1.0}]))
+
+
+@pytest.mark.parametrize("command", ["reward", "dpo"])
+def test_it_is_said_what_is_not_learned_from(stages, checkpoint, tmp_path, command):
+    said = []
+
+    class Notes(Silent):
+        def note(self, text):
+            said.append(text)
+
+    row = {"prompt": "one", "chosen": "two.", "rejected": "four."}
+    given_ = written(tmp_path, [row, {**row, "chosen": "two " * 60}])
+    config = {"reward": RewardConfig, "dpo": DpoConfig}[command].model_validate(
+        {**QUICK, "max_tokens": 48, "steps": 1, "overlong": "drop", "heldout_fraction": 0}
+    )
+    inputs = {"input": checkpoint, "preferences": given_}
+    execute(Call(stage_named(command), config, inputs), stages.store, Notes())
+    assert "dropped 1 preferences longer than 48 tokens of 2" in said
+    assert "no preference is held out, so there are no held-out figures" in said
 
 
 def test_a_checkpoint_without_a_head_gives_no_scores(checkpoint, tmp_path):

@@ -70,6 +70,8 @@ def test_a_chat_that_is_too_long_stops_the_run_or_is_counted(stages, checkpoint,
     with pytest.raises(InputError, match=r"chat 2 \(chat/1\) has \d+ tokens, more than 48; 1 in all") as caught:
         stages("sft", sft(steps=1), input=checkpoint, chats=given_)
     assert "overlong=drop" in caught.value.hint
+    with pytest.raises(InputError, match=r"chat 1 .* more than 48; 1 in all"):  # the only one
+        stages("sft", sft(steps=1), input=checkpoint, chats=write_chats([chat(0, "one " * 60, "two")]))
     made = stages("sft", sft(steps=1, overlong="drop"), input=checkpoint, chats=given_)
     assert made.manifest.totals["dropped.overlong"] == 1
 
