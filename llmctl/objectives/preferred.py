@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -111,13 +111,14 @@ class KtoObjective:
         self.divergence = 0.0
 
     @torch.no_grad()
-    def look_ahead(self, batches: list[Batch], strategy: Strategy) -> None:
+    def look_ahead(self, batches: Iterable[Batch], strategy: Strategy) -> None:
         """Z = max(0, mean of log p - log p of the reference over the step's mismatched answers)."""
-        total = 0.0
+        total, answers = 0.0, 0
         for batch in batches:
             tensors = Tensors.of(batch, strategy.device)
             total += float(strategy.forward(functools.partial(self._moved, batch=tensors)))
-        summed, count = strategy.sum([total, sum(batch.targets for batch in batches)])
+            answers += batch.targets
+        summed, count = strategy.sum([total, answers])
         self.divergence = max(0.0, summed / max(1.0, count))
 
     def _moved(self, model: Transformer, batch: Tensors) -> Tensor:
@@ -209,7 +210,7 @@ class HeldOutPairs:
         del batch
         return 0
 
-    def look_ahead(self, batches: list[Batch], strategy: Strategy) -> None:
+    def look_ahead(self, batches: Iterable[Batch], strategy: Strategy) -> None:
         """What the objective looks at before a step, here over the held-out sample."""
         if isinstance(self.objective, LooksAhead):
             self.objective.look_ahead(batches, strategy)

@@ -88,6 +88,7 @@ MODEL_STAGES: tuple[Stage, ...] = (
         run="llmctl.objectives.dpo:run",
         decides="llmctl.config.lora:kind_of",
         nests=("logprobs",),
+        op_version=2,
         output="checkpoint",
         resumable=True,
         inputs={

@@ -52,7 +52,7 @@ class HeldOutSource(Protocol):
         """Bytes that the targets of a batch stand for; 0 where the loss is not one of text."""
         ...
 
-    def look_ahead(self, batches: list[Batch], strategy: Strategy) -> None:
+    def look_ahead(self, batches: Iterable[Batch], strategy: Strategy) -> None:
         """Compute what the figures of every batch depend on, over the sample of all ranks; collective."""
         ...
 
@@ -125,7 +125,7 @@ class HeldOutRows:
         """Bytes that the targets of a batch stand for."""
         return int(self.byte_lengths[batch.labels[batch.labels != IGNORE]].sum(dtype=np.int64))
 
-    def look_ahead(self, batches: list[Batch], strategy: Strategy) -> None:
+    def look_ahead(self, batches: Iterable[Batch], strategy: Strategy) -> None:
         """Each token's loss depends on its own row alone."""
 
     def sums(self, model: Transformer, batch: Tensors) -> Tensor:
@@ -161,9 +161,8 @@ def sample_scored(
             # Every rank takes part in every pass, as sharded weights are gathered in step; a surplus is blank.
             yield batch if mine < len(parts) else batch.without_targets()
 
-    batches = list(share())
-    held.look_ahead(batches, strategy)
-    values = accumulated(batches, held.sums, strategy.device, strategy.forward, done)
+    held.look_ahead(share(), strategy)
+    values = accumulated(share(), held.sums, strategy.device, strategy.forward, done)
     return held.total(strategy.sum(values))
 
 

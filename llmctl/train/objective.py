@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -31,7 +32,7 @@ class Objective(Protocol):
 class LooksAhead(Protocol):
     """An objective whose loss depends on a figure of the whole step, which must be known before its gradient."""
 
-    def look_ahead(self, batches: list[Batch], strategy: Strategy) -> None:
+    def look_ahead(self, batches: Iterable[Batch], strategy: Strategy) -> None:
         """Compute that figure over the micro-batches of all ranks; collective."""
         ...
 
