@@ -204,16 +204,18 @@ def _role_parameter(name: str, role: str, verb: Verb) -> inspect.Parameter:
 
 
 def _flag_parameter(name: str, option: str, path: str, model: type[Config]) -> inspect.Parameter:
-    field = _field(model, path)
+    alternatives = _fields(model, path)
+    field = alternatives[0]
     kind = field.annotation
     if kind is bool:
         declaration = typer.Option(
             f"{option}/--no-{option[2:]}", help=field.description, show_default=str(field.default)
         )
         return _parameter(name, Annotated[bool | None, declaration], None)
-    default = field.get_default(call_default_factory=True)
+    default = _default(model, path, field)
     shown = "" if field.is_required() or default is None or default == () else f"  [default: {default}]"
-    declaration = typer.Option(option, metavar=_metavar(kind), help=f"{field.description}{shown}", show_default=False)
+    kinds = [one.annotation for one in alternatives]
+    declaration = typer.Option(option, metavar=_metavar(kinds), help=f"{field.description}{shown}", show_default=False)
     return _parameter(name, Annotated[str | None, declaration], None)
 
 
@@ -221,17 +223,26 @@ def _parameter_name(option: str) -> str:
     return "flag_" + option.removeprefix("--").replace("-", "_")
 
 
-def _field(model: type[Any], path: str) -> FieldInfo:
-    """The field that a dotted path leads to, through nested models and through unions of them."""
+def _fields(model: type[Any], path: str) -> list[FieldInfo]:
+    """The field that a dotted path leads to, through nested models; of a union of them, one for each that has it."""
     name, _, rest = path.partition(".")
     field: FieldInfo = model.model_fields[name]
     if not rest:
-        return field
+        return [field]
     head = rest.partition(".")[0]
-    for member in _members(field.annotation):
-        if head in getattr(member, "model_fields", {}):
-            return _field(member, rest)
-    raise UsageError(f"{path} is no field of {model.__name__}")
+    members = [one for one in _members(field.annotation) if head in getattr(one, "model_fields", {})]
+    if not members:
+        raise UsageError(f"{path} is no field of {model.__name__}")
+    return [found for member in members for found in _fields(member, rest)]
+
+
+def _default(model: type[Config], path: str, field: FieldInfo) -> Any:
+    """What holds where nothing is said: the stage's own, or else that of the field which the path leads to."""
+    name, *rest = path.split(".")
+    value = model.model_fields[name].get_default(call_default_factory=True)
+    for part in rest:
+        value = getattr(value, part, None)
+    return field.get_default(call_default_factory=True) if value is None else value
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
@@ -243,13 +254,12 @@ def _members(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
-def _metavar(kind: Any) -> str:
-    """`INTEGER`, `NUMBER`, `a|b` or `TEXT` for a field's type."""
-    for member in _members(kind):
-        if typing.get_origin(member) is typing.Literal:
-            return "|".join(str(choice) for choice in typing.get_args(member))
-        if member is int:
-            return "INTEGER"
-        if member is float:
-            return "NUMBER"
-    return "TEXT"
+def _metavar(kinds: Sequence[Any]) -> str:
+    """`INTEGER`, `NUMBER`, `a|b` or `TEXT` for a field's types."""
+    members = [member for kind in kinds for member in _members(kind)]
+    choices = [choice for one in members if typing.get_origin(one) is typing.Literal for choice in typing.get_args(one)]
+    if choices:
+        return "|".join(str(choice) for choice in dict.fromkeys(choices))
+    if int in members:
+        return "INTEGER"
+    return "NUMBER" if float in members else "TEXT"

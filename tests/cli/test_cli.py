@@ -42,6 +42,13 @@ def test_help_lists_every_command_in_the_order_of_the_line(llmctl: Any) -> None:
     assert listed == [*STAGES, *OTHERS]
 
 
+def test_help_shows_what_holds_in_this_stage(llmctl: Any) -> None:
+    for command, rate in (("pretrain", "0.003"), ("sft", "0.0005"), ("dpo", "2e-05")):
+        about = " ".join(llmctl(command, "--help").stdout.split())
+        assert f"Peak learning rate, reached at the end of the warm-up. [default: {rate}]" in about
+    assert "--loss sigmoid|robust|hinge|ipo|sigmoid_norm|simpo|cpo|orpo|rrhf|kto which loss [default: sigmoid]" in about
+
+
 @pytest.mark.parametrize("command", [*STAGES, *OTHERS])
 def test_every_command_has_help_with_examples_first(llmctl: Any, command: str) -> None:
     shown = llmctl(command, "--help")
