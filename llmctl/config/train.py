@@ -20,6 +20,8 @@ from llmctl.config.optimizers import AdamWConfig, OptimizerConfig
 from llmctl.config.schedules import CosineConfig, ScheduleConfig, ceil, decay_steps, warmup_steps
 from llmctl.config.sequence import uncut
 
+Learned = Literal["assistant", "last", "all"]
+
 
 def _named(value: Any, default: str) -> Any:
     """A bare name stands for a block of that name, and a block without a name is of the default kind."""
@@ -314,7 +316,7 @@ class AdaptableConfig(FineTuneConfig):
 
 
 class SftConfig(AdaptableConfig):
-    """How a checkpoint is fine-tuned on chats, with the loss on the assistant's tokens only."""
+    """How a checkpoint is fine-tuned on chats, with the loss on what the assistant says."""
 
     cuts_rows = True
 
@@ -322,6 +324,10 @@ class SftConfig(AdaptableConfig):
         default=AdamWConfig(lr=5e-4, weight_decay=0.0), description="Optimizer and its constants."
     )
     epochs: float = Field(3.0, gt=0, le=10_000, description="Passes over the packed chats; rounded up to whole steps.")
+    learn: Learned = Field(
+        "assistant",
+        description="What of a chat is learned: all turns of the assistant, its last one, or every token.",
+    )
 
 
 def micro_rows(config: TrainConfig, ranks: int) -> int:

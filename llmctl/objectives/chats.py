@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.config.errors import InputError
+from llmctl.config.train import Learned
 from llmctl.data.split import is_heldout
 from llmctl.data.tables import read_rows
 from llmctl.objectives.targets import refuse_overlong, targets
@@ -84,7 +85,14 @@ class Sides:
     heldout_fraction: float | None
 
 
-def read_sides(given: Input, tokenizer: Tokenizer, max_tokens: int, fraction: float, overlong: str = "error") -> Sides:
+def read_sides(
+    given: Input,
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    fraction: float,
+    overlong: str = "error",
+    learn: Learned = "assistant",
+) -> Sides:
     """Both sides of `given`.
 
     An artifact that says what share of documents it holds out brings its own sides. Other chats are split here, by
@@ -96,14 +104,15 @@ def read_sides(given: Input, tokenizer: Tokenizer, max_tokens: int, fraction: fl
         max_tokens: longest chat that fits.
         fraction: share to hold out of chats that are not split yet.
         overlong: `error`, or `drop` chats that do not fit.
+        learn: what of each chat is learned.
 
     Raises:
         InputError: a chat that cannot be learned from, printed; one that is malformed or does not fit; or none is left
             to learn from.
     """
-    kept, too_long = read_chats(given, tokenizer, max_tokens)
+    kept, too_long = read_chats(given, tokenizer, max_tokens, learn=learn)
     if isinstance(given, Artifact) and "heldout_fraction" in given.manifest.semantic:
-        held, too_long_held = read_chats(given, tokenizer, max_tokens, "heldout")
+        held, too_long_held = read_chats(given, tokenizer, max_tokens, "heldout", learn)
         too_long += too_long_held
         known = float(given.manifest.semantic["heldout_fraction"])
     else:
@@ -119,7 +128,7 @@ def read_sides(given: Input, tokenizer: Tokenizer, max_tokens: int, fraction: fl
 
 
 def read_chats(
-    given: Input, tokenizer: Tokenizer, max_tokens: int, split: str = "train"
+    given: Input, tokenizer: Tokenizer, max_tokens: int, split: str = "train", learn: Learned = "assistant"
 ) -> tuple[list[Chat], list[str]]:
     """All chats of a split that fit, and the ids of those longer than `max_tokens`.
 
@@ -130,7 +139,7 @@ def read_chats(
     overlong: list[str] = []
     for number, row in enumerate(read_rows(given, split), start=1):
         where = f"{given.ref}: chat {number} ({row['id']})"
-        chat = _chat(row, tokenizer, where)
+        chat = _chat(row, tokenizer, where, learn)
         if chat.ids.size > max_tokens:
             overlong.append(f"{where} has {chat.ids.size} tokens")
         else:
@@ -138,10 +147,10 @@ def read_chats(
     return fitting, overlong
 
 
-def _chat(row: dict[str, Any], tokenizer: Tokenizer, where: str) -> Chat:
+def _chat(row: dict[str, Any], tokenizer: Tokenizer, where: str, learn: Learned = "assistant") -> Chat:
     """Render one chat and refuse what would teach nothing, or teach never to stop."""
     try:
-        ids, learned = render_training(tokenizer, row["messages"])
+        ids, learned = render_training(tokenizer, row["messages"], learn)
     except InputError as error:
         raise InputError(f"{where}: {error.what}", hint=error.hint) from None
     tokens, labels = targets(ids, learned, tokenizer, where, row["messages"])

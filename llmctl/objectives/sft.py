@@ -31,7 +31,8 @@ def train(job: Job[SftConfig]) -> Product:
     start = adapter.begin(model, job.config.lora, job.config.seed)
     length = longest(given, job.config.max_tokens)
     filling = fill_id(given, tokenizer)
-    chats = read_sides(job.inputs["chats"], tokenizer, length, job.config.heldout_fraction, job.config.overlong)
+    config = job.config
+    chats = read_sides(job.inputs["chats"], tokenizer, length, config.heldout_fraction, config.overlong, config.learn)
     _tell(job, chats, length)
     rows, held = (PackedChats(side, length, filling) for side in (chats.kept, chats.held))
     batches = job.config.batches

@@ -63,6 +63,7 @@ MODEL_STAGES: tuple[Stage, ...] = (
         flags={"--epochs": "epochs", **TRAINING_FLAGS},
         examples=(
             "llmctl sft web.pretrain --chats chats.jsonl --epochs 3",
+            "llmctl sft web.pretrain --chats dialogues.jsonl learn=last",
             "llmctl sft web.pretrain --chats chats.jsonl 'lora={rank: 16, alpha: 32}' --name web.adapter",
         ),
     ),

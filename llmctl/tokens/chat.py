@@ -18,6 +18,7 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 
 from llmctl.config.errors import InputError
+from llmctl.config.train import Learned
 from llmctl.tokens.sandbox import compiled, rendered
 from llmctl.tokens.spans import enclosed, marks_generation, spoken_spans
 from llmctl.tokens.tokenizer import Tokenizer
@@ -101,10 +102,13 @@ def render_prompt_text(tokenizer: Tokenizer, messages: Sequence[Message]) -> str
     return "".join(_restored(part) for part, _ in _parts(tokenizer, rendered))
 
 
-def render_training(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[list[int], list[bool]]:
+def render_training(
+    tokenizer: Tokenizer, messages: Sequence[Message], learn: Learned = "assistant"
+) -> tuple[list[int], list[bool]]:
     """Ids of a whole chat, and for each whether it is to be learned.
 
-    True on what the assistant says and on the token after it that ends the turn, False everywhere else. The ids up
+    True on what the assistant says and on the token after it that ends the turn, False everywhere else; with
+    `learn="last"` its last turn alone, with `"all"` True everywhere. The ids up
     to an assistant's turn are exactly those of `render_prompt` of the messages before it. Where the template marks
     nothing with `{% generation %}`, as few published ones do, the turns are found by `spoken_spans`.
 
@@ -119,6 +123,12 @@ def render_training(tokenizer: Tokenizer, messages: Sequence[Message]) -> tuple[
         raise InputError("messages hold no assistant turn: there is nothing to learn", hint="add the answer")
     if not any(learned):
         raise InputError("the chat template marks nothing to learn", hint="put {% generation %} around the answers")
+    if learn == "all":
+        return ids, [True] * len(ids)
+    if learn == "last":
+        last = max(place for place, message in enumerate(messages) if message["role"] == "assistant")
+        before = len(render_prompt(tokenizer, messages[:last]))
+        learned = [False] * before + learned[before:]
     return ids, learned
 
 

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -48,6 +49,22 @@ def test_only_what_the_assistant_says_is_a_target(checkpoint, chats):
     assert (batch.labels[batch.documents < 0] == IGNORE).all()
     restarts = np.diff(batch.documents, axis=1) != 0
     assert (batch.positions[:, 1:][restarts] == 0).all()
+
+
+def test_what_is_learned_of_a_chat_can_be_chosen(checkpoint, tmp_path):
+    turns = [("user", "one"), ("assistant", "first"), ("user", "two"), ("assistant", "second")]
+    path = tmp_path / "dialogue.jsonl"
+    messages = [{"role": role, "content": content} for role, content in turns]
+    path.write_text(json.dumps({"id": "a", "messages": messages}) + "\n")
+    given, tokenizer = FileInput.of(path, "chats"), Tokenizer.open(checkpoint.data)
+    said = {}
+    for learn in ("assistant", "last", "all"):
+        ((chat,), _) = read_chats(given, tokenizer, 99, learn=learn)
+        said[learn] = tokenizer.decode(chat.labels[chat.labels != IGNORE].tolist())
+        ends = np.isin(chat.labels, tokenizer.stop_ids).sum()
+        assert ends == {"assistant": 2, "last": 1, "all": 4}[learn]
+    assert (said["assistant"], said["last"]) == ("firstsecond", "second")
+    assert re.findall("one|first|two|second", said["all"]) == ["one", "first", "two", "second"]
 
 
 def test_fine_tuning_learns_the_answers(stages, checkpoint, chats):
