@@ -300,6 +300,12 @@ class FineTuneConfig(TrainConfig):
         description="Share of the rows of a plain file kept out of training for the held-out figures, by hash of the "
         "document's id. An artifact that is split already brings its own held-out side.",
     )
+    inspect: int = execution(
+        0,
+        ge=0,
+        le=1000,
+        description="Print so many rows first: each token, whether it is learned, whether it ends a turn.",
+    )
 
 
 class AdaptableConfig(FineTuneConfig):

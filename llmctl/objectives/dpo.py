@@ -13,7 +13,7 @@ from llmctl.config.train import steps_of_epochs
 from llmctl.objectives import adapter, checkpoint
 from llmctl.objectives.logprobs import check_made_for, read_references
 from llmctl.objectives.pair_rows import PackedPairs
-from llmctl.objectives.pairs import Pairs, read_pairs
+from llmctl.objectives.pairs import Pairs, inspected_pairs, read_pairs
 from llmctl.objectives.preferred import HeldOutPairs, KtoObjective, PairObjective
 from llmctl.objectives.start import check_same_tokens, fill_id, longest, open_model, open_tokenizer
 from llmctl.pipeline.job import Job, Product
@@ -74,7 +74,9 @@ def train(job: Job[DpoConfig]) -> Product:
     found = read_pairs(job.inputs["preferences"], tokenizer, length, config.heldout_fraction, unpaired=config.unpaired)
     found.refuse(config.overlong, length)
     found.refuse_empty_training()
-    for note in found.told(length):
+    names = ("completion", "mismatched") if config.unpaired else ("chosen", "rejected")
+    shown = inspected_pairs(found.pairs[: config.inspect], names, tokenizer)
+    for note in (*found.told(length), *shown):
         job.progress.note(note)
     references = read_references(job.artifact("logprobs"), found.pairs) if config.needs_reference else None
     rows, held = (

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from llmctl.config.errors import InputError
 from llmctl.data.split import is_heldout
 from llmctl.data.tables import read_rows
-from llmctl.objectives.targets import refuse_overlong, shown, targets
+from llmctl.objectives.targets import inspected, refuse_overlong, shown, targets
 from llmctl.store.artifact import Artifact, Input
 from llmctl.tokens.batch import IGNORE
 from llmctl.tokens.chat import render_prompt, render_training
@@ -111,6 +111,13 @@ class Pairs:
         dropped = f"dropped {overlong} preferences longer than {max_tokens} tokens of {every}"
         unmeasured = "no preference is held out, so there are no held-out figures"
         return [*([dropped] if overlong else []), *([] if self.held.any() else [unmeasured])]
+
+
+def inspected_pairs(pairs: Sequence[Pair], names: tuple[str, str], tokenizer: Tokenizer) -> Iterator[str]:
+    """Both answers of each pair, token by token; `names` says what they are."""
+    for number, pair in enumerate(pairs, start=1):
+        for name, answer in zip(names, pair.answers, strict=True):
+            yield from inspected(f"preference {number}, {name}", answer.ids, answer.labels, tokenizer)
 
 
 def read_pairs(given: Input, tokenizer: Tokenizer, max_tokens: int, fraction: float, *, unpaired: bool) -> Pairs:

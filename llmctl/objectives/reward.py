@@ -18,7 +18,7 @@ from llmctl.model.likelihood import Tensors, hidden_states
 from llmctl.model.transformer import Transformer
 from llmctl.objectives import checkpoint
 from llmctl.objectives.pair_rows import PackedPairs
-from llmctl.objectives.pairs import read_pairs
+from llmctl.objectives.pairs import inspected_pairs, read_pairs
 from llmctl.objectives.preference import reward_losses
 from llmctl.objectives.preferred import HeldOutPairs, Scored, summed, tallied
 from llmctl.objectives.start import fill_id, longest, open_model, open_tokenizer
@@ -86,7 +86,8 @@ def train(job: Job[RewardConfig]) -> Product:
     found = read_pairs(job.inputs["preferences"], tokenizer, length, config.heldout_fraction, unpaired=False)
     found.refuse(config.overlong, length)
     found.refuse_empty_training()
-    for note in found.told(length):
+    shown = inspected_pairs(found.pairs[: config.inspect], ("chosen", "rejected"), tokenizer)
+    for note in (*found.told(length), *shown):
         job.progress.note(note)
     if config.loss.margin and not any(pair.margin for pair in found.pairs):
         raise InputError(f"{job.inputs['preferences'].ref} holds no margin", hint="leave out loss.margin, or add them")

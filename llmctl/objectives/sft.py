@@ -7,6 +7,7 @@ from llmctl.objectives import adapter, checkpoint
 from llmctl.objectives.chats import PackedChats, Sides, read_sides
 from llmctl.objectives.losses import NextToken
 from llmctl.objectives.start import fill_id, longest, open_model, open_tokenizer
+from llmctl.objectives.targets import inspected
 from llmctl.pipeline.job import Job, Product
 from llmctl.train import launch
 from llmctl.train.heldout import HeldOutRows
@@ -34,6 +35,9 @@ def train(job: Job[SftConfig]) -> Product:
     config = job.config
     chats = read_sides(job.inputs["chats"], tokenizer, length, config.heldout_fraction, config.overlong, config.learn)
     _tell(job, chats, length)
+    for number, chat in enumerate(chats.kept[: config.inspect], start=1):
+        for line in inspected(f"chat {number}", chat.ids, chat.labels, tokenizer):
+            job.progress.note(line)
     rows, held = (PackedChats(side, length, filling) for side in (chats.kept, chats.held))
     batches = job.config.batches
     steps = job.config.steps or steps_of_epochs(job.config.epochs, rows.count, batches)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,26 @@ def targets(
             hint="put <|im_end|> inside {% generation %} in chat_template.jinja",
         )
     return tokens, labels
+
+
+def inspected(name: str, ids: NDArray[np.int64], labels: NDArray[np.int64], tokenizer: Tokenizer) -> Iterator[str]:
+    """Lines that show a text token by token: its place, its id, whether it is learned, whether it ends a turn.
+
+    Args:
+        name: what the text is.
+        ids: int64 [n].
+        labels: int64 [n], as `targets` makes them.
+        tokenizer: that they are of.
+    """
+    special = {index: text for text, index in tokenizer.special.items()}
+    learned = np.concatenate(([False], labels[:-1] != IGNORE))
+    ends = np.isin(ids, tokenizer.stop_ids)
+    yield f"{name}: {ids.size} tokens, {learned.sum()} learned, of which {(learned & ends).sum()} end a turn"
+    yield "  place      id  learned  token"
+    for place, index in enumerate(ids.tolist()):
+        text = special.get(index) or tokenizer.piece_bytes(index).decode("utf-8", "backslashreplace")
+        mark = "yes" if learned[place] else "-"
+        yield f"{place:7d} {index:7d}  {mark:7}  {text!r}{'  ends a turn' if ends[place] else ''}"
 
 
 def shown(said: Any) -> str:

@@ -60,7 +60,7 @@ MODEL_STAGES: tuple[Stage, ...] = (
             "input": Role(("checkpoint",), "checkpoint to start from"),
             "chats": Role(("chats",), "chats: an artifact, or a .jsonl or .parquet file", files=True),
         },
-        flags={"--epochs": "epochs", **TRAINING_FLAGS},
+        flags={"--epochs": "epochs", "--inspect": "inspect", **TRAINING_FLAGS},
         examples=(
             "llmctl sft web.pretrain --chats chats.jsonl --epochs 3",
             "llmctl sft web.pretrain --chats dialogues.jsonl learn=last",
@@ -102,7 +102,7 @@ MODEL_STAGES: tuple[Stage, ...] = (
                 ("logprobs",), "what llmctl logprobs made of the reference; computed where left out", required=False
             ),
         },
-        flags={"--loss": "loss.name", "--epochs": "epochs", **TRAINING_FLAGS},
+        flags={"--loss": "loss.name", "--epochs": "epochs", "--inspect": "inspect", **TRAINING_FLAGS},
         examples=(
             "llmctl dpo web.sft --preferences pairs.jsonl",
             "llmctl dpo web.sft --preferences pairs.parquet --loss ipo loss.beta=0.2",
@@ -117,7 +117,7 @@ MODEL_STAGES: tuple[Stage, ...] = (
         output="checkpoint",
         resumable=True,
         inputs={"input": Role(("checkpoint",), "checkpoint to start from"), "preferences": PREFERENCES},
-        flags={"--epochs": "epochs", **TRAINING_FLAGS},
+        flags={"--epochs": "epochs", "--inspect": "inspect", **TRAINING_FLAGS},
         examples=(
             "llmctl reward web.sft --preferences pairs.jsonl",
             "llmctl reward web.sft --preferences pairs.jsonl loss.margin=true loss.centring=0.01",

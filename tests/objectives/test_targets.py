@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmctl.config.errors import InputError
-from llmctl.objectives.targets import SHOWN_CHARS, refuse_overlong, shown, targets
+from llmctl.objectives.targets import SHOWN_CHARS, inspected, refuse_overlong, shown, targets
 from llmctl.tokens.batch import IGNORE
 from llmctl.tokens.tokenizer import Tokenizer
 
@@ -39,3 +39,17 @@ def test_what_does_not_fit_is_refused_or_dropped():
     refuse_overlong([], "error", 8)
     with pytest.raises(InputError, match="x has 9 tokens, more than 8; 2 in all"):
         refuse_overlong(["x has 9 tokens", "y"], "error", 8)
+
+
+def test_a_text_is_shown_token_by_token(checkpoint):
+    tokenizer = Tokenizer.open(checkpoint.data)
+    stop = tokenizer.special["<|im_end|>"]
+    word = tokenizer.encode("the")[0]
+    ids, labels = targets([word, word, stop], [False, True, True], tokenizer, "here", [])
+    head, columns, *lines = inspected("chat 1", ids, labels, tokenizer)
+    assert head == "chat 1: 3 tokens, 2 learned, of which 1 end a turn"
+    assert columns.split() == ["place", "id", "learned", "token"]
+    text = repr(tokenizer.piece_bytes(word).decode())
+    assert lines[0].split() == ["0", str(word), "-", text]
+    assert lines[1].split() == ["1", str(word), "yes", text]
+    assert lines[2].split() == ["2", str(stop), "yes", repr("<|im_end|>"), "ends", "a", "turn"]
