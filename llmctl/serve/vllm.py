@@ -139,15 +139,7 @@ class VllmEngine:
         if not self.alive:
             raise EngineClosedError("vLLM has ended")
         asked = asked_of_vllm(request, MODEL, self.tokenizer)
-        begun = threading.Event()
-        future = self._soon(self._answer(request, asked, deliver, begun))
-
-        def told() -> None:
-            if not begun.is_set():  # cancelled before its first step, so `_answer` cannot say so
-                deliver(Event((), "", "cancelled"))
-
-        future.add_done_callback(lambda done: self._loop.call_soon_threadsafe(told) if done.cancelled() else None)
-        return future
+        return self._soon(self._answer(request, asked, deliver))
 
     def check_constraint(self, constraint: Constraint) -> None:
         """Compile it here too, so that what is wrong is said at once."""
@@ -194,9 +186,8 @@ class VllmEngine:
             else:
                 return
 
-    async def _answer(self, request: Request, asked: dict[str, Any], deliver: Deliver, begun: threading.Event) -> None:
-        """Pass on the events of one answer; once begun, the last one, or an error, always comes."""
-        begun.set()
+    async def _answer(self, request: Request, asked: dict[str, Any], deliver: Deliver) -> None:
+        """Pass on the events of one answer; the last one, or an error, always comes."""
         answer = Answer(request, self.tokenizer, stop_ids_of(request, self.tokenizer))
         try:
             async for chunk in stream(self._socket, "/v1/completions", asked):

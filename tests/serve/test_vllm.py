@@ -159,20 +159,6 @@ def test_without_vllm_one_line_says_what_to_install(checkpoint: Path, monkeypatc
         VllmEngine(checkpoint, ServeConfig(engine="vllm", vllm_python="/no/python"))
 
 
-def test_every_request_that_is_cancelled_at_once_is_told_so(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not REAL:
-        path = os.pathsep.join([str(STANDIN), str(Path(__file__).parents[2])])
-        monkeypatch.setenv("PYTHONPATH", path)
-    engine = VllmEngine(checkpoint, ServeConfig(engine="vllm", vllm_python=REAL))
-    try:
-        ends: list[Any] = []
-        for _ in range(50):
-            engine.submit(Request([1], max_tokens=200), ends.append).cancel()
-        eventually(lambda: sum(getattr(event, "finish_reason", None) == "cancelled" for event in ends) == 50)
-    finally:
-        engine.close()
-
-
 SERVE = """
 import sys
 from pathlib import Path
