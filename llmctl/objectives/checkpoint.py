@@ -1,4 +1,4 @@
-"""The end that all objectives share: trained weights become a checkpoint."""
+"""The end that objectives share: fine-tuning runs the loop, and trained weights become a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llmctl.config.model import ModelConfig
+from llmctl.config.train import steps_of_epochs
 from llmctl.model import huggingface
 from llmctl.model.families import OWN
 from llmctl.model.lora import Factors
@@ -16,7 +17,9 @@ from llmctl.model.transformer import Transformer
 from llmctl.objectives import adapter
 from llmctl.pipeline.job import Job, Product
 from llmctl.store.artifact import Artifact
-from llmctl.train.objective import Fitted
+from llmctl.train.heldout import HeldOutSource
+from llmctl.train.loop import fit
+from llmctl.train.objective import Fitted, Objective
 
 SCHEMA = "llmctl.checkpoint/1"
 
@@ -103,21 +106,34 @@ def tuned_facts(given: Artifact, seq_len: int, heldout_fraction: float | None) -
     return {**kept, "seq_len": seq_len, "chat": True, **unseen(given, fraction=heldout_fraction)}
 
 
-def tuned_totals(
-    unit: str, *, kept: int, held: int, overlong: int, rows: int, taken: int
-) -> dict[str, int | float | str]:
-    """The totals of what fine-tuning on chats or pairs looked at.
+def fit_tuned(
+    job: Job[Any],
+    model: Transformer,
+    objective: Objective,
+    heldout_rows: HeldOutSource | None,
+    *,
+    unit: str,
+    kept: int,
+    held: int,
+    overlong: int,
+) -> tuple[Fitted, dict[str, int | float | str]]:
+    """Train for the steps or epochs that were asked for; what that gave, and the totals of what it looked at.
 
     Args:
+        job: the run.
+        model: to train.
+        objective: what is learned.
+        heldout_rows: what is measured; None for nothing.
         unit: `chats` or `pairs`.
         kept: how many were learned from.
         held: how many were held out.
         overlong: how many did not fit.
-        rows: into how many rows those kept were packed.
-        taken: rows that all steps together took.
     """
+    config, rows = job.config, objective.rows.count
+    steps = config.steps or steps_of_epochs(config.epochs, rows, config.batches)
+    fitted = fit(job, model, objective, steps=steps, heldout_rows=heldout_rows)
     counts = {unit: kept, f"heldout_{unit}": held, "dropped.overlong": overlong, "rows": rows}
-    return {**counts, "epochs": taken / rows}
+    return fitted, {**counts, "epochs": config.batches.first_of(steps) / rows}
 
 
 def unseen(*given: Artifact, fraction: float | None = None) -> dict[str, float]:

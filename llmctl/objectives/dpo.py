@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
-
 from llmctl.config.dpo import DpoConfig, LogprobsConfig
 from llmctl.config.errors import UsageError
 from llmctl.config.preference import KtoConfig, PairLossConfig
-from llmctl.config.train import steps_of_epochs
 from llmctl.objectives import adapter, checkpoint
 from llmctl.objectives.logprobs import check_made_for, read_references
-from llmctl.objectives.pair_rows import PackedPairs
-from llmctl.objectives.pairs import Pairs, inspected_pairs, read_pairs
-from llmctl.objectives.preferred import HeldOutPairs, KtoObjective, PairObjective
+from llmctl.objectives.pair_rows import PackedPairs, packed_sides
+from llmctl.objectives.pairs import pairs_to_learn
+from llmctl.objectives.preferred import KtoObjective, PairObjective, fit_pairs
 from llmctl.objectives.start import check_same_tokens, fill_id, longest, open_model, open_tokenizer
 from llmctl.pipeline.job import Job, Product
 from llmctl.train import launch
-from llmctl.train.loop import fit
 
 
 def run(job: Job[DpoConfig]) -> Product:
@@ -71,49 +67,17 @@ def train(job: Job[DpoConfig]) -> Product:
     given, config = job.artifact(), job.config
     tokenizer = open_tokenizer(given)
     length = longest(given, config.max_tokens)
-    found = read_pairs(job.inputs["preferences"], tokenizer, length, config.heldout_fraction, unpaired=config.unpaired)
-    found.refuse(config.overlong, length)
-    found.refuse_empty_training()
-    names = ("completion", "mismatched") if config.unpaired else ("chosen", "rejected")
-    shown = inspected_pairs(found.pairs[: config.inspect], names, tokenizer)
-    for note in (*found.told(length), *shown):
-        job.progress.note(note)
+    found = pairs_to_learn(job, tokenizer, length, unpaired=config.unpaired)
     references = read_references(job.artifact("logprobs"), found.pairs) if config.needs_reference else None
-    rows, held = (
-        _packed(found, which, config.row_tokens, fill_id(given, tokenizer), references)
-        for which in (~found.held, found.held)
-    )
+    rows, held = packed_sides(found, config.row_tokens, fill_id(given, tokenizer), references)
     objective = objective_of(rows, config.loss)
     model = open_model(given, tokenizer)
-    start = adapter.begin(model, job.config.lora, job.config.seed)
-    steps = config.steps or steps_of_epochs(config.epochs, rows.count, config.batches)
-    held_out = HeldOutPairs(held, objective) if held.count else None
-    fitted = fit(job, model, objective, steps=steps, heldout_rows=held_out)
-    return checkpoint.publish_tuned(
-        job,
-        fitted,
-        model,
-        start,
-        semantic=checkpoint.tuned_facts(given, length, found.heldout_fraction),
-        totals=checkpoint.tuned_totals(
-            "pairs",
-            kept=len(rows.pairs),
-            held=len(held.pairs),
-            overlong=len(found.overlong),
-            rows=rows.count,
-            taken=config.batches.first_of(steps),
-        ),
-    )
+    start = adapter.begin(model, config.lora, config.seed)
+    fitted, totals = fit_pairs(job, model, objective, held, found)
+    facts = checkpoint.tuned_facts(given, length, found.heldout_fraction)
+    return checkpoint.publish_tuned(job, fitted, model, start, semantic=facts, totals=totals)
 
 
 def objective_of(rows: PackedPairs, loss: PairLossConfig | KtoConfig) -> PairObjective | KtoObjective:
     """What learns `loss` from rows of pairs."""
     return KtoObjective(rows, loss) if isinstance(loss, KtoConfig) else PairObjective(rows, loss)
-
-
-def _packed(
-    found: Pairs, which: np.ndarray, row_tokens: int | None, pad_id: int, references: np.ndarray | None
-) -> PackedPairs:
-    """One side's pairs in rows, with their reference's figures."""
-    pairs = [found.pairs[at] for at in np.flatnonzero(which)]
-    return PackedPairs(pairs, row_tokens, pad_id, None if references is None else references[which])

@@ -12,7 +12,7 @@ from torch import Tensor
 from llmctl.config.errors import UsageError
 from llmctl.model.likelihood import LOGITS_AT_ONCE, Tensors, hidden_states, losses_of
 from llmctl.model.transformer import Transformer
-from llmctl.objectives.pairs import Pair
+from llmctl.objectives.pairs import Pair, Pairs
 from llmctl.objectives.preference import Answers
 from llmctl.tokens.batch import IGNORE, PADDING_DOCUMENT, Batch
 from llmctl.tokens.fit import fit_whole
@@ -90,6 +90,22 @@ class PackedPairs:
         beside = {"present": present, "reference": reference, "ends": ends, "margin": margin, "desirable": desirable}
         units = np.count_nonzero(present, axis=1).astype(np.int64)
         return Batch(tokens, positions, documents, labels, units, beside)
+
+
+def packed_sides(
+    found: Pairs, row_tokens: int | None, pad_id: int, references: Doubles | None = None
+) -> tuple[PackedPairs, PackedPairs]:
+    """Rows to learn from and held-out rows; the arguments are those of `PackedPairs`, of all pairs."""
+    kept, held = (
+        PackedPairs(
+            [found.pairs[at] for at in np.flatnonzero(which)],
+            row_tokens,
+            pad_id,
+            None if references is None else references[which],
+        )
+        for which in (~found.held, found.held)
+    )
+    return kept, held
 
 
 def answer_logps(

@@ -14,6 +14,7 @@ from llmctl.config.errors import InputError
 from llmctl.data.split import is_heldout
 from llmctl.data.tables import read_rows
 from llmctl.objectives.targets import inspected, refuse_overlong, shown, targets
+from llmctl.pipeline.job import Job
 from llmctl.store.artifact import Artifact, Input
 from llmctl.tokens.batch import IGNORE
 from llmctl.tokens.chat import render_prompt, render_training
@@ -113,7 +114,29 @@ class Pairs:
         return [*([dropped] if overlong else []), *([] if self.held.any() else [unmeasured])]
 
 
-def inspected_pairs(pairs: Sequence[Pair], names: tuple[str, str], tokenizer: Tokenizer) -> Iterator[str]:
+def pairs_to_learn(job: Job[Any], tokenizer: Tokenizer, max_tokens: int, *, unpaired: bool = False) -> Pairs:
+    """The preferences of a training run; it is said what of them is not learned from, and the first are shown if asked.
+
+    Args:
+        job: the run.
+        tokenizer: the checkpoint's.
+        max_tokens: longest prompt with its answer that fits.
+        unpaired: as for `read_pairs`.
+
+    Raises:
+        InputError: a row cannot be learned from, or nothing is left to learn from.
+    """
+    given, config = job.inputs["preferences"], job.config
+    found = read_pairs(given, tokenizer, max_tokens, config.heldout_fraction, unpaired=unpaired)
+    found.refuse(config.overlong, max_tokens)
+    found.refuse_empty_training()
+    names = ("completion", "mismatched") if unpaired else ("chosen", "rejected")
+    for note in (*found.told(max_tokens), *_inspected(found.pairs[: config.inspect], names, tokenizer)):
+        job.progress.note(note)
+    return found
+
+
+def _inspected(pairs: Sequence[Pair], names: tuple[str, str], tokenizer: Tokenizer) -> Iterator[str]:
     """Both answers of each pair, token by token; `names` says what they are."""
     for number, pair in enumerate(pairs, start=1):
         for name, answer in zip(names, pair.answers, strict=True):

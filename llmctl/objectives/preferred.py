@@ -7,7 +7,7 @@ import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -15,10 +15,13 @@ from torch import Tensor
 from llmctl.config.preference import KtoConfig, PairLossConfig, needs_reference
 from llmctl.model.likelihood import Tensors
 from llmctl.model.transformer import Transformer
+from llmctl.objectives.checkpoint import fit_tuned
 from llmctl.objectives.pair_rows import PackedPairs, answer_logps, answers_of
+from llmctl.objectives.pairs import Pairs
 from llmctl.objectives.preference import Answers, implied_rewards, kto_losses, preference_losses
-from llmctl.tokens.batch import Batch
-from llmctl.train.objective import LooksAhead
+from llmctl.pipeline.job import Job
+from llmctl.tokens.batch import IGNORE, Batch
+from llmctl.train.objective import Fitted, LooksAhead
 from llmctl.train.strategy import Strategy
 
 Figures = Mapping[str, tuple[Tensor, int]]
@@ -45,6 +48,15 @@ class Scores(Protocol):
     """An objective over pairs."""
 
     names: ClassVar[tuple[str, ...]]
+
+    @property
+    def rows(self) -> PackedPairs:
+        """What is learned from."""
+        ...
+
+    def loss(self, model: Transformer, batch: Tensors) -> Tensor:
+        """Sum over the pairs of the batch."""
+        ...
 
     def scored(self, model: Transformer, batch: Tensors) -> Scored:
         """Loss of each pair, and the figures `names`."""
@@ -125,7 +137,7 @@ class KtoObjective:
         ((logps, _),) = answer_logps(model, batch, sides=(1,))
         present = batch.beside["present"]
         moved = (logps - batch.beside["reference"][present][:, 1]).sum()
-        return moved * bool((batch.labels >= 0).any())  # blank rows of a surplus pass count for nothing
+        return torch.zeros_like(moved) if _is_blank(batch) else moved
 
     def loss(self, model: Transformer, batch: Tensors) -> Tensor:
         """Sum over the answers of the batch, with the z of the step."""
@@ -150,6 +162,11 @@ class KtoObjective:
             divergence.expand(len(good)),
         )
         return Scored(losses, summed(self.names, values))
+
+
+def _is_blank(batch: Tensors) -> bool:
+    """Whether these are the rows of a surplus pass, which count for nothing."""
+    return not bool((batch.labels != IGNORE).any())
 
 
 def summed(names: Sequence[str], values: Sequence[Tensor]) -> Figures:
@@ -218,15 +235,30 @@ class HeldOutPairs:
     def sums(self, model: Transformer, batch: Tensors) -> Tensor:
         """Loss and pairs, then each figure and what to divide it by; nothing of rows without targets."""
         scored = self.objective.scored(model, batch)
-        counted = float(bool((batch.labels >= 0).any()))  # blank rows of a surplus pass count for nothing
         values = [scored.losses.detach().sum(), torch.tensor(scored.losses.numel())]
         for name in self.objective.names:
             value, count = scored.figures[name]
             values += [value, torch.tensor(count)]
         flat = torch.stack([value.to(dtype=torch.float64, device=batch.tokens.device) for value in values])
-        return torch.where(torch.tensor(counted > 0, device=flat.device), flat, torch.zeros_like(flat))
+        return torch.zeros_like(flat) if _is_blank(batch) else flat
 
     def total(self, values: Sequence[float]) -> HeldOutPreferences:
         """Means."""
         means = [values[at] / values[at + 1] if values[at + 1] else math.nan for at in range(0, len(values), 2)]
         return HeldOutPreferences(round(values[1]), means[0], dict(zip(self.objective.names, means[1:], strict=True)))
+
+
+def fit_pairs(
+    job: Job[Any], model: Transformer, objective: Scores, held: PackedPairs, found: Pairs
+) -> tuple[Fitted, dict[str, int | float | str]]:
+    """`checkpoint.fit_tuned` on pairs, measured on those that are held out."""
+    return fit_tuned(
+        job,
+        model,
+        objective,
+        HeldOutPairs(held, objective) if held.count else None,
+        unit="pairs",
+        kept=len(objective.rows.pairs),
+        held=len(held.pairs),
+        overlong=len(found.overlong),
+    )

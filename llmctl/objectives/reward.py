@@ -5,26 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from llmctl.config.dpo import RewardConfig
 from llmctl.config.errors import InputError
 from llmctl.config.preference import RewardLossConfig
-from llmctl.config.train import steps_of_epochs
 from llmctl.model import scoring
 from llmctl.model.likelihood import Tensors, hidden_states
 from llmctl.model.transformer import Transformer
 from llmctl.objectives import checkpoint
-from llmctl.objectives.pair_rows import PackedPairs
-from llmctl.objectives.pairs import inspected_pairs, read_pairs
+from llmctl.objectives.pair_rows import PackedPairs, packed_sides
+from llmctl.objectives.pairs import pairs_to_learn
 from llmctl.objectives.preference import reward_losses
-from llmctl.objectives.preferred import HeldOutPairs, Scored, summed, tallied
+from llmctl.objectives.preferred import Scored, fit_pairs, summed, tallied
 from llmctl.objectives.start import fill_id, longest, open_model, open_tokenizer
 from llmctl.pipeline.job import Job, Product
 from llmctl.train import launch
-from llmctl.train.loop import fit
 
 
 @dataclass(frozen=True)
@@ -82,25 +79,14 @@ def train(job: Job[RewardConfig]) -> Product:
     """
     given, config = job.artifact(), job.config
     tokenizer = open_tokenizer(given)
-    length, filling = longest(given, config.max_tokens), fill_id(given, tokenizer)
-    found = read_pairs(job.inputs["preferences"], tokenizer, length, config.heldout_fraction, unpaired=False)
-    found.refuse(config.overlong, length)
-    found.refuse_empty_training()
-    shown = inspected_pairs(found.pairs[: config.inspect], ("chosen", "rejected"), tokenizer)
-    for note in (*found.told(length), *shown):
-        job.progress.note(note)
+    length = longest(given, config.max_tokens)
+    found = pairs_to_learn(job, tokenizer, length)
     if config.loss.margin and not any(pair.margin for pair in found.pairs):
         raise InputError(f"{job.inputs['preferences'].ref} holds no margin", hint="leave out loss.margin, or add them")
-    rows, held = (
-        PackedPairs([found.pairs[at] for at in np.flatnonzero(which)], config.row_tokens, filling)
-        for which in (~found.held, found.held)
-    )
+    rows, held = packed_sides(found, config.row_tokens, fill_id(given, tokenizer))
     model = open_model(given, tokenizer)
     scoring.add_head(model)
-    objective = RewardObjective(rows, config.loss)
-    steps = config.steps or steps_of_epochs(config.epochs, rows.count, config.batches)
-    held_out = HeldOutPairs(held, objective) if held.count else None
-    fitted = fit(job, model, objective, steps=steps, heldout_rows=held_out)
+    fitted, totals = fit_pairs(job, model, RewardObjective(rows, config.loss), held, found)
     if fitted.weights is not None:
         head: torch.Tensor = fitted.weights.pop(scoring.WEIGHT)
         scoring.save_head(job.out, head)
@@ -110,12 +96,5 @@ def train(job: Job[RewardConfig]) -> Product:
         model.config,
         tokenizer_directory=given.data,
         semantic={**checkpoint.tuned_facts(given, length, found.heldout_fraction), "head": scoring.HEAD},
-        totals=checkpoint.tuned_totals(
-            "pairs",
-            kept=len(rows.pairs),
-            held=len(held.pairs),
-            overlong=len(found.overlong),
-            rows=rows.count,
-            taken=config.batches.first_of(steps),
-        ),
+        totals=totals,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmctl.config.train import SftConfig, steps_of_epochs
+from llmctl.config.train import SftConfig
 from llmctl.objectives import adapter, checkpoint
 from llmctl.objectives.chats import PackedChats, Sides, read_sides
 from llmctl.objectives.losses import NextToken
@@ -11,7 +11,6 @@ from llmctl.objectives.targets import inspected
 from llmctl.pipeline.job import Job, Product
 from llmctl.train import launch
 from llmctl.train.heldout import HeldOutRows
-from llmctl.train.loop import fit
 
 
 def run(job: Job[SftConfig]) -> Product:
@@ -26,38 +25,30 @@ def train(job: Job[SftConfig]) -> Product:
         InputError: a chat cannot be learned from, or checkpoint and tokenizer do not belong together.
         UsageError: rows longer than the model's context were asked for.
     """
-    given = job.artifact()
+    given, config = job.artifact(), job.config
     tokenizer = open_tokenizer(given)
     model = open_model(given, tokenizer)
-    start = adapter.begin(model, job.config.lora, job.config.seed)
-    length = longest(given, job.config.max_tokens)
+    start = adapter.begin(model, config.lora, config.seed)
+    length = longest(given, config.max_tokens)
     filling = fill_id(given, tokenizer)
-    config = job.config
     chats = read_sides(job.inputs["chats"], tokenizer, length, config.heldout_fraction, config.overlong, config.learn)
     _tell(job, chats, length)
     for number, chat in enumerate(chats.kept[: config.inspect], start=1):
         for line in inspected(f"chat {number}", chat.ids, chat.labels, tokenizer):
             job.progress.note(line)
     rows, held = (PackedChats(side, length, filling) for side in (chats.kept, chats.held))
-    batches = job.config.batches
-    steps = job.config.steps or steps_of_epochs(job.config.epochs, rows.count, batches)
-    held_out = HeldOutRows(held, tokenizer.byte_lengths) if held.count else None
-    fitted = fit(job, model, NextToken(rows), steps=steps, heldout_rows=held_out)
-    return checkpoint.publish_tuned(
+    fitted, totals = checkpoint.fit_tuned(
         job,
-        fitted,
         model,
-        start,
-        semantic=checkpoint.tuned_facts(given, length, chats.heldout_fraction),
-        totals=checkpoint.tuned_totals(
-            "chats",
-            kept=len(rows.chats),
-            held=len(held.chats),
-            overlong=len(chats.overlong),
-            rows=rows.count,
-            taken=batches.first_of(steps),
-        ),
+        NextToken(rows),
+        HeldOutRows(held, tokenizer.byte_lengths) if held.count else None,
+        unit="chats",
+        kept=len(chats.kept),
+        held=len(chats.held),
+        overlong=len(chats.overlong),
     )
+    facts = checkpoint.tuned_facts(given, length, chats.heldout_fraction)
+    return checkpoint.publish_tuned(job, fitted, model, start, semantic=facts, totals=totals)
 
 
 def _tell(job: Job[SftConfig], chats: Sides, length: int) -> None:
