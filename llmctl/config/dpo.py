@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,22 +10,14 @@ from llmctl.config.base import Config, execution
 from llmctl.config.devices import Device, TrainPrecision
 from llmctl.config.optimizers import AdamWConfig, OptimizerConfig
 from llmctl.config.preference import KtoConfig, PreferenceLossConfig, RewardLossConfig, SigmoidConfig, needs_reference
-from llmctl.config.train import AdaptableConfig, FineTuneConfig
+from llmctl.config.train import AdaptableConfig, FineTuneConfig, MaxTokens, Overlong
 
 
 class LogprobsConfig(Config):
     """How a reference scores answers, so that a run on them need not keep two models."""
 
-    max_tokens: int | None = Field(
-        None,
-        ge=2,
-        le=2**24,
-        description="Longest prompt with its answer, up to the model's context; where left out, the length of the "
-        "rows that the checkpoint was trained on, or its context where that is unknown.",
-    )
-    overlong: Literal["error", "drop"] = Field(
-        "error", description="What is longer than max_tokens stops the run, or is dropped and counted."
-    )
+    max_tokens: MaxTokens = None
+    overlong: Overlong = "error"
     unpaired: bool = Field(
         default=False,
         description="Take every answer by itself, and score beside it the answer to another prompt, as KTO needs.",

@@ -47,17 +47,3 @@ class LoraConfig(Config):
 def kind_of(config: Any) -> str:
     """What a fine-tuning stage makes."""
     return "checkpoint" if config.lora is None else "adapter"
-
-
-def check_single(config: Any) -> None:
-    """Refuse adapters where the trainer cannot take frozen weights.
-
-    Raises:
-        ValueError: ranks or fp8 are asked for with an adapter.
-    """
-    if config.lora is None:
-        return
-    if config.uses_deepspeed:
-        raise ValueError("lora trains in a single process: leave out nproc and zero, or lora")
-    if config.precision.startswith("fp8"):
-        raise ValueError("lora keeps its matrices in wider formats than fp8: take precision=bf16 or fp32")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,13 +14,26 @@ from llmctl.config.dial import DialConfig, dialled, laid_under
 from llmctl.config.guards import GuardConfig
 from llmctl.config.heldout import HELDOUT_FRACTION
 from llmctl.config.keep import Keep
-from llmctl.config.lora import LoraConfig, check_single
+from llmctl.config.lora import LoraConfig
 from llmctl.config.model import ModelConfig
 from llmctl.config.optimizers import AdamWConfig, OptimizerConfig
 from llmctl.config.schedules import CosineConfig, ScheduleConfig, ceil, decay_steps, warmup_steps
 from llmctl.config.sequence import uncut
 
 Learned = Literal["assistant", "last", "all"]
+MaxTokens = Annotated[
+    int | None,
+    Field(
+        ge=2,
+        le=2**24,
+        description="Longest chat, or prompt with its answer, up to the model's context; where left out, the length of "
+        "the rows that the checkpoint was trained on, or its context where that is unknown.",
+    ),
+]
+Overlong = Annotated[
+    Literal["error", "drop"],
+    Field(description="What is longer than max_tokens stops the run, or is dropped and counted."),
+]
 
 
 def _named(value: Any, default: str) -> Any:
@@ -283,16 +296,8 @@ class FineTuneConfig(TrainConfig):
 
     epochs: float = Field(1.0, gt=0, le=10_000, description="Passes over the packed rows; rounded up to whole steps.")
     steps: int | None = Field(None, ge=1, le=10**9, description="Optimizer steps; from epochs where left out.")
-    max_tokens: int | None = Field(
-        None,
-        ge=2,
-        le=2**24,
-        description="Longest chat, or prompt with its answer, up to the model's context; where left out, the length of "
-        "the rows that the checkpoint was trained on, or its context where that is unknown.",
-    )
-    overlong: Literal["error", "drop"] = Field(
-        "error", description="What is longer than max_tokens stops the run, or is dropped and counted."
-    )
+    max_tokens: MaxTokens = None
+    overlong: Overlong = "error"
     heldout_fraction: float = Field(
         HELDOUT_FRACTION,
         ge=0,
@@ -317,7 +322,10 @@ class AdaptableConfig(FineTuneConfig):
 
     @model_validator(mode="after")
     def _adapters_alone(self) -> AdaptableConfig:
-        check_single(self)
+        if self.lora is not None and self.uses_deepspeed:
+            raise ValueError("lora trains in a single process: leave out nproc and zero, or lora")
+        if self.lora is not None and self.precision.startswith("fp8"):
+            raise ValueError("lora keeps its matrices in wider formats than fp8: take precision=bf16 or fp32")
         return self
 
 

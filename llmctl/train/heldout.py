@@ -121,6 +121,10 @@ class HeldOutRows:
     rows: RowSource
     byte_lengths: NDArray[np.int32]
 
+    @functools.cached_property
+    def _lengths(self) -> Tensor:
+        return torch.from_numpy(self.byte_lengths.astype(np.int64))
+
     def bytes_of(self, batch: Batch) -> int:
         """Bytes that the targets of a batch stand for."""
         return int(self.byte_lengths[batch.labels[batch.labels != IGNORE]].sum(dtype=np.int64))
@@ -130,7 +134,7 @@ class HeldOutRows:
 
     def sums(self, model: Transformer, batch: Tensors) -> Tensor:
         """Those of `HeldOut`."""
-        return sums(model, batch, torch.from_numpy(self.byte_lengths).to(batch.tokens.device).long())
+        return sums(model, batch, self._lengths.to(batch.tokens.device))
 
     def total(self, values: Sequence[float]) -> HeldOut:
         """The `HeldOut`."""
