@@ -20,8 +20,9 @@ from llmctl.tokens.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # loaded when the first form is asked for
     from llguidance import LLMatcher, LLTokenizer
+    from llguidance._lib import JsonCompileOptions
 
-WHITESPACE = r" |\n {0,16}"
+JSON_LAYOUT: JsonCompileOptions = {"whitespace_flexible": True, "whitespace_pattern": r" |\n {0,16}"}
 """Between the parts of JSON: nothing, a space, or a line end and an indent. Unbounded, a weak model says only this."""
 LARGEST = 1 << 16
 KEPT = 64
@@ -131,9 +132,7 @@ def _grammar(constraint: Constraint) -> str:
 
     if constraint.kind == "json_schema":
         json.loads(constraint.text)  # says better than the compiler what is wrong
-        return LLMatcher.grammar_from_json_schema(
-            constraint.text, overrides={"whitespace_flexible": True, "whitespace_pattern": WHITESPACE}
-        )
+        return LLMatcher.grammar_from_json_schema(constraint.text, overrides=JSON_LAYOUT)
     if constraint.kind == "choice":
         choices = json.loads(constraint.text)
         if not (isinstance(choices, list) and choices and all(isinstance(one, str) and one for one in choices)):

@@ -204,7 +204,7 @@ class Engine:
         handle = Handle(request, deliver)
         sequence = SequenceState(
             request,
-            self._stop_ids(request),
+            request.ends(self._tokenizer),
             room if request.max_tokens is None else min(request.max_tokens, room),
             self._detokenizer(request),
             deliver or handle._events.put,  # noqa: SLF001
@@ -274,11 +274,6 @@ class Engine:
             raise UsageError(f"token id {strange} is outside 0..{vocab - 1}", hint="use the model's tokenizer")
         if len(set(request.banned_ids)) == vocab:
             raise UsageError("banned_ids holds every id, so nothing can be generated", hint="ban fewer")
-
-    def _stop_ids(self, request: Request) -> frozenset[int]:
-        if request.stop_ids is not None:
-            return frozenset(request.stop_ids)
-        return frozenset(self._tokenizer.stop_ids if self._tokenizer else ())
 
     def _detokenizer(self, request: Request) -> Detokenizer:
         if self._tokenizer is None:

@@ -71,9 +71,8 @@ class FusedAttention(nn.Module):
         q, k, v = joined.view(*x.shape[:-1], -1, width).split(self.heads, dim=-2)
         q, k = rest.q_norm(q), rest.k_norm(k)
         if angles is not None:
-            if q.data_ptr() == joined.data_ptr() and kernel.serves(
-                joined
-            ):  # no norm between, which would give new ones
+            untouched = q.data_ptr() == joined.data_ptr()  # by a norm, which would give new numbers
+            if untouched and kernel.serves(joined):
                 kernel.turn(joined, self.heads[0] + self.heads[1], width, angles)
             else:
                 q, k = rotate(q, angles), rotate(k, angles)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from llmctl.config.errors import UsageError
+from llmctl.tokens.tokenizer import Tokenizer
 
 FinishReason = Literal["stop", "length", "cancelled"]
 LARGEST_LOGPROBS = 1024
@@ -87,6 +88,12 @@ class Request:
     cache_salt: str = ""
     spelled_ids: Sequence[int] = ()
     constraint: Constraint | None = None
+
+    def ends(self, tokenizer: Tokenizer | None) -> frozenset[int]:
+        """Ids that end the answer: its own, or the tokenizer's; none without either."""
+        if self.stop_ids is not None:
+            return frozenset(self.stop_ids)
+        return frozenset(tokenizer.stop_ids if tokenizer is not None else ())
 
     def __post_init__(self) -> None:
         for name, (fine, rule) in {**self._bounds(), **self._sampling_bounds()}.items():

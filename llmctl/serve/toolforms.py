@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from llmctl.inference.constraint import WHITESPACE
+from llmctl.inference.constraint import JSON_LAYOUT
 from llmctl.inference.request import Constraint
 from llmctl.serve.toolmodels import Tool, ToolChoice
 from llmctl.tokens.tokenizer import Tokenizer
@@ -14,7 +14,7 @@ from llmctl.tokens.tools import Convention
 
 ANY = r"(.|\n)*"
 Answer = dict[str, Any] | bool | None
-JSON_RULES = {"x-guidance": {"whitespace_flexible": True, "whitespace_pattern": WHITESPACE}}
+JSON_RULES = {"x-guidance": JSON_LAYOUT}
 
 
 def tool_form(

@@ -26,7 +26,7 @@ from llmctl.inference.request import Constraint, Event, Request
 from llmctl.inference.scheduler import Counts
 from llmctl.model.config_json import CONFIG_FILE, read_config
 from llmctl.serve.vllm_answer import Answer
-from llmctl.serve.vllm_request import asked_of_vllm, stop_ids_of
+from llmctl.serve.vllm_request import asked_of_vllm
 from llmctl.serve.wire import HttpFailure, ask, stream
 from llmctl.tokens.tokenizer import Tokenizer
 
@@ -188,7 +188,7 @@ class VllmEngine:
 
     async def _answer(self, request: Request, asked: dict[str, Any], deliver: Deliver) -> None:
         """Pass on the events of one answer; the last one, or an error, always comes."""
-        answer = Answer(request, self.tokenizer, stop_ids_of(request, self.tokenizer))
+        answer = Answer(request, self.tokenizer, request.ends(self.tokenizer))
         try:
             async for chunk in stream(self._socket, "/v1/completions", asked):
                 event = answer.add(chunk)

@@ -12,11 +12,6 @@ from llmctl.tokens.tokenizer import Tokenizer
 INT64 = 2**63
 
 
-def stop_ids_of(request: Request, tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids that end the answer."""
-    return frozenset(tokenizer.stop_ids if request.stop_ids is None else request.stop_ids)
-
-
 def asked_of_vllm(request: Request, model: str, tokenizer: Tokenizer) -> dict[str, Any]:
     """The body of `POST /v1/completions` whose answer is that of `request`, but for its stop strings, which are ours.
 
@@ -44,7 +39,7 @@ def asked_of_vllm(request: Request, model: str, tokenizer: Tokenizer) -> dict[st
         "presence_penalty": request.presence_penalty,
         "frequency_penalty": request.frequency_penalty,
         "min_tokens": request.min_tokens,
-        "stop_token_ids": sorted(stop_ids_of(request, tokenizer)),
+        "stop_token_ids": sorted(request.ends(tokenizer)),
         "ignore_eos": True,  # what ends the answer is named
         "stream": True,
         "return_token_ids": True,
