@@ -68,11 +68,22 @@ def checkpoint(stages, rows):
 @pytest.fixture(scope="session")
 def write_chats(tmp_path_factory):
     """Chats as a JSON Lines file: `write_chats([{"messages": [...]}, ...]) -> FileInput`."""
+    return writer_of("chats", tmp_path_factory)
 
-    def write(chats):
-        path = tmp_path_factory.mktemp("chats") / "chats.jsonl"
-        path.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
-        return FileInput.of(path, "chats")
+
+@pytest.fixture(scope="session")
+def write_preferences(tmp_path_factory):
+    """Preferences as a JSON Lines file."""
+    return writer_of("preferences", tmp_path_factory)
+
+
+def writer_of(kind, tmp_path_factory):
+    """Writes rows of that kind as a JSON Lines file."""
+
+    def write(rows):
+        path = tmp_path_factory.mktemp(kind) / f"{kind}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return FileInput.of(path, kind)
 
     return write
 

@@ -22,7 +22,6 @@ from llmctl.objectives.start import check_same_tokens
 from llmctl.pipeline.execute import Call, execute
 from llmctl.pipeline.job import Silent
 from llmctl.pipeline.stages import stage_named
-from llmctl.store.artifact import FileInput
 from llmctl.tokens.tokenizer import Tokenizer
 
 from .conftest import NANO, QUICK
@@ -33,18 +32,6 @@ LEARNS = {"batch_rows": 8, "epochs": 30, "max_tokens": 48, "optimizer": {"lr": 6
 
 def dpo(**fields):
     return DpoConfig.model_validate({**QUICK, **LEARNS, **fields})
-
-
-@pytest.fixture(scope="session")
-def write_preferences(tmp_path_factory):
-    """Preferences as a JSON Lines file."""
-
-    def write(rows):
-        path = tmp_path_factory.mktemp("preferences") / "pairs.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return FileInput.of(path, "preferences")
-
-    return write
 
 
 def pair(number, a, b):
