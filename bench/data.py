@@ -3,7 +3,7 @@
     python bench/data.py WORK --peer-python PEERS/bin/python [--megabytes 220] [--pages 2000] [--repeat 3]
 
 WORK is filled by bench/corpus.py where it is empty. The peers' interpreter needs `datatrove[processing]==0.10.1`,
-`spacy` and `rensa`; trafilatura, datasketch and Daft come with llmctl's extras. Rules: bench/rules_parity.py.
+`spacy`, `rensa` and `text-dedup`; trafilatura, datasketch and Daft come with llmctl's extras. Rules: bench/rules_parity.py.
 Near duplicates: bench/dedup.py. Extraction is here: pages/s of one process by CPU time, turn by turn, of
 
     resiliparse    its extract_plain_text alone
@@ -93,9 +93,8 @@ def main() -> None:
     extraction(given.work, given.pages, given.repeat)
     rules = ["--peer-python", given.peer_python, "--documents", str(given.documents)]
     subprocess.run([python, HERE / "rules_parity.py", work, *rules], check=True)
-    subprocess.run(
-        [python, HERE / "dedup.py", work, "--rensa", given.peer_python, "--repeat", str(given.repeat)], check=True
-    )
+    near = ["--peer-python", given.peer_python, "--repeat", str(given.repeat)]
+    subprocess.run([python, HERE / "dedup.py", work, *near], check=True)
 
 
 if __name__ == "__main__":

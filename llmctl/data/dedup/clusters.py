@@ -12,7 +12,7 @@ from llmctl.data.dedup.groups import Groups, Rows
 from llmctl.data.dedup.kernel import Pairs
 from llmctl.data.dedup.sets import ShingleSets
 
-SMALL_GROUP = 32  # up to this size all pairs are compared; in larger ones each document with the leaders so far
+SMALL_GROUP = 32  # up to this size all pairs are compared; in larger ones each document with leaders
 PAIRS_AT_ONCE = 1 << 20
 
 
@@ -91,12 +91,27 @@ class Verifier:
             for first in range(0, len(starts), step):
                 table = groups.members[starts[first : first + step, None] + np.arange(size)]
                 self._same(np.stack((table[:, one].ravel(), table[:, other].ravel()), axis=1))
-        for number in np.flatnonzero(sizes > SMALL_GROUP).tolist():
-            waiting = groups.members[groups.offsets[number] : groups.offsets[number + 1]]
-            while len(waiting) > 1:
-                rest = waiting[1:]
-                same = self._same(np.stack((np.full(len(rest), waiting[0]), rest), axis=1))
-                waiting = rest[~same]
+        large = np.flatnonzero(sizes > SMALL_GROUP).tolist()
+        self._leaders_with_rest([groups.members[groups.offsets[n] : groups.offsets[n + 1]] for n in large])
+
+    def _leaders_with_rest(self, waiting: list[Rows]) -> None:
+        """Compare the first of each group with all after them; they leave, and what joined them; then the next.
+
+        A round takes all groups at once, and twice the leaders of the round before: where members are alike, the
+        first round is the last; where none are, few rounds compare all pairs.
+        """
+        leaders = 1
+        while waiting := [group for group in waiting if len(group) > 1]:
+            leaders = max(1, min(leaders, PAIRS_AT_ONCE // sum(map(len, waiting))))
+            places = [np.triu_indices(min(leaders, len(group)), 1, len(group)) for group in waiting]
+            pairs = [group[np.stack(pair, axis=1)] for group, pair in zip(waiting, places, strict=True)]
+            same = np.split(self._same(np.concatenate(pairs)), np.cumsum([len(own) for own in pairs])[:-1])
+            left = []
+            for group, (_, other), joined in zip(waiting, places, same, strict=True):
+                stays = np.arange(len(group)) >= leaders
+                stays[other[joined]] = False
+                left.append(group[stays])
+            waiting, leaders = left, 2 * leaders
 
     def _same(self, pairs: Pairs) -> npt.NDArray[np.bool_]:
         """Which pairs are in one component, after comparing those that were not."""
