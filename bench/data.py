@@ -4,7 +4,8 @@
 
 WORK is filled by bench/corpus.py where it is empty. The peers' interpreter needs `datatrove[processing]==0.10.1`,
 `spacy`, `rensa` and `text-dedup`; trafilatura, datasketch and Daft come with llmctl's extras. Rules:
-bench/rules_parity.py. Near duplicates: bench/dedup.py. Extraction is here: pages/s of one process by CPU time, turn by turn, of
+bench/rules_parity.py. Near duplicates: bench/dedup.py. Extraction is here: pages/s of one process
+by CPU time, turn by turn, of
 
     resiliparse    its extract_plain_text alone
     llmctl         the kernel of `clean` for HTML, from Arrow batch to Arrow batch
