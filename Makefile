@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STORE ?= demo
+TOGETHER := -n logical --maxprocesses 4 --dist loadfile # a file stays on one process, which makes its fixtures once
 CHAT := $(BIN)/llmctl chat demo.sft --store $(STORE) --max-tokens 60
 
 .PHONY: help setup setup-dev demo serve test test-quick lint format bench clean
@@ -38,10 +39,10 @@ serve: setup  ## serve the demo's model on http://127.0.0.1:8000
 	@$(BIN)/llmctl serve demo.sft --store $(STORE)
 
 test: setup-dev  ## the whole test suite
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q $(TOGETHER)
 
 test-quick: setup-dev  ## the test suite without what takes minutes
-	$(BIN)/python -m pytest -q -m 'not slow'
+	$(BIN)/python -m pytest -q $(TOGETHER) -m 'not slow'
 
 lint: setup-dev  ## style and types
 	$(BIN)/ruff check .
