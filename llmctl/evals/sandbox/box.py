@@ -35,6 +35,7 @@ class Sandbox:
 
     Attributes:
         limits: of a run that is not given its own.
+        workers: runs at once.
     """
 
     def __init__(self, limits: Limits | None = None, *, workers: int | None = None, paths: Sequence[Path] = ()) -> None:
@@ -48,7 +49,8 @@ class Sandbox:
         """
         self.limits = limits or Limits()
         self._paths = [path.resolve() for path in paths]
-        self._places = threading.BoundedSemaphore(workers or len(os.sched_getaffinity(0)))
+        self.workers = workers or len(os.sched_getaffinity(0))
+        self._places = threading.BoundedSemaphore(self.workers)
         self._lock = threading.Lock()
         self._launcher: Launcher | None = None
         self._refusal: str | None = None
@@ -107,11 +109,12 @@ class Sandbox:
             began = time.monotonic()
             try:
                 launcher = self._ready()
-                found = self._checked(launcher, program, message, wanted)
             except RefusedError as error:
                 return Verdict("missing", message=str(error))
+            try:
+                found = self._checked(launcher, program, message, wanted)
             except (OSError, StuckError) as error:
-                self.close()
+                self._drop(launcher)
                 return Verdict("missing", message=str(error), seconds=time.monotonic() - began)
             return replace(found, seconds=time.monotonic() - began, isolation=launcher.isolation)
 
@@ -141,11 +144,12 @@ class Sandbox:
             began = time.monotonic()
             try:
                 launcher = self._ready()
-                output = self._output(launcher, {"program": program, "arguments": list(arguments)}, stdin, wanted)
             except RefusedError as error:
                 return Output("missing", reason=str(error))
+            try:
+                output = self._output(launcher, {"program": program, "arguments": list(arguments)}, stdin, wanted)
             except (OSError, StuckError) as error:
-                self.close()
+                self._drop(launcher)
                 return Output("missing", reason=str(error), seconds=time.monotonic() - began)
             return replace(output, seconds=time.monotonic() - began, isolation=launcher.isolation)
 
@@ -171,6 +175,13 @@ class Sandbox:
         stdout, stderr = (text.decode(errors="replace") for text in written)
         return _described(report, said or {}, stdout, stderr, full=full, limits=limits)
 
+    def _drop(self, launcher: Launcher) -> None:
+        """End a launcher that does not do its work, unless another thread has replaced it already."""
+        with self._lock:
+            if self._launcher is launcher:
+                self._launcher = None
+        launcher.close()
+
     def _ready(self) -> Launcher:
         """The launcher, started where it is not running.
 
@@ -180,7 +191,7 @@ class Sandbox:
         with self._lock:
             if self._refusal is not None:
                 raise RefusedError(self._refusal)
-            if self._launcher is None:
+            if self._launcher is None or not self._launcher.alive():
                 try:
                     self._launcher = Launcher(self._paths)
                 except RefusedError as error:

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ _END_S = 5.0
 _CODE_ROOT = Path(llmctl.__file__).parents[1]
 _CODE = """
 import sys
+import threading
 sys.path.insert(0, sys.argv[2])
 from llmctl.evals.sandbox.inside.launcher import main
 del sys.path[0]
@@ -55,6 +57,7 @@ class Launcher:
         """
         if sys.platform != "linux":
             raise RefusedError(f"the sandbox needs Linux, this is {sys.platform}")
+        self._closing = threading.Lock()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         arguments = [str(theirs.fileno()), str(_CODE_ROOT), *map(str, paths)]
         with theirs:
@@ -95,9 +98,19 @@ class Launcher:
         request = json.dumps({"side": side, "fds": list(fds), "limits": limits}).encode()
         socket.send_fds(self._control, [request], list(fds.values()))
 
+    def alive(self) -> bool:
+        """Whether it can be asked."""
+        return self._process.poll() is None
+
     def close(self) -> str:
         """End it and every run with it; give what it wrote on standard error."""
+        with self._closing:  # two threads may find it broken
+            return self._closed()
+
+    def _closed(self) -> str:
         self._control.close()
+        if self._process.stderr is None or self._process.stderr.closed:
+            return ""
         try:
             _, said = self._process.communicate(timeout=_END_S)
         except subprocess.TimeoutExpired:

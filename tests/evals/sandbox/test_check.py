@@ -101,6 +101,11 @@ def test_classes_of_the_program_are_tested_by_their_methods(box: Sandbox) -> Non
     assert box.check(STACK, "assert Stack([1]) == Stack([1])", classes=["Stack"]).kind == "failed"
 
 
+def test_built_in_functions_and_types_can_be_passed(box: Sandbox) -> None:
+    program = "def f(items, kind, key): return sorted((i for i in items if isinstance(i, kind)), key=key)"
+    assert box.check(program, "assert f(['bb', 1, 'a'], str, len) == ['a', 'bb']").kind == "passed"
+
+
 def test_helpers_of_the_set_up_are_not_the_programs(box: Sandbox) -> None:
     setup = "import math\ndef near(a, b): return math.isclose(a, b)"
     program = "def near(a, b): return True\ndef f(x): return x + 1"

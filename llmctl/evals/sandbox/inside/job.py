@@ -30,6 +30,7 @@ NAMESPACES = {
 }
 ALL_NAMESPACES = sum(NAMESPACES.values())
 NOBODY = 65534
+_TROUBLE_BYTES = 300
 STDERR, CHANNEL, LINK = 2, 3, 4  # to the user, to the host, to the other process of a check
 
 Side = Callable[[Any], int]  # what the host sends first -> the exit code
@@ -54,6 +55,7 @@ def supervise(request: dict[str, Any], fds: list[int], proc: int, side: Side) ->
         linux.unshare(ALL_NAMESPACES, "all namespaces")
         map_user(proc, NOBODY, outside)
         root.mount_scratch(limits["scratch_bytes"], limits["scratch_files"])
+        trouble_end, named["trouble"] = os.pipe()
         child = os.fork()
     except OSError as error:
         wire.write_frame(named["leash"], {"refused": error.strerror or str(error)})
@@ -63,6 +65,10 @@ def supervise(request: dict[str, Any], fds: list[int], proc: int, side: Side) ->
     for name, fd in named.items():
         if name != "leash":
             os.close(fd)
+    # Where the program could not be restricted it did not run, whatever its exit code seems to say.
+    if trouble := os.read(trouble_end, _TROUBLE_BYTES):
+        wire.write_frame(named["leash"], {"refused": trouble.decode(errors="replace")})
+        return
     ended = _wait(child, named["leash"], limits["timeout_s"])
     os.kill(child, signal.SIGKILL)
     _, status, used = os.wait4(child, 0)
@@ -112,31 +118,43 @@ def _wait(child: int, leash: int, timeout_s: float) -> str:
 def _inside(named: dict[str, int], limits: dict[str, Any], side: Side) -> NoReturn:
     """Become the restricted process and run `side`; whatever happens, it ends here."""
     code = 1
+    trouble = named["trouble"]
     try:
-        linux.die_with_parent()
-        os.setsid()  # kill(0, ...) would reach the process group of the host
-        _arrange(named)
-        os.chdir(root.SCRATCH)
-        os.umask(0o077)
-        _limit(limits)
-        linux.drop_capabilities()
-        linux.prctl("dumpable", linux.PR_SET_DUMPABLE, 0)
-        landlock.restrict(root.SCRATCH)
-        if seccomp.supported():
-            seccomp.install(seccomp.program(os.uname().machine, forks=limits["processes"] > 1))
-        code = side(wire.read_frame(CHANNEL))
+        try:
+            trouble = _arrange(named)
+            _restrict(limits)
+        except OSError as error:
+            os.write(trouble, (error.strerror or str(error)).encode()[:_TROUBLE_BYTES])
+        else:
+            os.close(trouble)
+            code = side(wire.read_frame(CHANNEL))
     finally:
         os._exit(code)
 
 
-def _arrange(named: dict[str, int]) -> None:
-    """Give every descriptor its fixed number and close all others."""
+def _restrict(limits: dict[str, Any]) -> None:
+    """Everything that holds this process, the namespaces aside."""
+    linux.die_with_parent()
+    os.setsid()  # kill(0, ...) would reach the process group of the host
+    os.chdir(root.SCRATCH)
+    os.umask(0o077)
+    _limit(limits)
+    linux.drop_capabilities()
+    linux.prctl("dumpable", linux.PR_SET_DUMPABLE, 0)
+    landlock.restrict(root.SCRATCH)
+    if seccomp.supported():
+        seccomp.install(seccomp.program(os.uname().machine, forks=limits["processes"] > 1))
+
+
+def _arrange(named: dict[str, int]) -> int:
+    """Give every descriptor its fixed number and close all others; the number of the one for trouble."""
     null = os.open("/dev/null", os.O_RDWR)
-    places = ("stdin", "stdout", "stderr", "channel", "link")
+    places = ("stdin", "stdout", "stderr", "channel", "link", "trouble")
     high = [fcntl.fcntl(named.get(name, null), fcntl.F_DUPFD, 64) for name in places]
     for place, fd in enumerate(high):
         os.dup2(fd, place, inheritable=place <= STDERR)
     os.closerange(len(places), os.sysconf("SC_OPEN_MAX"))
+    return places.index("trouble")
 
 
 def _limit(limits: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ import socket
 import sys
 from typing import Any, NoReturn
 
-from llmctl.evals.sandbox.inside import checker, job, landlock, linux, root, script, seccomp, solver
+from llmctl.evals.sandbox.inside import checker, job, landlock, linux, root, script, seccomp, solver, wire
 
 _SIDES = {"solver": solver.run, "checker": checker.run, "script": script.run}
 _REQUEST_BYTES, _REQUEST_FDS = 4096, 6
@@ -104,8 +104,13 @@ def _serve(control: socket.socket, proc: int) -> NoReturn:
         body, fds, _, _ = socket.recv_fds(control, _REQUEST_BYTES, _REQUEST_FDS)
         if not body:
             os._exit(0)
-        if os.fork() == 0:
-            _run(json.loads(body), list(fds), control, proc)
+        try:
+            child = os.fork()
+        except OSError as error:  # no more processes: this run is refused, others go on
+            wire.write_frame(fds[0], {"refused": f"fork: {error.strerror}"})
+        else:
+            if child == 0:
+                _run(json.loads(body), list(fds), control, proc)
         for fd in fds:
             os.close(fd)
 

@@ -6,6 +6,7 @@ value and no other secret is ever in its memory. All it can do for a verdict is 
 
 from __future__ import annotations
 
+import builtins
 import operator
 import os
 import sys
@@ -66,6 +67,8 @@ class Program:
             if held not in self.names:
                 raise NameError(f"name {held!r} is not defined")
             return self.names[held]
+        if tag == "builtin":
+            return getattr(builtins, held)
         return self._held[held]
 
 

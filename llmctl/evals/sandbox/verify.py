@@ -1,0 +1,82 @@
+"""Generated programs of a benchmark, checked: HumanEval's and MBPP's form, or any program with its tests."""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, Protocol
+
+from llmctl.evals.sandbox.box import Sandbox
+from llmctl.evals.sandbox.verdict import Verdict
+
+
+class Program(Protocol):
+    """What is checked."""
+
+    @property
+    def source(self) -> str:
+        """The program: what the model wrote, with what belongs before it. It is not trusted."""
+
+    @property
+    def test(self) -> str:
+        """Source that calls the program and raises where an answer is wrong."""
+
+    @property
+    def entry_point(self) -> str:
+        """The function that `check` of the tests is called with, as in HumanEval; empty where the tests call it."""
+
+    @property
+    def setup(self) -> str:
+        """Trusted source that the tests need: imports and helpers. In HumanEval it is the prompt."""
+
+    @property
+    def reference(self) -> str:
+        """A right program, as MBPP has it: it tells which functions and classes are the program's. May be empty."""
+
+    @property
+    def timeout_s(self) -> float:
+        """How long it may run."""
+
+
+def verify(programs: Sequence[Program]) -> list[bool | None]:
+    """Whether each passes, in order; None for no verdict, which is neither right nor wrong."""
+    with Sandbox() as box:
+        return [None if verdict.score is None else verdict.score == 1.0 for verdict in verdicts(box, programs)]
+
+
+def verdicts(box: Sandbox, programs: Sequence[Program]) -> list[Verdict]:
+    """The verdict on each, in order, as many at once as `box` runs."""
+    asked = [_asked(box, program) for program in programs]
+    with ThreadPoolExecutor(box.workers) as threads:
+        return list(threads.map(lambda arguments: box.check(**arguments), asked))
+
+
+def _asked(box: Sandbox, program: Program) -> dict[str, Any]:
+    """What the sandbox is asked about a program: arguments of `Sandbox.check`."""
+    test = program.test
+    calls: list[str] | None = None
+    classes: list[str] = []
+    if program.entry_point:
+        test, calls = f"{test}\ncheck({program.entry_point})\n", [program.entry_point]
+    elif program.reference:
+        calls, classes = defined(program.reference)
+    return {
+        "program": program.source,
+        "tests": test,
+        "setup": program.setup,
+        "calls": calls,
+        "classes": classes,
+        "limits": replace(box.limits, timeout_s=program.timeout_s),
+    }
+
+
+def defined(source: str) -> tuple[list[str], list[str]]:
+    """The functions and the classes that a program defines at its top level."""
+    with warnings.catch_warnings():  # about escapes in texts of the benchmark, which nobody here can mend
+        warnings.simplefilter("ignore")
+        body = ast.parse(source).body
+    functions = [node.name for node in body if isinstance(node, ast.FunctionDef)]
+    return functions, [node.name for node in body if isinstance(node, ast.ClassDef)]
