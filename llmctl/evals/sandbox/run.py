@@ -17,7 +17,7 @@ from llmctl.evals.sandbox.verdict import Limits
 
 _HEADER = struct.Struct("<I")  # as in inside/wire.py
 _ANSWER_BYTES = 1 << 16
-GRACE_S = 0.9  # after a run's own time, until the sandbox itself counts as stuck
+GRACE_S = 15.0  # after a run's own time, until the sandbox itself counts as stuck; ending a run takes milliseconds
 
 
 class StuckError(Exception):

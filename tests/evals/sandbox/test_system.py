@@ -71,6 +71,13 @@ def test_an_ordinary_user_has_the_same_sandbox(box: Sandbox) -> None:
     assert tuple(verdict["isolation"]) == box.check("def f(x): return x", "assert f(1) == 1").isolation
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="leaving out a capability needs root")
+def test_root_without_the_right_to_mount_has_it_too() -> None:
+    """As root of a container is, whose profile allows user namespaces."""
+    verdict, output, _ = report("setpriv", "--bounding-set=-sys_admin")
+    assert (verdict["message"], verdict["kind"], output["stdout"]) == (None, "passed", "65534 []\n")
+
+
 # What the profile of a container does: unshare(2) is refused. The filter is made with the sandbox's own parts.
 REFUSE = """
 from llmctl.evals.sandbox.inside import linux, seccomp

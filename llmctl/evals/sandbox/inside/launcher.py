@@ -67,9 +67,8 @@ def _isolate(proc: int) -> None:
 
     Root builds the file system as itself, since homes that only root may enter can lie above the interpreter.
     """
-    as_root = os.geteuid() == 0
+    as_root = os.geteuid() == 0 and _own_mounts()
     if as_root:
-        linux.unshare(linux.CLONE_NEWNS, "mount namespace, as root")
         root.build(sys.path)
         with contextlib.suppress(OSError):  # a user namespace in which there is no nobody
             os.setgroups([])
@@ -81,6 +80,15 @@ def _isolate(proc: int) -> None:
     job.map_user(proc, 0, outside)
     if not as_root:
         root.build(sys.path)
+
+
+def _own_mounts() -> bool:
+    """Get a mount namespace without a user namespace; root of a container often may not."""
+    try:
+        linux.unshare(linux.CLONE_NEWNS, "mount namespace")
+    except PermissionError:
+        return False
+    return True
 
 
 def isolation() -> list[str]:
