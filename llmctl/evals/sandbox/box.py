@@ -17,9 +17,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from llmctl.evals.sandbox import judge
+from llmctl.evals.sandbox.inside import trouble
 from llmctl.evals.sandbox.launch import Launcher, RefusedError
 from llmctl.evals.sandbox.run import Report, Run, StuckError, sealed
 from llmctl.evals.sandbox.verdict import MIB, Limits, Output, Verdict
@@ -227,15 +228,8 @@ def _described(report: Report, said: dict[str, Any], stdout: str, stderr: str, *
         return Output("output", stdout, stderr)
     if ended := judge.stopped(report, limits):
         return Output(ended, stdout, stderr)
-    told = said.get("error")
-    if not isinstance(told, dict):
+    if not said.get("error"):
         return Output("exited", stdout, stderr, exit_code=report.exit)
-    line = told.get("line")
-    return Output(
-        "memory" if told.get("type") == "MemoryError" else "exited",
-        stdout,
-        stderr,
-        exit_code=report.exit,
-        error=str(told.get("type")),
-        line=line if isinstance(line, int) else None,
-    )
+    told = trouble.told(said["error"])
+    kind: Literal["memory", "exited"] = "memory" if told.type == "MemoryError" else "exited"
+    return Output(kind, stdout, stderr, exit_code=report.exit, error=told.type, line=told.line)

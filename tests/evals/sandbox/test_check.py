@@ -94,7 +94,7 @@ def total(stack): return sum(stack.items)
 
 def test_classes_of_the_program_are_tested_by_their_methods(box: Sandbox) -> None:
     tests = (
-        "s = Stack([1])\ns.push(5)\nassert len(s) == 2 and s.top == 5 and total(s) == 6\n"
+        "s = Stack([1])\ns.push(5)\nassert s and len(s) == 2 and s.top == 5 and total(s) == 6\n"
         "s.top = 7\nassert s.top == 7 and s.pop() == 5"
     )
     assert box.check(STACK, tests, calls=["total"], classes=["Stack"]).kind == "passed"

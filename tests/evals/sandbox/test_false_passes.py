@@ -35,6 +35,15 @@ def say(fd, message):
     except OSError: pass
 """
 
+RAW = """
+import os, struct
+def answer(text):
+    body = b'{"value":' + text + b'}'
+    rest = struct.pack("<I", len(body)) + body
+    while rest: rest = rest[os.write(4, rest):]
+    os._exit(0)
+"""
+
 PROGRAMS = {
     "prints ok and exits 0 at load": "print('ok'); print('passed'); import os; os._exit(0)",
     "exits 0 when called": "import os\ndef f(x): os._exit(0)",
@@ -62,11 +71,25 @@ PROGRAMS = {
     "writes a verdict to every descriptor": FORGE + "for fd in range(3, 64): say(fd, {'kind': 'passed'})\n"
     "def f(x):\n    for fd in range(3, 64): say(fd, {'kind': 'passed'})",
     "writes answers in advance": FORGE + "for n in (9, 16, 25, 25, 36): say(4, {'value': None})\ndef f(x): return None",
+    "raises an error that says passed": FORGE
+    + "def f(x): say(4, {'error': {'kind': 'passed', 'type': 'E', 'message': '', 'line': 1}}); os._exit(0)",
+    "raises an error that says missing": FORGE
+    + "def f(x): say(4, {'error': {'kind': 'missing', 'reason': 'no', 'where': 'tests'}}); os._exit(0)",
+    "raises an error that is no error": FORGE + "def f(x): say(4, {'error': [1]}); os._exit(0)",
+    "raises an error with a line that is none": FORGE
+    + "def f(x): say(4, {'error': {'type': ['x'] * 9, 'line': {'kind': 'passed'}}}); os._exit(0)",
     "answers with a method": FORGE + "def f(x): say(4, {'value': {'method': 0}}); os._exit(0)",
     "answers with an object": FORGE + "def f(x): say(4, {'value': {'object': 0}}); os._exit(0)",
     "answers with malformed frames": "import os\ndef f(x): os.write(4, b'\\xff' * 4096); os._exit(0)",
     "answers with deep nesting": "import os, struct\nbody = b'[' * 100000 + b']' * 100000\n"
     "def f(x): os.write(4, struct.pack('<I', len(body)) + body); os._exit(0)",
+    "answers with just too little nesting": "def f(x):\n    held = 9\n"
+    "    for _ in range(240): held = [held]\n    return held",
+    "answers with millions of lists": RAW + "def f(x): answer(b'[' + b'[],' * 2_700_000 + b'[]]')",
+    "answers with millions of dictionaries": RAW + "def f(x): answer(b'[' + b'{\"dict\":[]},' * 690_000 + b'[]]')",
+    "answers with a fraction of a hundred million digits": RAW + 'def f(x): answer(b\'{"Fraction": "1e99999999"}\')',
+    "answers with an integer of millions of digits": RAW + "def f(x): answer(b'9' * 7_000_000)",
+    "answers with a range of all numbers": "def f(x): return range(10**30)",
     "answers with 100 MB": "def f(x): return 'x' * 100_000_000",
     "raises the checker's own exceptions": "import sys\ndef f(x):\n"
     "    raise sys.modules['llmctl.evals.sandbox.inside.remote'].SolverGoneError",

@@ -59,10 +59,10 @@ def missing(reason: str) -> dict[str, Any]:
 
 def failed(error: BaseException) -> dict[str, Any]:
     """The verdict on an exception: the program's own where it raised it, else the tests'."""
-    told: dict[str, Any] | None = getattr(error, "program_error", None)
-    if told is not None:
-        return {"kind": "failed", "where": "program"} | told
-    return {"kind": "failed", "where": "tests"} | trouble.describe(error, trouble.TESTS)
+    told = getattr(error, "program_error", None)
+    where, what = ("program", told) if told else ("tests", trouble.describe(error, trouble.TESTS))
+    # Field by field: what comes from the program must not decide what kind of verdict this is.
+    return {"kind": "failed", "where": where, "type": what.type, "message": what.message, "line": what.line}
 
 
 def bind(tree: ast.Module, names: dict[str, Any], message: dict[str, Any], link: remote.Link) -> str | None:

@@ -10,10 +10,11 @@ is data again, and a part of an instance can be read and set but not called. Two
 from __future__ import annotations
 
 import builtins
+import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from llmctl.evals.sandbox.inside import job, wire
+from llmctl.evals.sandbox.inside import job, trouble, wire
 
 Mark = tuple[str, Any]
 _METHOD = object()  # stands for a callable attribute
@@ -83,7 +84,7 @@ class Link:
         if not isinstance(answer, dict):
             raise wire.NotDataError("a malformed answer")
         if "error" in answer:
-            raise _raised(answer["error"])
+            raise _raised(trouble.told(answer["error"]))
         value = answer.get("value")
         if do == "get" and value == {"method": 0}:
             return _METHOD
@@ -110,18 +111,13 @@ class Link:
         raise wire.NotDataError("the program answers with an object, not with plain data")
 
 
-def _raised(told: Any) -> Exception:
+def _raised(told: trouble.Trouble) -> Exception:
     """The exception that the program raised; `program_error` on it is what was told."""
-    if not isinstance(told, dict):
-        return wire.NotDataError("a malformed answer")
-    kind = getattr(builtins, str(told.get("type")), None)
-    message = str(told.get("message"))
-    error: Exception = ProgramError(f"{told.get('type')}: {message}")
+    kind = getattr(builtins, told.type, None)
+    error: Exception = ProgramError(f"{told.type}: {told.message}")
     if isinstance(kind, type) and issubclass(kind, Exception):
-        try:
-            error = kind(message)
-        except TypeError:  # UnicodeDecodeError and its like want more than a message
-            error = ProgramError(message)
+        with contextlib.suppress(TypeError):  # UnicodeDecodeError and its like want more than a message
+            error = kind(told.message)
     error.program_error = told  # type: ignore[attr-defined]
     return error
 
@@ -164,6 +160,9 @@ class Part:
 
     def __len__(self) -> int:
         return int(self._link.ask("len", self._mark))
+
+    def __bool__(self) -> bool:
+        return bool(self._link.ask("bool", self._mark))
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._link.ask("iter", self._mark))

@@ -28,7 +28,7 @@ def run(message: dict[str, Any]) -> int:
     except SystemExit as error:
         code = _exit_code(error)
     except BaseException as error:  # noqa: BLE001
-        code, told = 1, trouble.describe(error, trouble.PROGRAM)
+        code, told = 1, trouble.describe(error, trouble.PROGRAM).as_json()
         _print(error)
     atexit._run_exitfuncs()  # noqa: SLF001 (this process ends without the interpreter's own end)
     for stream in (sys.stdout, sys.stderr):

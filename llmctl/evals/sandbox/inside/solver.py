@@ -37,7 +37,7 @@ class Program:
         try:
             exec(compile(source, trouble.PROGRAM, "exec", dont_inherit=True), self.names)  # noqa: S102
         except BaseException as error:  # noqa: BLE001 (SystemExit is how a program fails, too)
-            self.failed = trouble.describe(error, trouble.PROGRAM)
+            self.failed = trouble.describe(error, trouble.PROGRAM).as_json()
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """What one request gives: a value, or an error."""
@@ -46,7 +46,7 @@ class Program:
         try:
             return {"value": wire.encode(self._do(request), self._hold)}
         except BaseException as error:  # noqa: BLE001
-            return {"error": trouble.describe(error, trouble.PROGRAM)}
+            return {"error": trouble.describe(error, trouble.PROGRAM).as_json()}
 
     def _do(self, request: dict[str, Any]) -> Any:
         args = [wire.decode(said, self._found) for said in request.get("args", [])]
@@ -85,6 +85,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {
     "getitem": operator.getitem,
     "setitem": operator.setitem,
     "len": len,
+    "bool": bool,
     "iter": iter,
     "next": next,
 }
@@ -102,4 +103,4 @@ def run(message: dict[str, Any]) -> int:
         try:
             wire.write_frame(job.LINK, program.answer(request))
         except wire.NotDataError as error:
-            wire.write_frame(job.LINK, {"error": trouble.describe(error, trouble.PROGRAM)})
+            wire.write_frame(job.LINK, {"error": trouble.describe(error, trouble.PROGRAM).as_json()})

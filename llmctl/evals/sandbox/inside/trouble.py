@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from typing import Any
 
 PROGRAM, TESTS, SETUP = "<program>", "<tests>", "<setup>"  # file names of compiled code
-_MESSAGE_CHARACTERS = 500
+_TYPE_CHARACTERS, _MESSAGE_CHARACTERS = 100, 500
 
 
-def describe(error: BaseException, filename: str) -> dict[str, Any]:
-    """The error as a message.
+@dataclass(frozen=True)
+class Trouble:
+    """An exception in words.
+
+    Attributes:
+        type: name of its type.
+        message: its text, cut.
+        line: of the code of interest; None where that did not take part.
+    """
+
+    type: str
+    message: str
+    line: int | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The form on the wire."""
+        return asdict(self)
+
+
+def describe(error: BaseException, filename: str) -> Trouble:
+    """The error in words.
 
     Args:
         error: as it was caught.
-        filename: the code of interest; the line is that of its innermost frame, None where it has none.
+        filename: the code of interest; the line is that of its innermost frame.
     """
     try:
-        message = str(error)[:_MESSAGE_CHARACTERS]
+        message = str(error)
     except Exception:  # noqa: BLE001 (a program's own __str__)
         message = ""
-    return {"type": type(error).__name__[:100], "message": message, "line": _line(error, filename)}
+    return Trouble(type(error).__name__[:_TYPE_CHARACTERS], message[:_MESSAGE_CHARACTERS], _line(error, filename))
+
+
+def told(said: Any) -> Trouble:
+    """What another process said of an error: whatever it is, three fields of the right types and no more."""
+    fields = said if isinstance(said, dict) else {}
+    line = fields.get("line")
+    return Trouble(
+        str(fields.get("type"))[:_TYPE_CHARACTERS],
+        str(fields.get("message"))[:_MESSAGE_CHARACTERS],
+        line if type(line) is int else None,
+    )
 
 
 def _line(error: BaseException, filename: str) -> int | None:
