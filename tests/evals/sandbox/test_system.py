@@ -193,3 +193,27 @@ def test_a_program_that_cannot_be_restricted_does_not_run(call: int) -> None:
     assert (verdict["kind"], output["kind"], score) == ("missing", "missing", None)
     assert "could not start a run" in verdict["message"]
     assert output["stdout"] == ""
+
+
+def test_folders_that_are_shown(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "shown.py").write_text("NUMBER = 7", encoding="utf-8")
+    program = (
+        "import os, sys, shown\nprint(shown.NUMBER, os.listdir('/paths'), os.listdir('/paths/0'))\n"
+        "try: open('/paths/0/x', 'w')\nexcept OSError as error: print(error.strerror)"
+    )
+    with Sandbox(paths=[tmp_path]) as box:
+        assert box.run(program).stdout == "7 ['0'] ['shown.py']\nRead-only file system\n"
+
+
+def test_limits_above_what_this_process_may_have() -> None:
+    code = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))\n"
+    verdict, output, _ = report(before=code)
+    assert (verdict["message"], verdict["kind"], output["exit_code"]) == (None, "passed", 0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone becomes nobody")
+def test_folders_that_nobody_may_read_are_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    with Sandbox(paths=[tmp_path]) as box:
+        assert box.refusal() == "Permission denied: /paths/0"

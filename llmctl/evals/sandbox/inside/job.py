@@ -13,7 +13,6 @@ import os
 import resource
 import select
 import signal
-import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -49,7 +48,6 @@ def supervise(request: dict[str, Any], fds: list[int], proc: int, side: Side) ->
     linux.die_with_parent()
     named = dict(zip(request["fds"], fds, strict=True))
     limits = request["limits"]
-    began = time.monotonic()
     try:
         outside = os.geteuid(), os.getegid()
         linux.unshare(ALL_NAMESPACES, "all namespaces")
@@ -58,7 +56,7 @@ def supervise(request: dict[str, Any], fds: list[int], proc: int, side: Side) ->
         trouble_end, named["trouble"] = os.pipe()
         child = os.fork()
     except OSError as error:
-        wire.write_frame(named["leash"], {"refused": error.strerror or str(error)})
+        wire.write_frame(named["leash"], {"refused": linux.reason(error)})
         return
     if child == 0:
         _inside(named, limits, side)
@@ -76,7 +74,6 @@ def supervise(request: dict[str, Any], fds: list[int], proc: int, side: Side) ->
         "exit": os.waitstatus_to_exitcode(status),
         "ended": ended,
         "cpu_s": used.ru_utime + used.ru_stime,
-        "wall_s": time.monotonic() - began,
     }
     with contextlib.suppress(OSError):  # the host is gone
         wire.write_frame(named["leash"], report)
@@ -123,8 +120,8 @@ def _inside(named: dict[str, int], limits: dict[str, Any], side: Side) -> NoRetu
         try:
             trouble = _arrange(named)
             _restrict(limits)
-        except OSError as error:
-            os.write(trouble, (error.strerror or str(error)).encode()[:_TROUBLE_BYTES])
+        except Exception as error:  # noqa: BLE001 (whatever it is, the program must not run)
+            os.write(trouble, linux.reason(error).encode()[:_TROUBLE_BYTES])
         else:
             os.close(trouble)
             code = side(wire.read_frame(CHANNEL))
@@ -150,7 +147,7 @@ def _arrange(named: dict[str, int]) -> int:
     """Give every descriptor its fixed number and close all others; the number of the one for trouble."""
     null = os.open("/dev/null", os.O_RDWR)
     places = ("stdin", "stdout", "stderr", "channel", "link", "trouble")
-    high = [fcntl.fcntl(named.get(name, null), fcntl.F_DUPFD, 64) for name in places]
+    high = [fcntl.fcntl(named.get(name, null), fcntl.F_DUPFD, 16) for name in places]
     for place, fd in enumerate(high):
         os.dup2(fd, place, inheritable=place <= STDERR)
     os.closerange(len(places), os.sysconf("SC_OPEN_MAX"))
@@ -160,7 +157,7 @@ def _arrange(named: dict[str, int]) -> int:
 def _limit(limits: dict[str, Any]) -> None:
     """The limits of the kernel, which count for each process."""
     seconds = math.ceil(limits["timeout_s"]) + 1
-    for what, value in (
+    for what, wanted in (
         (resource.RLIMIT_AS, limits["memory_bytes"]),
         (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_FSIZE, limits["scratch_bytes"]),
@@ -170,4 +167,6 @@ def _limit(limits: dict[str, Any]) -> None:
         (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_MSGQUEUE, 0),
     ):
+        _, most = resource.getrlimit(what)
+        value = wanted if most == resource.RLIM_INFINITY else min(wanted, most)
         resource.setrlimit(what, (value, value))

@@ -14,6 +14,7 @@ import select
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 from llmctl.evals.sandbox.inside import checker, job, landlock, linux, root, script, seccomp, solver, wire
@@ -34,18 +35,21 @@ def main(control_fd: int, paths: list[str]) -> NoReturn:
 
     Args:
         control_fd: a SOCK_SEQPACKET socket to the host.
-        paths: folders to show to programs and to put on their import path.
+        paths: folders to show to programs, as /paths/0 and so on, and to put on their import path.
     """
     control = socket.socket(fileno=control_fd)
     try:
         for name in _COMMON_MODULES:
             __import__(name)
-        sys.path += paths
         os.environ.clear()
         proc = os.open("/proc", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        _isolate(proc)
+        extra = {f"/paths/{number}": path for number, path in enumerate(paths)}
+        _isolate(proc, extra)
+        sys.path += extra
+        for folder in (Path(os.__file__).parent, *map(Path, extra)):
+            list(folder.iterdir())  # readable for whom the programs run as
     except OSError as error:
-        control.send(json.dumps({"refused": error.strerror or str(error)}).encode())
+        control.send(json.dumps({"refused": linux.reason(error)}).encode())
         sys.exit(1)
     host = os.getppid()
     child = os.fork()
@@ -62,14 +66,14 @@ def main(control_fd: int, paths: list[str]) -> NoReturn:
     os._exit(0)
 
 
-def _isolate(proc: int) -> None:
+def _isolate(proc: int, extra: dict[str, str]) -> None:
     """Get into namespaces with the read-only root, as nobody where this process is root.
 
     Root builds the file system as itself, since homes that only root may enter can lie above the interpreter.
     """
     as_root = os.geteuid() == 0 and _own_mounts()
     if as_root:
-        root.build(sys.path)
+        root.build(extra)
         with contextlib.suppress(OSError):  # a user namespace in which there is no nobody
             os.setgroups([])
             os.setresgid(job.NOBODY, job.NOBODY, job.NOBODY)
@@ -79,7 +83,7 @@ def _isolate(proc: int) -> None:
     linux.unshare(job.ALL_NAMESPACES, "user, mount, pid, net, ipc, uts and cgroup namespaces")
     job.map_user(proc, 0, outside)
     if not as_root:
-        root.build(sys.path)
+        root.build(extra)
 
 
 def _own_mounts() -> bool:

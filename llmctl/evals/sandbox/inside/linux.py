@@ -45,6 +45,13 @@ def checked(what: str, result: int) -> int:
     return result
 
 
+def reason(error: Exception) -> str:
+    """An error of the system in one line, without its number."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+
+
 def unshare(flags: int, what: str) -> None:
     """Leave the namespaces that `flags` name; `what` says in words which, for the message of a refusal."""
     checked(f"unshare({what})", libc.unshare(flags))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from llmctl.evals.sandbox.inside import linux
@@ -18,13 +18,21 @@ _DEVICES = ("null", "zero", "full", "random", "urandom")
 _READ_ONLY = linux.MOUNT_ATTR_RDONLY | linux.MOUNT_ATTR_NOSUID
 
 
-def visible(extra: Iterable[str]) -> list[tuple[str, str]]:
-    """What is shown of the file system: pairs of the path inside and the real one, outer folders first."""
-    wanted = (*_LIBRARIES, *sys.path, *extra)
-    found: dict[str, str] = {}
-    for path in filter(os.path.isdir, wanted):
+def visible(extra: Mapping[str, str]) -> list[tuple[str, str]]:
+    """What is shown of the file system: pairs of the path inside and the real one, outer folders first.
+
+    Args:
+        extra: real folders by the path inside, beside the standard ones.
+
+    Raises:
+        OSError: the interpreter lies where a run has its scratch.
+    """
+    found = {inside: os.path.realpath(real) for inside, real in extra.items()}
+    for path in filter(os.path.isdir, (*_LIBRARIES, *sys.path)):
         real = os.path.realpath(path)
         found |= {path: real, real: real}
+        if Path(SCRATCH) in (*Path(path).parents, *Path(real).parents):
+            raise OSError(f"Python's library lies under {SCRATCH}, where a program has its scratch: {path}")
     return [(inside, real) for inside, real in sorted(found.items()) if not _within(inside, real, found)]
 
 
@@ -36,11 +44,11 @@ def _within(inside: str, real: str, found: dict[str, str]) -> bool:
     )
 
 
-def build(extra: Iterable[str]) -> None:
+def build(extra: Mapping[str, str]) -> None:
     """Replace this process's root, in a mount namespace of its own, by the read-only one.
 
     Args:
-        extra: folders to show beside the standard ones, for instance site-packages.
+        extra: folders to show beside the standard ones, by the path inside.
     """
     shown = visible(extra)
     linux.mount("none", "/", "", linux.MS_REC | linux.MS_PRIVATE)
