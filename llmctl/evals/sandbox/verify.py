@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, Protocol
 
+from llmctl.config.errors import InputError
 from llmctl.evals.sandbox.box import Sandbox
 from llmctl.evals.sandbox.verdict import Verdict
 
@@ -42,8 +43,17 @@ class Program(Protocol):
 
 
 def verify(programs: Sequence[Program]) -> list[bool | None]:
-    """Whether each passes, in order; None for no verdict, which is neither right nor wrong."""
+    """Whether each passes, in order; None for no verdict, which is neither right nor wrong.
+
+    Raises:
+        InputError: this system cannot hold programs, and why.
+    """
     with Sandbox() as box:
+        if reason := box.refusal():
+            raise InputError(
+                f"programs of a model cannot be run here: {reason}",
+                hint="docs/sandbox.md says what is needed; or leave out the tasks that run programs",
+            )
         return [None if verdict.score is None else verdict.score == 1.0 for verdict in verdicts(box, programs)]
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
+from llmctl.config.errors import InputError
 from llmctl.evals.sandbox.box import Sandbox
 from llmctl.evals.sandbox.verify import Program, defined, verdicts, verify
 from tests.conftest import DATA
@@ -79,3 +81,11 @@ def test_passes_fails_and_neither(box: Sandbox) -> None:
     given = [Given(right, test, "f"), Given(wrong, test, "f"), Given(right, "assert f(1) ==", "")]
     assert verify(given) == [True, False, None]
     assert one(box, Given("while True: pass", test, "f", timeout_s=0.2)) == "timed out"
+
+
+def test_where_nothing_can_be_run_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "_base_executable", "/nowhere/python")
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    with pytest.raises(InputError, match="cannot be run here: .*/nowhere/python") as raised:
+        verify([Given("def f(): return 1", "assert f() == 1")])
+    assert "docs/sandbox.md" in raised.value.hint
