@@ -8,6 +8,7 @@ import pytest
 
 from llmctl.evals.sandbox.box import Sandbox
 from llmctl.evals.sandbox.verdict import Limits
+from tests.evals.sandbox.conftest import SHORT
 
 SQUARE = "def f(x):\n    return x * x\n"
 
@@ -131,12 +132,15 @@ def test_faults_of_the_tests_are_no_verdict(box: Sandbox, tests: str, setup: str
 
 
 def test_time_and_memory(box: Sandbox) -> None:
-    assert box.check("def f(x):\n    while True: pass", "assert f(1) == 1").kind == "timed out"
-    assert box.check("import time\ntime.sleep(60)", "assert f(1) == 1").kind == "timed out"
-    assert box.check(SQUARE, "assert f(1) == 1\nwhile True: pass").kind == "timed out"
+    for program, tests in (
+        ("def f(x):\n    while True: pass", "assert f(1) == 1"),
+        ("import time\ntime.sleep(60)", "assert f(1) == 1"),
+        (SQUARE, "assert f(1) == 1\nwhile True: pass"),
+    ):
+        assert box.check(program, tests, limits=SHORT).kind == "timed out"
     verdict = box.check("def f(x):\n    return len(bytes(2 << 30))", "assert f(1) == 1")
     assert (verdict.kind, verdict.line) == ("memory", 2)
-    small = Limits(timeout_s=1.0, memory_bytes=256 << 20)
+    small = Limits(timeout_s=5, memory_bytes=256 << 20)
     assert box.check("def f(x):\n    return len(bytes(300 << 20))", "assert f(1) == 1", limits=small).kind == "memory"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llmctl.evals.sandbox.box import Sandbox
-from tests.evals.sandbox.conftest import TIMEOUT_S
+from tests.evals.sandbox.conftest import SHORT
 
 TESTS = """
 def check(candidate):
@@ -111,16 +111,16 @@ PROGRAMS = {
 
 @pytest.mark.parametrize("program", PROGRAMS.values(), ids=PROGRAMS.keys())
 def test_no_false_pass(box: Sandbox, program: str) -> None:
-    verdict = box.check(program, TESTS, calls=["f"])
+    verdict = box.check(program, TESTS, calls=["f"], limits=SHORT)
     # Nor is it let off: a missing verdict would spare a program its zero.
     assert verdict.kind in {"failed", "timed out", "memory"}
-    assert verdict.seconds <= TIMEOUT_S + 1
+    assert verdict.seconds <= SHORT.timeout_s + 1
 
 
 def test_tests_that_swallow_everything_do_not_hide_an_end(box: Sandbox) -> None:
     tests = "try:\n    f(1)\nexcept:\n    pass"
     assert box.check("import os\ndef f(x): os._exit(0)", tests).kind == "failed"
-    assert box.check("def f(x):\n    while True: pass", tests).kind == "timed out"
+    assert box.check("def f(x):\n    while True: pass", tests, limits=SHORT).kind == "timed out"
 
 
 def test_operations_of_an_answer_are_never_the_programs(box: Sandbox) -> None:
