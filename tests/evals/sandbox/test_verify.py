@@ -27,7 +27,7 @@ class Given:
     entry_point: str = ""
     setup: str = ""
     reference: str = ""
-    timeout_s: float = 10.0
+    timeout_s: float = 60.0  # a solution of MBPP takes seconds of processor time
 
 
 def one(box: Sandbox, program: Program) -> str:
