@@ -229,7 +229,7 @@ class Engine:
 
         Args:
             pairs: token ids of context and continuation, at least one each.
-            batch_tokens: most tokens of one forward pass, padding included.
+            batch_tokens: most tokens of one forward pass; what pairs share with the one before them does not count.
 
         Raises:
             UsageError: a pair is empty on a side, longer than the context, or holds an id that there is none of.

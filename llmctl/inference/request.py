@@ -198,9 +198,14 @@ class Score:
     Attributes:
         logprob: sum of the natural log-probabilities of its tokens.
         is_greedy: whether each of its tokens is the likeliest one in its place.
-        tokens: how many tokens it has.
+        token_logprobs: of each of its tokens, natural logarithms.
     """
 
     logprob: float
     is_greedy: bool
-    tokens: int
+    token_logprobs: tuple[float, ...]
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens it has."""
+        return len(self.token_logprobs)

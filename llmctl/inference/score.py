@@ -1,29 +1,53 @@
-"""How likely given continuations are: the forward pass of generation, without choosing anything."""
+"""How likely given continuations are: the forward pass of generation, without choosing anything.
+
+Pairs are put in the order of their ids, so that those which begin alike follow one another. What a row has in common
+with the one before it is read from the cache, so a prompt with four answers, or a hundred questions behind the same
+examples, run what they share once; rows of any lengths stand behind one another in a step, and nothing is padded.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from llmctl.config.errors import UsageError
+from llmctl.inference.cache import KVCache, Span
 from llmctl.inference.request import Score
-from llmctl.model.attention import packed
+from llmctl.inference.runner import hidden_states
 from llmctl.model.likelihood import LOGITS_AT_ONCE, cross_entropies
 from llmctl.model.transformer import Transformer
 
 Pair = tuple[Sequence[int], Sequence[int]]
+BLOCK_TOKENS = 4  # of the cache: rows share whole blocks, and many prompts are short
+
+
+@dataclass(frozen=True)
+class Row:
+    """Tokens that are run once for every pair that reads exactly these.
+
+    Attributes:
+        tokens: context and continuation without the last token, which predicts nothing that is asked.
+        pairs: numbers of the pairs.
+        needed: place of the first token whose prediction is asked for.
+    """
+
+    tokens: Sequence[int]
+    pairs: tuple[int, ...]
+    needed: int
 
 
 class ScoreJob:
-    """Pairs of context and continuation, cut into batches; its future gets their scores in the order given.
+    """Pairs of context and continuation, cut into steps; its future gets their scores in the order given.
 
     Args:
         pairs: token ids of context and continuation, at least one each.
-        batch_tokens: most tokens of one forward pass, padding included; one pair is always allowed.
+        batch_tokens: most tokens of one forward pass; one row is always allowed.
         context: most tokens of a pair.
         vocab_size: ids must be below it.
 
@@ -36,21 +60,87 @@ class ScoreJob:
             _check(index, before, after, context, vocab_size)
         self.future: Future[list[Score]] = Future()
         self._pairs = pairs
-        self._batches = batches([len(before) + len(after) - 1 for before, after in pairs], batch_tokens)
-        self._batches.reverse()  # taken from the end
+        self._rows = rows_of(pairs)
+        self._next = 0
+        self._longest = max((blocks_for(len(row.tokens)) for row in self._rows), default=0)
+        self._budget = max(batch_tokens // BLOCK_TOKENS, self._longest)
+        self._cache: KVCache | None = None
+        self._free: list[int] = []
+        self._held: list[int] = []  # blocks of the row before the next one
         self._scores: dict[int, Score] = {}
         self._finish_if_done()
 
     def step(self, model: Transformer) -> bool:
-        """Score one batch; return whether it was the last."""
-        batch = self._batches.pop()
-        self._scores.update(zip(batch, score_batch(model, [self._pairs[i] for i in batch]), strict=True))
+        """Score the rows of one forward pass; return whether they were the last."""
+        if self._cache is None:
+            count = self._budget + self._longest
+            self._cache = KVCache(model.config, count, model.dtype, model.device, block_tokens=BLOCK_TOKENS)
+            self._free = list(range(count))[::-1]
+        rows, spans = self._take()
+        tokens = [row.tokens[span.start : span.length] for row, span in zip(rows, spans, strict=True)]
+        order, hidden = hidden_states(model, self._cache, spans, tokens)
+        self._score(model, [rows[index] for index in order], [spans[index] for index in order], hidden)
         return self._finish_if_done()
 
+    def _take(self) -> tuple[list[Row], list[Span]]:
+        """The next rows with their places in the cache; blocks that no later row can share are free again."""
+        rows: list[Row] = []
+        spans: list[Span] = []
+        used = 0
+        given = list(self._held)
+        while self._next < len(self._rows):
+            row = self._rows[self._next]
+            shared = self._shared(row)
+            wanted = blocks_for(len(row.tokens)) - shared
+            if rows and used + wanted > self._budget:
+                break
+            new = [self._free.pop() for _ in range(wanted)]
+            self._held = [*self._held[:shared], *new]
+            spans.append(Span(self._held, shared * BLOCK_TOKENS, len(row.tokens) - shared * BLOCK_TOKENS))
+            rows.append(row)
+            given += new
+            used += wanted
+            self._next += 1
+        kept = set(self._held)
+        self._free += sorted({block for block in given if block not in kept}, reverse=True)
+        return rows, spans
+
+    def _shared(self, row: Row) -> int:
+        """How many blocks `row` has in common with the one before it, short of what it must predict itself."""
+        if self._next == 0:
+            return 0
+        before = self._rows[self._next - 1].tokens
+        most = min(len(before), row.needed)
+        same = np.asarray(before[:most]) == np.asarray(row.tokens[:most])
+        return (most if same.all() else int(same.argmin())) // BLOCK_TOKENS
+
+    def _score(self, model: Transformer, rows: Sequence[Row], spans: Sequence[Span], hidden: Tensor) -> None:
+        """Scores of the pairs of `rows`, whose hidden states stand behind one another in `hidden` [N,D]."""
+        places: list[int] = []
+        targets: list[int] = []
+        numbers: list[int] = []
+        first = 0
+        for row, span in zip(rows, spans, strict=True):
+            for number in row.pairs:
+                before, after = self._pairs[number]
+                start = first + len(before) - 1 - span.start
+                places += range(start, start + len(after))
+                targets += after
+                numbers.append(number)
+            first += span.count
+        logprobs, greedy = _of_targets(model, hidden[places], torch.tensor(targets, device=hidden.device))
+        start = 0
+        for number in numbers:
+            part = slice(start, start + len(self._pairs[number][1]))
+            self._scores[number] = Score(math.fsum(logprobs[part]), all(greedy[part]), tuple(logprobs[part]))
+            start = part.stop
+
     def _finish_if_done(self) -> bool:
-        if not self._batches:
+        done = self._next == len(self._rows)
+        if done:
+            self._cache = None
             self.future.set_result([self._scores[index] for index in range(len(self._pairs))])
-        return not self._batches
+        return done
 
 
 def _check(index: int, before: Sequence[int], after: Sequence[int], context: int, vocab_size: int) -> None:
@@ -66,36 +156,23 @@ def _check(index: int, before: Sequence[int], after: Sequence[int], context: int
         raise UsageError(f"pair {index} holds a token id outside 0..{vocab_size - 1}", hint="use the model's tokenizer")
 
 
-def batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Indices grouped so that a group padded to its longest stays within `batch_tokens`, the longest group first."""
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    groups: list[list[int]] = []
-    for index in order:
-        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= batch_tokens:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
+def blocks_for(tokens: int) -> int:
+    """Blocks of the cache that hold so many tokens."""
+    return -(-tokens // BLOCK_TOKENS)
 
 
-def score_batch(model: Transformer, pairs: Sequence[Pair]) -> list[Score]:
-    """Score pairs in one forward pass, padded behind."""
-    rows = [[*before, *after][:-1] for before, after in pairs]  # the last token predicts nothing that is asked
-    longest = max(map(len, rows))
-    tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=model.device)  # [B,T]
-    documents = torch.tensor([[0] * len(row) + [-1] * (longest - len(row)) for row in rows], device=model.device)
-    positions = torch.arange(longest, device=model.device).expand_as(tokens)
-    hidden = model(tokens, positions, packed(documents))  # [B,T,D]
-    row_of = [row for row, (_, after) in enumerate(pairs) for _ in after]
-    place_of = [len(before) - 1 + step for before, after in pairs for step in range(len(after))]
-    targets = torch.tensor([token for _, after in pairs for token in after], device=model.device)
-    logprobs, greedy = _of_targets(model, hidden[row_of, place_of], targets)
-    scores, start = [], 0
-    for _, after in pairs:
-        part = slice(start, start + len(after))
-        scores.append(Score(math.fsum(logprobs[part]), all(greedy[part]), len(after)))
-        start += len(after)
-    return scores
+def rows_of(pairs: Sequence[Pair]) -> list[Row]:
+    """What is to be run, each once, in the order of the ids: rows that begin alike follow one another."""
+    by_tokens: dict[bytes, list[int]] = {}
+    for number, (before, after) in enumerate(pairs):
+        # Big-endian: the order of the bytes is that of the ids.
+        by_tokens.setdefault(np.array([*before, *after][:-1], dtype=">u4").tobytes(), []).append(number)
+    rows = []
+    for _, numbers in sorted(by_tokens.items()):
+        before, after = pairs[numbers[0]]
+        needed = min(len(pairs[number][0]) - 1 for number in numbers)
+        rows.append(Row([*before, *after][:-1], tuple(numbers), needed))
+    return rows
 
 
 def _of_targets(model: Transformer, hidden: Tensor, targets: Tensor) -> tuple[list[float], list[bool]]:

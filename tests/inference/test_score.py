@@ -6,7 +6,7 @@ import torch
 from llmctl.config.errors import UsageError
 from llmctl.inference.engine import Engine
 from llmctl.inference.request import Request
-from llmctl.inference.score import batches
+from llmctl.inference.score import BLOCK_TOKENS, ScoreJob, rows_of
 from llmctl.model.attention import packed
 from tests.inference.conftest import VOCAB
 
@@ -82,9 +82,40 @@ def test_wrong_pairs_are_refused(engine: Engine, pair: tuple[list[int], list[int
         engine.score([([1], [2]), pair])
 
 
-def test_batches_are_bounded_and_complete() -> None:
-    lengths = [3, 50, 7, 7, 1, 20, 19, 200]
-    groups = batches(lengths, 64)
-    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
-    assert all(len(group) == 1 or max(lengths[i] for i in group) * len(group) <= 64 for group in groups)
-    assert groups[0] == [7]
+# Three questions behind one long prompt, two answers each; the answers of the last begin alike.
+SHARING = [
+    ([*range(20, 50), question], answer)
+    for question in (60, 61, 62)
+    for answer in ([100, 101, question], [100, 102])
+]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 24, 10_000])
+def test_what_pairs_share_is_run_once_and_changes_no_score(engine: Engine, batch_tokens: int) -> None:
+    pairs = [*SHARING, *PAIRS, *SHARING[:2]]
+    for (context, continuation), score in zip(pairs, engine.score(pairs, batch_tokens=batch_tokens), strict=True):
+        assert score.logprob == pytest.approx(plain(engine, context, continuation), rel=1e-4)
+        assert sum(score.token_logprobs) == pytest.approx(score.logprob, abs=1e-9)
+
+
+@torch.inference_mode()
+def test_a_step_runs_the_common_prompt_once(engine: Engine) -> None:
+    job = ScoreJob(SHARING, 10_000, 96, VOCAB)
+    job._free = list(range(100))
+    _, spans = job._take()
+    lengths = sorted(len(context) + len(answer) - 1 for context, answer in SHARING)
+    assert sorted(span.length for span in spans) == lengths
+    whole, *rest = spans
+    assert whole.start == 0
+    # 30 tokens are common to all, 31 to the two answers of a question: in whole blocks.
+    assert [span.start for span in rest] == [30 // BLOCK_TOKENS * BLOCK_TOKENS] * len(rest)
+    assert sum(span.count for span in spans) < sum(lengths) / 3
+
+
+def test_pairs_that_read_the_same_are_one_row() -> None:
+    letters = [([1, 2, 3], [answer]) for answer in (7, 8, 9)]
+    rows = rows_of([*letters, ([1, 2], [3, 7]), ([1], [5, 5])])
+    assert [(list(row.tokens), sorted(row.pairs), row.needed) for row in rows] == [
+        ([1, 2, 3], [0, 1, 2, 3], 1),
+        ([1, 5], [4], 0),
+    ]
