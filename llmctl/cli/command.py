@@ -42,14 +42,14 @@ class Given:
         verb: the declaration.
         flags: configuration path to value, of the options used.
         words: the arguments: overrides, and an input reference, many of them, or the items of the verb's list.
-        refs: role to reference, from options.
+        refs: role to reference, from options; to a list of NAME=REF where the role takes several so.
         options: the common options by parameter name.
     """
 
     verb: Verb
     flags: Mapping[str, Any]
     words: Sequence[str]
-    refs: Mapping[str, str]
+    refs: Mapping[str, str | list[str]]
     options: Mapping[str, Any]
 
     def resolve(self) -> tuple[Config, dict[str, str]]:
@@ -82,9 +82,10 @@ class Given:
         from llmctl.cli.words import named_inputs
 
         verb, words = self.verb, self._split()[1]
+        refs = _references(self.refs)
         if self._names_many(words):
-            return {**self.refs, **{f"{verb.many}.{name}": ref for name, ref in named_inputs(words)[0].items()}}
-        return {**self.refs, **({"input": words[0]} if words and "input" in verb.inputs else {})}
+            return {**refs, **{f"{verb.many}.{name}": ref for name, ref in named_inputs(words)[0].items()}}
+        return {**refs, **({"input": words[0]} if words and "input" in verb.inputs else {})}
 
     def config(self) -> Config:
         """The merged, validated configuration.
@@ -141,10 +142,14 @@ def build_command(verb: Verb, common: Mapping[str, Any], body: Callable[[Given],
     """
     model = verb.config_model()
     flags = {_parameter_name(option): (option, path) for option, path in verb.flags.items()}
-    roles = {f"role_{role}": role for role, wanted in verb.inputs.items() if role != "input" and not wanted.many}
+    roles = {
+        f"role_{role}": role
+        for role, wanted in verb.inputs.items()
+        if role != "input" and (wanted.option or not wanted.many)
+    }
 
     def callback(**values: Any) -> None:
-        refs = {roles[name]: values[name] for name in roles if values[name] is not None}
+        refs = {roles[name]: values[name] for name in roles if values[name]}
         flag_values = {path: values[name] for name, (_, path) in flags.items() if values[name] is not None}
         body(Given(verb, flag_values, values["words"] or (), refs, {name: values[name] for name in common}))
 
@@ -156,6 +161,26 @@ def build_command(verb: Verb, common: Mapping[str, Any], body: Callable[[Given],
     callback.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     callback.__doc__ = help_text(verb)
     return callback
+
+
+def _references(given: Mapping[str, str | list[str]]) -> dict[str, str]:
+    """References by role; of a role that is given as NAME=REF any number of times, by `role.name`."""
+    refs: dict[str, str] = {}
+    problems: list[Problem] = []
+    for role, value in given.items():
+        if isinstance(value, str):
+            refs[role] = value
+            continue
+        for one in value:
+            name, is_named, ref = one.partition("=")
+            if not (is_named and name and ref):
+                problems.append(Problem(f"--{role} {one}", "names no input", f"write --{role} NAME=REF"))
+            elif f"{role}.{name}" in refs:
+                problems.append(Problem(f"--{role} {one}", f"{name} is given twice", "leave one out"))
+            refs[f"{role}.{name}"] = ref
+    if problems:
+        raise ConfigError(problems)
+    return refs
 
 
 def help_text(verb: Verb) -> str:
@@ -198,8 +223,11 @@ def _words_parameter(verb: Verb) -> inspect.Parameter:
 
 
 def _role_parameter(name: str, role: str, verb: Verb) -> inspect.Parameter:
-    about = verb.inputs[role].help
-    option = typer.Option(f"--{role}", metavar="REF", help=f"{about[:1].upper()}{about[1:]}.", show_default=False)
+    wanted = verb.inputs[role]
+    about, metavar = wanted.help, "NAME=REF" if wanted.option else "REF"
+    option = typer.Option(f"--{role}", metavar=metavar, help=f"{about[:1].upper()}{about[1:]}.", show_default=False)
+    if wanted.option:
+        return _parameter(name, Annotated[list[str] | None, option], None)
     return _parameter(name, Annotated[str | None, option], None)
 
 

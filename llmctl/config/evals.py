@@ -2,41 +2,88 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from llmctl.config.base import INTEGER_LIMIT, Config, execution
 from llmctl.config.devices import Device, Precision, Weights
+from llmctl.config.tasks import AnyTask, GroupConfig, TaskConfig, read_tasks
 
 RESULTS_FILE = "results.json"
 """Where an `eval` artifact keeps its figures, with what decided them."""
+REPORT_FILE = "report.md"
+
+Overlong = Literal["refuse", "truncate", "skip"]
+HARNESS_SEED = 1234
+
+
+def _gates(value: Any) -> Any:
+    """`acc=0.5,piqa.acc_norm=0.6` or `{acc: 0.5}`."""
+    if isinstance(value, str):
+        value = [one for one in value.split(",") if one.strip()]
+    if not isinstance(value, list):
+        return value
+    pairs = [str(one).partition("=") for one in value]
+    return {name.strip(): least.strip() for name, _, least in pairs}
 
 
 class EvalConfig(Config):
-    """`llmctl eval`: held-out loss, and multiple choice by log-likelihood where questions are given."""
+    """`llmctl eval`: held-out loss, and tasks by log-likelihood or generation where any are named."""
 
-    limit: int | None = Field(
-        None, ge=1, description="score only the first N questions; the held-out rows are always all scored"
+    tasks: Annotated[tuple[AnyTask, ...], BeforeValidator(read_tasks)] = Field(
+        (),
+        description="tasks and groups, by name (llmctl eval --help lists them) or as .yaml files, with commas between",
     )
+    shots: int | None = Field(None, ge=0, le=1000, description="examples before each item, in place of the tasks' own")
+    limit: int | None = Field(
+        None, ge=1, description="score only the first N items of each task; the held-out rows are always all scored"
+    )
+    samples: dict[str, tuple[int, ...]] = Field({}, description="items to score, from 0, by task")
     chat: bool | Literal["auto"] = Field(
         "auto",
-        description="ask the questions through the chat template; auto: where the checkpoint was trained on chats",
+        description="ask through the chat template; auto: --choices alone, where the checkpoint was trained on chats",
+    )
+    overlong: Overlong = Field(
+        "refuse",
+        description="a prompt beyond the context: stop, cut it at its front as the harness does, or leave the item out "
+        "and count it",
+    )
+    min: Annotated[dict[str, float], BeforeValidator(_gates)] = execution(
+        {}, description="gates, such as acc=0.5 or piqa.acc_norm=0.6: exit 6 where a figure is below"
+    )
+    bootstrap: int = Field(
+        100_000, ge=0, le=1_000_000, description="draws for standard errors that have no formula; 0 for none"
     )
     delimiter: str = Field(
         " ",
         max_length=16,
-        description="text between a prompt and a choice without the chat template, unless white space is there already",
+        description="--choices: text between a prompt and a choice without the chat template, unless white space is "
+        "there already",
     )
     baseline: bool = Field(
         False, description="measure an untrained model of the same shape as well, as the floor of every figure"
     )
-    seed: int = Field(0, ge=0, lt=INTEGER_LIMIT, description="seed of the untrained model's weights")
+    seed: int = Field(
+        0, ge=0, lt=INTEGER_LIMIT, description="seed of the untrained model's weights and of what is drawn"
+    )
+    shots_seed: int = Field(HARNESS_SEED, ge=0, lt=INTEGER_LIMIT, description="seed of the examples")
     precision: Precision = Field("fp32", description="number format of weights and activations")
     weights: Weights = Field(
         "plain", description="int8, int4: round the weights, and measure beside it what that loses"
     )
     batch_tokens: int = execution(
-        8192, ge=1, le=1 << 24, description="tokens of one forward pass; a memory bound, padding included"
+        8192, ge=1, le=1 << 24, description="tokens of one forward pass, which bounds its memory"
     )
+    max_running: int = execution(32, ge=1, le=4096, description="texts generated at one time")
+    reuse: bool = execution(True, description="keep every answer beside the store, and do not ask the same again")
     device: Device = execution("auto", description="where the model runs; auto takes an accelerator where there is one")
+
+    @property
+    def all_tasks(self) -> tuple[TaskConfig, ...]:
+        """The tasks named, those of groups in their place, each once."""
+        found: dict[str, TaskConfig] = {}
+        for one in self.tasks:
+            for task in one.tasks if isinstance(one, GroupConfig) else (one,):
+                found.setdefault(task.task, task)
+        return tuple(found.values())

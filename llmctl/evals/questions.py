@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmctl.config.errors import InputError
+from llmctl.config.tasks import TaskConfig
 from llmctl.data.tables import read_rows
-from llmctl.evals.scoring import split_pair
-from llmctl.inference.score import Pair
+from llmctl.evals.items import Item
+from llmctl.evals.requests import Likelihood, Prompt
 from llmctl.store.artifact import Input
-from llmctl.tokens.chat import render_prompt, render_prompt_text, render_training
-from llmctl.tokens.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -60,88 +59,39 @@ def _checked(row: dict[str, Any], where: str) -> Question:
     return Question(row["id"], row["prompt"], choices, answer, row.get("question") or row["prompt"])
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A question as the model gets it.
-
-    Attributes:
-        question: as in the data.
-        prompt: the text before each choice, with the chat template where there is one.
-        choices: the texts whose likelihood is measured.
-        pairs: (context ids, continuation ids) of each choice.
-    """
-
-    question: Question
-    prompt: str
-    choices: tuple[str, ...]
-    pairs: list[Pair]
+CHOICES = TaskConfig.model_validate(
+    {
+        "task": "choices",
+        "output_type": "multiple_choice",
+        "doc_to_text": "prompt",
+        "doc_to_choice": "choices",
+        "doc_to_target": "answer",
+        "metric_list": ["acc", "acc_norm"],
+    }
+)
+"""Questions that are given by themselves, as a task among others."""
 
 
-def ask(question: Question, tokenizer: Tokenizer, context: int, *, delimiter: str, chat: bool) -> Asked:
-    """Put one question, as plain text or through the chat template.
-
-    Raises:
-        InputError: it cannot be scored within the model's context.
-    """
-    if not chat:
-        pairs = plain_pairs(question, tokenizer, delimiter, context)
-        return Asked(question, question.prompt, question.choices, pairs)
-    prompt = render_prompt_text(tokenizer, _turns(question))
-    choices = tuple(choice.strip() for choice in question.choices)
-    return Asked(question, prompt, choices, chat_pairs(question, tokenizer, context))
-
-
-def _turns(question: Question) -> list[dict[str, str]]:
-    return [{"role": "user", "content": question.question}]
-
-
-def plain_pairs(question: Question, tokenizer: Tokenizer, delimiter: str, context: int) -> list[Pair]:
-    """(context ids, continuation ids) of each choice as plain text: BOS, the prompt, the delimiter, the choice.
+def item_of(question: Question, number: int, *, delimiter: str, chat: bool) -> Item:
+    """A question as it is asked, as plain text or in a chat.
 
     Args:
-        question: what to score.
-        tokenizer: the checkpoint's.
-        delimiter: text between the prompt and a choice, unless white space stands there already.
-        context: the model's longest row in tokens.
+        question: what to ask.
+        number: its place in the data.
+        delimiter: plain: text between the prompt and a choice, unless white space stands there already.
+        chat: whether to ask through the chat template. White space around a choice separates it from a plain prompt
+            and is no part of an answer.
     """
-    pairs: list[Pair] = []
-    for choice in question.choices:
-        is_apart = question.prompt[-1:].isspace() or choice[:1].isspace()
-        before, after = split_pair(question.prompt, choice if is_apart else delimiter + choice, tokenizer.encode)
-        pairs.append(([tokenizer.bos_id, *before], after))
-    return _fitting(pairs, question, context)
+    if chat:
+        prompt = Prompt(chat=(("user", question.question),))
+        asked = [Likelihood(prompt, choice.strip()) for choice in question.choices]
+    else:
+        prompt = Prompt(question.prompt)
+        asked = [Likelihood(prompt, _joined(question.prompt, choice, delimiter)) for choice in question.choices]
+    choices = tuple(choice.strip() for choice in question.choices)
+    doc = {"prompt": question.prompt, "choices": list(question.choices), "answer": question.answer}
+    return Item("", number, question.id, doc, tuple(asked), choices, (question.answer,))
 
 
-def chat_pairs(question: Question, tokenizer: Tokenizer, context: int) -> list[Pair]:
-    """(context ids, continuation ids) of each choice as an assistant's answer, without the end-of-turn id.
-
-    The ids of an answer are those that training on it would have learned (`render_training`). White space around a
-    choice separates it from a plain prompt and is no part of an answer.
-    """
-    asked = _turns(question)
-    before = render_prompt(tokenizer, asked)
-    ends = set(tokenizer.stop_ids)
-    pairs: list[Pair] = []
-    for choice in question.choices:
-        ids, learned = render_training(tokenizer, [*asked, {"role": "assistant", "content": choice.strip()}])
-        answer = [token for token, is_learned in zip(ids, learned, strict=True) if is_learned]
-        pairs.append((before, [token for token in answer if token not in ends]))
-    return _fitting(pairs, question, context)
-
-
-def _fitting(pairs: list[Pair], question: Question, context: int) -> list[Pair]:
-    """`pairs`, after checking that each can be scored in one row of `context` + 1 tokens."""
-    for number, (before, after) in enumerate(pairs):
-        if not after:
-            raise InputError(
-                f"question {question.id}: choice {number} adds no token to its prompt",
-                hint="let the delimiter or the choice begin with a space",
-            )
-        # The last token is predicted, never read: hence the one more.
-        tokens = len(before) + len(after)
-        if tokens > context + 1:
-            raise InputError(
-                f"question {question.id}: choice {number} needs {tokens} tokens, the model reads {context}",
-                hint="shorten the question, or train with a longer model.context",
-            )
-    return pairs
+def _joined(prompt: str, choice: str, delimiter: str) -> str:
+    return choice if prompt[-1:].isspace() or choice[:1].isspace() else delimiter + choice

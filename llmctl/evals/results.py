@@ -1,10 +1,9 @@
-"""Figures and samples of an evaluation, and the files that hold them (schema llmctl.eval/1)."""
+"""Figures and samples of an evaluation, and the files that hold them (schema llmctl.eval/2)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,75 +11,86 @@ import pyarrow as pa
 
 from llmctl.config.evals import RESULTS_FILE
 from llmctl.data.table_writer import TableWriter
-from llmctl.evals import scoring
-from llmctl.evals.questions import Asked
+from llmctl.evals.measure import Figures, Measured, Sample
+from llmctl.evals.requests import Generation, Likelihood, Likely, Prompt, Request, Skipped, Written
 from llmctl.evals.scoring import Estimate
 from llmctl.pipeline.job import FileFacts
 from llmctl.store.files import explained, publish_bytes
 from llmctl.train.heldout import HeldOut
 
-SCHEMA = "llmctl.eval/1"
+SCHEMA = "llmctl.eval/2"
 CHECKPOINT, UNTRAINED, UNROUNDED = "checkpoint", "untrained", "unrounded"
 
-Figures = dict[str, Estimate]
-"""Estimates by `task.metric`."""
+Spelled = Callable[[Prompt], str]
+"""The text of a prompt as the model got it, special tokens spelled out."""
 
 
 def _list_of(kind: pa.DataType) -> pa.DataType:
     return pa.list_(pa.field("element", kind, nullable=False))
 
 
+# prompt: what stood before the first choice or text. choices: the continuations that were scored, with their
+# log_likelihoods in nats. texts: what was generated; answers: what each filter took from it, as JSON.
+# scores: the item's share in each figure, as JSON; empty where it was left out, for the reason in `skipped`.
 SAMPLES = pa.schema(
     [
-        pa.field(name, kind, nullable=False)
+        pa.field(name, kind, nullable=name in ("prediction", "prediction_norm", "answer"))
         for name, kind in (
             ("model", pa.string()),
+            ("task", pa.string()),
+            ("part", pa.string()),
+            ("number", pa.int32()),
             ("id", pa.string()),
             ("prompt", pa.string()),
             ("choices", _list_of(pa.string())),
             ("log_likelihoods", _list_of(pa.float64())),
+            ("greedy", _list_of(pa.bool_())),
+            ("texts", _list_of(pa.string())),
+            ("tokens", pa.int64()),
+            ("answers", pa.string()),
             ("prediction", pa.int32()),
             ("prediction_norm", pa.int32()),
             ("answer", pa.int32()),
+            ("targets", _list_of(pa.string())),
+            ("scores", pa.string()),
+            ("skipped", pa.string()),
         )
     ]
 )
 
 
-@dataclass(frozen=True)
-class Answered:
-    """One question as it was asked, and the log-likelihood in nats of each of its choices."""
+def sample_row(model: str, task: str, sample: Sample, spelled: Spelled) -> dict[str, Any]:
+    """The row of the samples table; `prompt` and `choices` are the texts that were really scored."""
+    item, outcome = sample.item, sample.outcome
+    likely = [answer for answer in sample.answers if isinstance(answer, Likely)]
+    written = [answer for answer in sample.answers if isinstance(answer, Written)]
+    scores = {",".join(filter(None, named)): value for named, value in outcome.values.items()} if outcome else {}
+    chosen = outcome.prediction if outcome else None
+    return {
+        "model": model,
+        "task": task,
+        "part": item.part,
+        "number": item.number,
+        "id": item.id,
+        "prompt": _prompt_of(item.requests[0], spelled),
+        "choices": [one.continuation for one in item.requests if isinstance(one, Likelihood)],
+        "log_likelihoods": [one.logprob for one in likely],
+        "greedy": [one.is_greedy for one in likely],
+        "texts": [one.text for one in written],
+        "tokens": sum(len(one.tokens) for one in likely) + sum(one.tokens for one in written),
+        "answers": json.dumps(outcome.answers or {} if outcome else {}, ensure_ascii=False),
+        "prediction": chosen,
+        "prediction_norm": outcome.prediction_norm if outcome else None,
+        "answer": item.right[0] if item.right else None,
+        "targets": list(item.targets),
+        "scores": json.dumps(scores),
+        "skipped": next((f"{one.reason}: {one.detail}" for one in sample.answers if isinstance(one, Skipped)), "")
+        or sample.skipped,
+    }
 
-    asked: Asked
-    log_likelihoods: tuple[float, ...]
 
-    @property
-    def answer(self) -> int:
-        """The right choice."""
-        return self.asked.question.answer
-
-    @property
-    def prediction(self) -> int:
-        """The likeliest choice."""
-        return scoring.best(self.log_likelihoods)
-
-    @property
-    def prediction_norm(self) -> int:
-        """The likeliest choice per character."""
-        return scoring.best_by_characters(self.log_likelihoods, self.asked.choices)
-
-    def as_row(self, model: str) -> dict[str, Any]:
-        """The row of the samples table; `prompt` and `choices` are the texts that were really scored."""
-        return {
-            "model": model,
-            "id": self.asked.question.id,
-            "prompt": self.asked.prompt,
-            "choices": list(self.asked.choices),
-            "log_likelihoods": list(self.log_likelihoods),
-            "prediction": self.prediction,
-            "prediction_norm": self.prediction_norm,
-            "answer": self.answer,
-        }
+def _prompt_of(request: Request, spelled: Spelled) -> str:
+    return spelled(request.prompt) if isinstance(request, Likelihood | Generation) else ""
 
 
 def heldout_figures(heldout: HeldOut) -> Figures:
@@ -92,18 +102,6 @@ def heldout_figures(heldout: HeldOut) -> Figures:
         "heldout.loss": Estimate(heldout.loss, heldout.targets),
         "heldout.perplexity": Estimate(heldout.perplexity, heldout.targets),
         "heldout.bits_per_byte": Estimate(heldout.bits_per_byte, heldout.bytes),
-    }
-
-
-def choice_figures(answers: Sequence[Answered]) -> Figures:
-    """Accuracy of the likeliest choice, the same per character, and what guessing gives."""
-    right = [float(answer.prediction == answer.answer) for answer in answers]
-    right_norm = [float(answer.prediction_norm == answer.answer) for answer in answers]
-    guessing = scoring.chance([len(answer.asked.choices) for answer in answers])
-    return {
-        "choices.acc": scoring.mean(right),
-        "choices.acc_norm": scoring.mean(right_norm),
-        "choices.chance": Estimate(guessing, len(answers)),
     }
 
 
@@ -128,36 +126,51 @@ def flat(figures: Mapping[str, Figures]) -> dict[str, int | float | str]:
     return totals
 
 
+def counts(measured: Iterable[Measured], given: Mapping[str, int]) -> dict[str, int]:
+    """By task: items that count, those left out by each reason, and those beyond the limit."""
+    totals: dict[str, int] = {}
+    for one in measured:
+        asked = len(one.samples)
+        totals[f"{one.task}.scored"] = asked - sum(one.skipped.values())
+        totals |= {f"{one.task}.skipped.{reason}": count for reason, count in sorted(one.skipped.items())}
+        totals[f"{one.task}.skipped.limit"] = given[one.task] - asked
+    return totals
+
+
 def write(
     directory: Path,
     figures: Mapping[str, Figures],
-    answers: Mapping[str, Iterable[Answered]],
+    measured: Mapping[str, Iterable[Measured]],
     settings: Mapping[str, Any],
+    spelled: Spelled,
 ) -> dict[str, FileFacts]:
-    """Write `results.json`, and `samples-00000.parquet` where questions were asked.
+    """Write `results.json`, and `samples-00000.parquet` where anything was asked.
 
     Args:
         directory: `job.out`.
         figures: by model, `checkpoint` first.
-        answers: by model.
+        measured: the tasks, by model.
         settings: what decided the figures, to be read beside them.
+        spelled: writes prompts out.
 
     Returns:
         Facts by file name.
     """
-    content = {"schema": SCHEMA, "settings": dict(settings), "tasks": _by_task(figures)}
+    curves = {one.task: one.curves for one in measured.get(CHECKPOINT, ()) if one.curves}
+    content = {"schema": SCHEMA, "settings": dict(settings), "tasks": by_task(figures), "curves": curves}
     text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n"
     with explained(str(directory)):
         publish_bytes(directory / RESULTS_FILE, text.encode())
-    rows = [answer.as_row(model) for model, given in answers.items() for answer in given]
-    if not rows:
+    if not any(one.samples for some in measured.values() for one in some):
         return {}
     with TableWriter(directory, SAMPLES, prefix="samples") as table:
-        table.write_rows(rows)
+        for model, some in measured.items():
+            for one in some:
+                table.write_rows([sample_row(model, one.task, sample, spelled) for sample in one.samples])
     return table.close()
 
 
-def _by_task(figures: Mapping[str, Figures]) -> dict[str, dict[str, Any]]:
+def by_task(figures: Mapping[str, Figures]) -> dict[str, dict[str, Any]]:
     """The checkpoint's estimates by task and metric, beside chance, the untrained and the unrounded model's."""
     tasks: dict[str, dict[str, Any]] = {}
     mine, untrained, unrounded = figures[CHECKPOINT], figures.get(UNTRAINED, {}), figures.get(UNROUNDED, {})

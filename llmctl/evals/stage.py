@@ -1,18 +1,24 @@
-"""The stage `eval`: held-out loss and multiple choice of a checkpoint, beside chance and an untrained model."""
+"""The stage `eval`: held-out loss, multiple choice and tasks of a checkpoint, beside chance and an untrained model."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from llmctl.config.devices import Weights
 from llmctl.config.errors import InputError
 from llmctl.config.evals import EvalConfig
+from llmctl.config.tasks import GroupConfig
 from llmctl.evals import results
-from llmctl.evals.questions import Asked, ask, read_questions
-from llmctl.evals.results import Answered, Figures
+from llmctl.evals.cache import RequestCache
+from llmctl.evals.load import Loaded, check_data, loaded
+from llmctl.evals.local import LocalModel
+from llmctl.evals.measure import Figures, Measured, group_figures, measured
+from llmctl.evals.questions import CHOICES, item_of, read_questions
+from llmctl.evals.requests import Prompt
 from llmctl.inference.conversation import open_engine
 from llmctl.inference.engine import Engine
 from llmctl.inference.options import Options
@@ -20,6 +26,7 @@ from llmctl.model.transformer import Transformer
 from llmctl.pipeline.job import Job, Product
 from llmctl.store.artifact import Artifact, Input
 from llmctl.tokens.batch import Batch
+from llmctl.tokens.chat import render_prompt_text
 from llmctl.tokens.rows import Rows
 from llmctl.tokens.tokenizer import Tokenizer
 from llmctl.train.heldout import HeldOut, measure
@@ -31,15 +38,11 @@ class EvaluationData:
 
     Attributes:
         heldout: the split to measure loss on; None where no rows are known.
-        questions: as they are asked; empty where none were given.
-        given: how many questions there were before the limit.
-        chat: whether the questions are asked through the chat template.
+        tasks: what is asked, the questions of --choices among them.
     """
 
     heldout: Rows | None
-    questions: list[Asked]
-    given: int
-    chat: bool
+    tasks: tuple[Loaded, ...]
 
 
 def run(job: Job[EvalConfig]) -> Product:
@@ -48,62 +51,97 @@ def run(job: Job[EvalConfig]) -> Product:
     Where its weights are rounded, it is measured unrounded too.
 
     Raises:
-        InputError: there is nothing to measure on, or a question cannot be scored; it says which and why.
+        InputError: there is nothing to measure on, or an item cannot be asked; it says which and why.
     """
     config, checkpoint = job.config, job.artifact()
-    figures: dict[str, Figures] = {}
-    answers: dict[str, list[Answered]] = {}
-    options = Options(weights=config.weights)
-    with open_engine(checkpoint.data, device=config.device, precision=config.precision, options=options) as engine:
+    check_data(config, job.group("data"))
+    found = Found()
+    identity = f"{checkpoint.digest}:{config.precision}"
+    with _opened(job, weights=config.weights) as engine:
         data = gather(job, engine.tokenizer, engine.context)
-        figures[results.CHECKPOINT], answers[results.CHECKPOINT] = measured(job, engine, data)
+        tokenizer = engine.tokenizer
+        found.add(results.CHECKPOINT, *measured_model(job, engine, data, f"{identity}:{config.weights}"))
         if config.baseline:
-            with untrained(engine, config.seed) as floor:
-                figures[results.UNTRAINED], answers[results.UNTRAINED] = measured(job, floor, data)
+            with untrained(engine, config) as floor:
+                named = f"{identity}:untrained:{config.seed}"
+                found.add(results.UNTRAINED, *measured_model(job, floor, data, named))
     if config.weights != "plain":
-        with open_engine(checkpoint.data, device=config.device, precision=config.precision) as engine:
-            figures[results.UNROUNDED], answers[results.UNROUNDED] = measured(job, engine, data)
+        with _opened(job, weights="plain") as engine:
+            found.add(results.UNROUNDED, *measured_model(job, engine, data, f"{identity}:plain"))
 
-    for name, named in figures.items():
-        job.log({"model": name} | {metric: estimate.value for metric, estimate in named.items()})
+    for name, named_figures in found.figures.items():
+        job.log({"model": name} | {metric: estimate.value for metric, estimate in named_figures.items()})
     settings = {
-        "chat": data.chat,
+        "chat": {task.config.task: task.chat for task in data.tasks},
         "delimiter": config.delimiter,
+        "overlong": config.overlong,
         "precision": config.precision,
         "weights": config.weights,
         "seed": config.seed,
+        "shots": {task.config.task: task.config.num_fewshot for task in data.tasks},
     }
-    files = results.write(job.out, figures, answers, settings)
-    totals = results.flat(figures)
-    if data.given:
-        scored = len(data.questions)
-        totals |= {"choices.scored": scored, "choices.skipped.limit": data.given - scored}
-    tasks = sorted({name.partition(".")[0] for name in figures[results.CHECKPOINT]})
+    files = results.write(job.out, found.figures, found.measured, settings, lambda prompt: spelled(prompt, tokenizer))
+    given = {task.config.task: task.given for task in data.tasks}
+    totals = results.flat(found.figures) | results.counts(found.measured[results.CHECKPOINT], given)
+    tasks = sorted({name.partition(".")[0] for name in found.figures[results.CHECKPOINT]})
     return Product(results.SCHEMA, semantic={"tasks": tasks}, totals=totals, files=files)
 
 
+@dataclass
+class Found:
+    """What came out, by model."""
+
+    figures: dict[str, Figures] = field(default_factory=dict)
+    measured: dict[str, list[Measured]] = field(default_factory=dict)
+
+    def add(self, model: str, figures: Figures, measured: list[Measured]) -> None:
+        """Keep what came out of one model."""
+        self.figures[model], self.measured[model] = figures, measured
+
+
+def _opened(job: Job[EvalConfig], *, weights: Weights) -> Engine:
+    config = job.config
+    return open_engine(
+        job.artifact().data,
+        device=config.device,
+        precision=config.precision,
+        max_running=config.max_running,
+        options=Options(weights=weights),
+    )
+
+
+def spelled(prompt: Prompt, tokenizer: Tokenizer) -> str:
+    """The text of a prompt as the model got it."""
+    return render_prompt_text(tokenizer, prompt.messages) if prompt.chat else prompt.text
+
+
 def gather(job: Job[EvalConfig], tokenizer: Tokenizer, context: int) -> EvaluationData:
-    """Find the held-out rows and read the questions; every fault of the inputs shows here, before any scoring."""
-    checkpoint = job.artifact()
-    given = job.inputs.get("choices")
+    """Find the held-out rows and read the tasks; every fault of the inputs shows here, before any scoring."""
+    config, checkpoint = job.config, job.artifact()
+    questions, data = job.inputs.get("choices"), job.group("data")
     source = _fitting_rows(job, checkpoint)
-    if source is None and given is None:
+    if source is None and questions is None and not config.tasks:
         raise InputError(
             f"{checkpoint.ref} was not trained on rows of this store, and no questions are given",
-            hint="give --rows, --choices or both",
+            hint="give --rows, --choices or --tasks",
         )
     heldout = _heldout(job, source, context)
-    if given is None:
-        return EvaluationData(heldout, [], 0, chat=False)
-    _check_unseen(checkpoint, given)
-    learned_chat = bool(checkpoint.manifest.semantic.get("chat", False))
-    chat = learned_chat if job.config.chat == "auto" else job.config.chat
+    tasks: list[Loaded] = []
+    if questions is not None:
+        _check_unseen(checkpoint, questions)
+        learned_chat = bool(checkpoint.manifest.semantic.get("chat", False))
+        tasks.append(_choices(config, questions, chat=learned_chat if config.chat == "auto" else config.chat))
+    tasks += [loaded(task, config, data, tokenizer, chat=config.chat is True) for task in config.all_tasks]
+    return EvaluationData(heldout, tuple(tasks))
+
+
+def _choices(config: EvalConfig, given: Input, *, chat: bool) -> Loaded:
     questions = read_questions(given)
-    asked = [
-        ask(question, tokenizer, context, delimiter=job.config.delimiter, chat=chat)
-        for question in questions[: job.config.limit]
+    items = [
+        item_of(question, number, delimiter=config.delimiter, chat=chat)
+        for number, question in enumerate(questions[: config.limit])
     ]
-    return EvaluationData(heldout, asked, len(questions), chat)
+    return Loaded(CHOICES, tuple(items), len(questions), chat)
 
 
 def _check_unseen(checkpoint: Artifact, questions: Input) -> None:
@@ -154,32 +192,48 @@ def _heldout(job: Job[EvalConfig], source: Artifact | None, context: int) -> Row
         )
     if rows.count:
         return rows
-    if "choices" not in job.inputs:
+    if "choices" not in job.inputs and not job.config.tasks:
         raise InputError(f"{source.ref} has no held-out row", hint="pack with a larger --heldout, or more documents")
     job.progress.note(f"no held-out loss: {source.ref} has no held-out row")
     return None
 
 
-def untrained(engine: Engine, seed: int) -> Engine:
+def untrained(engine: Engine, config: EvalConfig) -> Engine:
     """An engine over a model of the same shape, dtype and device with random weights."""
     model = Transformer(engine.model.config, engine.model.vocab_size).to(engine.model.device, engine.model.dtype)
-    model.init_weights(seed)
-    return Engine(model, engine.tokenizer, max_running=1)
+    model.init_weights(config.seed)
+    return Engine(model, engine.tokenizer, max_running=config.max_running)
 
 
-def measured(job: Job[EvalConfig], engine: Engine, data: EvaluationData) -> tuple[Figures, list[Answered]]:
-    """All figures of one model, and its answers."""
+def measured_model(
+    job: Job[EvalConfig], engine: Engine, data: EvaluationData, identity: str
+) -> tuple[Figures, list[Measured]]:
+    """All figures of one model, and its tasks."""
+    config = job.config
     figures: Figures = {}
     engine.model.eval()
     if data.heldout is not None:
         figures |= results.heldout_figures(_loss(job, engine, data.heldout))
-    answers = _answers(job, engine, data.questions)
-    if answers:
-        figures |= results.choice_figures(answers)
+        _check_finite(figures)
+    model = LocalModel(engine, identity, batch_tokens=config.batch_tokens, truncate=config.overlong == "truncate")
+    tasks: list[Measured] = []
+    with RequestCache(job.fetched, model.identity) as cache:
+        for task in data.tasks:
+            tasks.append(measured(task, model, cache, config, _reporter(job, task.config.task)))
+            figures |= tasks[-1].figures
+    figures |= group_figures([one for one in config.tasks if isinstance(one, GroupConfig)], figures)
+    _check_finite(figures)
+    return figures, tasks
+
+
+def _reporter(job: Job[EvalConfig], task: str) -> Callable[[int, int], None]:
+    return lambda count, total: job.progress.update(count, total, f"requests of {task}")
+
+
+def _check_finite(figures: Figures) -> None:
     for name, estimate in figures.items():
         if not math.isfinite(estimate.value):
             raise InputError(f"{name} is {estimate.value}", hint="the weights have diverged, or hold NaN: train again")
-    return figures, answers
 
 
 def _loss(job: Job[EvalConfig], engine: Engine, rows: Rows) -> HeldOut:
@@ -194,25 +248,3 @@ def _loss(job: Job[EvalConfig], engine: Engine, rows: Rows) -> HeldOut:
         job.progress.update(min(count * size, rows.count), rows.count, "held-out rows")
 
     return measure(engine.model, batches(), engine.tokenizer.byte_lengths, device=engine.model.device, done=report)
-
-
-def _answers(
-    job: Job[EvalConfig],
-    engine: Engine,
-    questions: list[Asked],
-) -> list[Answered]:
-    """The log-likelihood of every choice of every question."""
-    if not questions:
-        return []
-    pairs = [pair for asked in questions for pair in asked.pairs]
-    scores = iter(engine.score(pairs, batch_tokens=job.config.batch_tokens))
-    answers = []
-    for asked in questions:
-        values = tuple(next(scores).logprob for _ in asked.pairs)
-        if any(math.isnan(value) for value in values):
-            raise InputError(
-                f"question {asked.question.id}: a log-likelihood is NaN", hint="the checkpoint's weights are damaged"
-            )
-        answers.append(Answered(asked, values))
-    job.progress.update(len(questions), len(questions), "questions")
-    return answers

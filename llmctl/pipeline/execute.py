@@ -169,6 +169,7 @@ def execute(call: Call, store: Store, progress: Progress) -> Outcome:
     """Run a stage, or answer from the cache; the artifact is published when this returns.
 
     Raises:
+        GateError: what was published does not meet a threshold of the configuration.
         LlmctlError: nothing was published; what a resumable stage saved is kept for the same call again.
     """
     begun = time.monotonic()
@@ -180,6 +181,7 @@ def execute(call: Call, store: Store, progress: Progress) -> Outcome:
         partial.finish_commit()
         if (pointer := store.cached(partial.key)) is not None:
             artifact = store.publish_version(name, pointer, reuse=True)
+            _check_gate(call, artifact)
             return Outcome(artifact, cached=True, seconds=time.monotonic() - begun)
     with explained(f"the store {store.root}"):
         run, held = partial.start(name, call.run_id, resumable=call.stage.resumable, anew=call.force)
@@ -197,7 +199,14 @@ def execute(call: Call, store: Store, progress: Progress) -> Outcome:
         if not call.stage.resumable and not run.manifest.exists():
             shutil.rmtree(run.path, ignore_errors=True)
         raise
+    _check_gate(call, artifact)
     return Outcome(artifact, cached=False, seconds=time.monotonic() - begun)
+
+
+def _check_gate(call: Call, artifact: Artifact) -> None:
+    """Raise the `GateError` of a threshold that is not met; the artifact is published all the same."""
+    if call.stage.gate is not None:
+        load(call.stage.gate)(call.config, artifact)
 
 
 def plan(call: Call, store: Store) -> dict[str, object]:

@@ -22,6 +22,7 @@ class Role:
         files: whether a plain file may stand in for an artifact.
         many: whether it takes any number of inputs, each under a name of its own: `sources.web`, `sources.books`.
         share: configuration path of a mapping by name that the command line's `REF=VALUE` fills, where `many`.
+        option: `many`, but each is given as `--role NAME=REF`, so that the arguments stay free for others.
     """
 
     kinds: tuple[str, ...]
@@ -30,6 +31,7 @@ class Role:
     files: bool = False
     many: bool = False
     share: str = ""
+    option: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +60,8 @@ class Verb:
 
     @property
     def many(self) -> str:
-        """The role that takes any number of inputs; empty where there is none."""
-        return next((role for role, wanted in self.inputs.items() if wanted.many), "")
+        """The role that takes any number of inputs as arguments; empty where there is none."""
+        return next((role for role, wanted in self.inputs.items() if wanted.many and not wanted.option), "")
 
     def role(self, key: str) -> Role | None:
         """The role that an input is of: `tokenizer`, or `sources.web` where `sources` takes many."""
@@ -101,6 +103,8 @@ class Stage(Verb):
             the default name and the `{role: digest}` of what it will read.
         derive: `module:function` from the inputs by role, and a function that finds an artifact by digest, to further
             inputs by role that follow from them; part of the action key and of the manifest like those given.
+        gate: `module:function` from the configuration and what was published, whether made now or before; it raises
+            where a threshold that the user set is not met.
         nests: commands of stages that the body may run through `job.nested`; the op_version of each is part of the
             action key, unless an input of that role stands in for it.
         resumable: whether a killed run keeps its work directory for the next one with the same action key.
@@ -114,6 +118,7 @@ class Stage(Verb):
     fetch: str | None = None
     sources: str | None = None
     derive: str | None = None
+    gate: str | None = None
     nests: tuple[str, ...] = ()
     resumable: bool = False
     then: str = ""

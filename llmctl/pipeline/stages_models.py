@@ -168,11 +168,13 @@ MODEL_STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         command="eval",
-        summary="Measure held-out loss and multiple choice.",
+        summary="Measure held-out loss, multiple choice and tasks.",
         config="llmctl.config.evals:EvalConfig",
         run="llmctl.evals.stage:run",
         derive="llmctl.pipeline.derive:rows_of_checkpoint",
-        op_version=3,
+        fetch="llmctl.pipeline.evaluations:request_cache",
+        gate="llmctl.pipeline.evaluations:check_figures",
+        op_version=4,
         output="eval",
         inputs={
             "input": Role(("checkpoint",), "checkpoint to measure"),
@@ -182,11 +184,31 @@ MODEL_STAGES: tuple[Stage, ...] = (
             "choices": Role(
                 ("prompts",), "multiple-choice questions: an artifact or a .jsonl file", required=False, files=True
             ),
+            "data": Role(
+                ("prompts", "documents", "chats"),
+                "data of a task, TASK=FILE, or of its examples, TASK.SPLIT=FILE; repeat it",
+                required=False,
+                files=True,
+                many=True,
+                option=True,
+            ),
         },
-        flags={"--limit": "limit", "--batch-tokens": "batch_tokens", "--weights": "weights"},
+        flags={
+            "--tasks": "tasks",
+            "--shots": "shots",
+            "--limit": "limit",
+            "--chat": "chat",
+            "--overlong": "overlong",
+            "--min": "min",
+            "--batch-tokens": "batch_tokens",
+            "--weights": "weights",
+        },
         examples=(
             "llmctl eval web.pretrain",
             "llmctl eval web.sft --choices questions.jsonl",
+            "llmctl eval web.sft --tasks piqa,arc_easy --data piqa=piqa.jsonl --data arc_easy=arc.parquet",
+            "llmctl eval web.sft --tasks gsm8k --data gsm8k=test.jsonl --data gsm8k.train=train.jsonl --limit 200",
+            "llmctl eval web.sft --tasks mine.yaml --data mine=mine.jsonl --min mine.acc=0.5",
             "llmctl eval web.sft --weights int4",
         ),
     ),

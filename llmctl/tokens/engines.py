@@ -34,6 +34,7 @@ class Engine(Protocol):
         unk_id: what text outside the vocabulary becomes; None where every byte has an id.
         changes: in which ways text may come back other than it went in; empty where it never does.
         adds_space: whether a space is put before the text, and taken away again.
+        added: special ids that other tools put around an empty text.
     """
 
     pieces: list[bytes]
@@ -41,6 +42,7 @@ class Engine(Protocol):
     unk_id: int | None
     changes: tuple[str, ...]
     adds_space: bool
+    added: tuple[int, ...]
 
     def encode_batch(self, texts: Sequence[str], threads: int) -> list[NDArray[np.int32]]:
         """Ids of each text on `threads` threads, none of them special."""
@@ -65,6 +67,7 @@ class SentencePieceEngine:
         self.is_ours = all(processor.piece_to_id(text) == index for index, text in enumerate(SPECIALS))
         self.pieces = [self._bytes_of(index) for index in range(size)]
         self.adds_space = normalizer.adds_space
+        self.added: tuple[int, ...] = (processor.bos_id(),) if processor.bos_id() >= 0 else ()
         self._has_bytes = any(processor.is_byte(index) for index in range(size))
         self.unk_id = None if self._has_bytes else processor.unk_id()
         self.changes = (
@@ -134,6 +137,7 @@ class FastEngine:
             raise ValueError(f"its decoder is {' and '.join(sorted(kinds)) or 'missing'}: its ids stand for no bytes")
         added = self._fast.get_added_tokens_decoder()
         self.special = {token.content: index for index, token in added.items() if token.special}
+        self.added = tuple(self._fast.encode("").ids)
         self.pieces = [b""] * (max(self._fast.get_vocab().values(), default=-1) + 1)
         for piece, index in self._fast.get_vocab().items():
             self.pieces[index] = self._bytes_of(piece)

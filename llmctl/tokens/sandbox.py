@@ -34,12 +34,13 @@ _steps: contextvars.ContextVar[list[int] | None] = contextvars.ContextVar("steps
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's sandbox with the settings of transformers and with bounds."""
+    """Jinja's sandbox with bounds, and with the settings of transformers where no others are given."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
-    def __init__(self, extensions: tuple[type[Extension], ...]) -> None:
-        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[*extensions, "jinja2.ext.loopcontrols"])
+    def __init__(self, extensions: tuple[type[Extension], ...] = (), **settings: Any) -> None:
+        settings = {"trim_blocks": True, "lstrip_blocks": True, **settings}
+        super().__init__(extensions=[*extensions, "jinja2.ext.loopcontrols"], **settings)
         self.globals["raise_exception"] = _raise_exception
         self.filters = {name: used for name, used in self.filters.items() if name not in (*LEFT_OUT, *CHANCE)}
         self.globals.pop("lipsum")

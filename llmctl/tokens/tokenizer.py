@@ -112,6 +112,11 @@ class Tokenizer:
         ends = {self.special[text] for text in ENDS if text in self.special}
         return (self.eos_id, *sorted(ends - {self.eos_id}))
 
+    @property
+    def text_start(self) -> tuple[int, ...]:
+        """What stands before a text that is no part of a chat: BOS, where the tokenizer's files say so to all tools."""
+        return (self.bos_id,) if self.bos_id in self._engine.added[:1] else ()
+
     def encode(self, text: str) -> list[int]:
         """Ids of `text` alone: no special id is added, and special strings in it are plain text.
 

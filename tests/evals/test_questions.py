@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from llmctl.config.errors import InputError
-from llmctl.evals.questions import Question, chat_pairs, plain_pairs, read_questions
+from llmctl.evals.questions import Question, read_questions
 from llmctl.store.artifact import FileInput
 from llmctl.store.files import sha256_file
 from llmctl.tokens.chat import render_prompt
 from llmctl.tokens.tokenizer import Tokenizer
-from tests.evals.tiny import tiny_tokenizer
+from tests.evals.tiny import pairs_of, tiny_tokenizer
 
 GOOD = {"prompt": "the list is", "choices": ["sorted", "a file"], "answer": 1}
 
@@ -64,7 +64,7 @@ def question(prompt: str, *choices: str) -> Question:
 
 
 def test_plain_pairs_begin_with_the_begin_token_and_join_by_the_delimiter(tokenizer: Tokenizer) -> None:
-    pairs = plain_pairs(question("the list is", "sorted", "a file"), tokenizer, " ", 64)
+    pairs = pairs_of(question("the list is", "sorted", "a file"), tokenizer)
     whole = tokenizer.encode("the list is sorted")
     assert pairs[0][0] == [tokenizer.bos_id, *tokenizer.encode("the list is")]
     assert pairs[0][0][1:] + pairs[0][1] == whole
@@ -72,23 +72,23 @@ def test_plain_pairs_begin_with_the_begin_token_and_join_by_the_delimiter(tokeni
 
 
 def test_white_space_that_is_there_already_is_the_delimiter(tokenizer: Tokenizer) -> None:
-    expected = plain_pairs(question("the list is", "sorted", "b"), tokenizer, " ", 64)[0]
-    assert plain_pairs(question("the list is", " sorted", "b"), tokenizer, " ", 64)[0] == expected
-    assert plain_pairs(question("the list is ", "sorted", "b"), tokenizer, " ", 64)[0] == expected
-    assert chat_pairs(question("q", " sorted", "b"), tokenizer, 64) == chat_pairs(
-        question("q", "sorted", "b"), tokenizer, 64
+    expected = pairs_of(question("the list is", "sorted", "b"), tokenizer)[0]
+    assert pairs_of(question("the list is", " sorted", "b"), tokenizer)[0] == expected
+    assert pairs_of(question("the list is ", "sorted", "b"), tokenizer)[0] == expected
+    assert pairs_of(question("q", " sorted", "b"), tokenizer, chat=True) == pairs_of(
+        question("q", "sorted", "b"), tokenizer, chat=True
     )
 
 
 def test_an_empty_prompt_leaves_the_begin_token(tokenizer: Tokenizer) -> None:
-    assert plain_pairs(question("", "sorted", "b"), tokenizer, "", 64)[0] == (
+    assert pairs_of(question("", "sorted", "b"), tokenizer, delimiter="")[0] == (
         [tokenizer.bos_id],
         tokenizer.encode("sorted"),
     )
 
 
 def test_chat_pairs_are_what_training_would_learn(tokenizer: Tokenizer) -> None:
-    (before, after), _ = chat_pairs(question("what is sorted?", "a list", "b"), tokenizer, 64)
+    (before, after), _ = pairs_of(question("what is sorted?", "a list", "b"), tokenizer, chat=True)
     assert before == render_prompt(tokenizer, [{"role": "user", "content": "what is sorted?"}])
     assert tokenizer.decode(after) == "a list"
     assert not set(after) & set(tokenizer.stop_ids)
@@ -96,18 +96,4 @@ def test_chat_pairs_are_what_training_would_learn(tokenizer: Tokenizer) -> None:
 
 def test_chat_asks_the_question_where_the_data_has_one(tokenizer: Tokenizer) -> None:
     asked = Question("q1", "Q: why?\nA:", ("a", "b"), 0, "why?")
-    assert tokenizer.decode(chat_pairs(asked, tokenizer, 64)[0][0]).endswith("user\nwhy?\nassistant\n")
-
-
-def test_what_does_not_fit_is_an_error_not_a_score(tokenizer: Tokenizer) -> None:
-    long = question("the list is " * 30, "sorted", "b")
-    with pytest.raises(InputError, match=r"question q1: choice 0 needs \d+ tokens, the model reads 64"):
-        plain_pairs(long, tokenizer, " ", 64)
-
-
-def test_the_last_token_needs_no_room(tokenizer: Tokenizer) -> None:
-    asked = question("the list is", "sorted", "sorted")
-    tokens = sum(map(len, plain_pairs(asked, tokenizer, " ", 64)[0]))
-    plain_pairs(asked, tokenizer, " ", tokens - 1)
-    with pytest.raises(InputError, match="needs"):
-        plain_pairs(asked, tokenizer, " ", tokens - 2)
+    assert tokenizer.decode(pairs_of(asked, tokenizer, chat=True)[0][0]).endswith("user\nwhy?\nassistant\n")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmctl.evals.scoring import best, best_by_characters, chance, mean, split_pair
+from llmctl.evals.scoring import best, chance, mean, split_pair
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=50))
@@ -42,19 +42,6 @@ def test_one_question_has_no_error() -> None:
 def test_best_takes_the_first_of_equals() -> None:
     assert best([-3.0, -1.0, -1.0]) == 1
     assert best([-math.inf, -math.inf]) == 0
-
-
-def test_length_decides_between_raw_and_normalised() -> None:
-    # -4 over 2 characters is -2 each; -6 over 12 is -0.5 each.
-    assert best([-4.0, -6.0]) == 0
-    assert best_by_characters([-4.0, -6.0], ["ab", "abcdefghijkl"]) == 1
-    # Characters, not bytes: -3 / 2 against -4.5 / 4, though "漢字" has six bytes.
-    assert best_by_characters([-3.0, -4.4], ["漢字", "abcd"]) == 1
-
-
-def test_white_space_around_a_choice_is_no_part_of_its_length() -> None:
-    # -3 / 2 against -3.9 / 3; counting the space, -3 / 3 would beat -3.9 / 3.
-    assert best_by_characters([-3.0, -3.9], [" ab", "abc"]) == 1
 
 
 def test_chance_is_the_mean_over_questions() -> None:

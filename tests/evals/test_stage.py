@@ -19,7 +19,8 @@ from llmctl.config.tokens import PackConfig, TokenizeConfig
 from llmctl.config.train import PretrainConfig, SftConfig
 from llmctl.data.table_writer import TableWriter
 from llmctl.data.tables import PROMPTS, read_rows
-from llmctl.evals.questions import chat_pairs, plain_pairs, read_questions
+from llmctl.evals.questions import read_questions
+from llmctl.inference.score import Pair
 from llmctl.model import huggingface
 from llmctl.model.attention import packed
 from llmctl.model.transformer import Transformer
@@ -31,7 +32,7 @@ from llmctl.store.manifest import Manifest, Producer, RunInfo, content_digest
 from llmctl.store.store import Store, describe_files
 from llmctl.tokens.rows import Rows
 from llmctl.tokens.tokenizer import Tokenizer
-from tests.evals.tiny import text
+from tests.evals.tiny import pairs_of, text
 
 CONTEXT = 64
 
@@ -139,7 +140,7 @@ def log_softmax(model: Transformer, ids: list[int]) -> Tensor:
     return model.logits(model(tokens, positions, packed(torch.zeros_like(tokens))))[0].double().log_softmax(-1)
 
 
-def direct(model: Transformer, pair: tuple[list[int], list[int]]) -> float:
+def direct(model: Transformer, pair: Pair) -> float:
     """Log-likelihood of a continuation, token by token."""
     before, after = pair
     logprobs = log_softmax(model, [*before, *after])
@@ -181,13 +182,15 @@ def test_choices_are_those_of_a_plain_computation(line: Line, base: Artifact, qu
     samples = pq.read_table(evaluation.file("samples-00000.parquet")).to_pylist()
     right, right_norm = [], []
     for question, sample in zip(read_questions(quiz), samples, strict=True):
-        pairs = chat_pairs(question, tokenizer, CONTEXT) if chat else plain_pairs(question, tokenizer, " ", CONTEXT)
+        pairs = pairs_of(question, tokenizer, chat=chat)
         expected = [direct(model, pair) for pair in pairs]
         assert sample["log_likelihoods"] == pytest.approx(expected, abs=1e-4)
         assert sample["prompt"] == (
             f"<s><|im_start|>user\n{question.question}<|im_end|>\n<|im_start|>assistant\n" if chat else question.prompt
         )
-        assert sample["choices"] == [choice.strip() if chat else choice for choice in question.choices]
+        assert sample["choices"] == [
+            choice.strip() if chat else choice if choice[0] == " " else f" {choice}" for choice in question.choices
+        ]
         per_character = [value / len(choice.strip()) for value, choice in zip(expected, question.choices, strict=True)]
         assert sample["prediction"] == int(np.argmax(expected))
         assert sample["prediction_norm"] == int(np.argmax(per_character))
@@ -202,7 +205,7 @@ def test_choices_are_those_of_a_plain_computation(line: Line, base: Artifact, qu
     guessing = pytest.approx(np.mean([1 / count for count in counts]))
     assert choices["acc"]["chance"] == guessing
     assert choices["acc_norm"]["chance"] == guessing
-    assert results(evaluation)["settings"]["chat"] is chat
+    assert results(evaluation)["settings"]["chat"] == {"choices": chat}
 
 
 def test_the_baseline_is_an_untrained_model_of_the_same_shape(
@@ -216,7 +219,7 @@ def test_the_baseline_is_an_untrained_model_of_the_same_shape(
     samples = [row for row in rows if row["model"] == "untrained"]
     tokenizer = Tokenizer.open(base.data)
     first = read_questions(quiz)[0]
-    expected = [direct(untrained, pair) for pair in plain_pairs(first, tokenizer, " ", CONTEXT)]
+    expected = [direct(untrained, pair) for pair in pairs_of(first, tokenizer)]
     assert samples[0]["log_likelihoods"] == pytest.approx(expected, abs=1e-4)
     totals = evaluation.manifest.totals
     assert float(totals["untrained.heldout.loss"]) > float(totals["heldout.loss"])
@@ -247,8 +250,8 @@ def test_chat_is_for_checkpoints_that_learned_it_and_rows_come_from_the_lineage(
     line: Line, rows: Artifact, base: Artifact, tuned: Artifact, quiz: FileInput
 ) -> None:
     plainly, chatting = line.eval(base, choices=quiz), line.eval(tuned, choices=quiz)
-    assert results(plainly)["settings"]["chat"] is False
-    assert results(chatting)["settings"]["chat"] is True
+    assert results(plainly)["settings"]["chat"] == {"choices": False}
+    assert results(chatting)["settings"]["chat"] == {"choices": True}
     counts = [results(evaluation)["tasks"]["heldout"]["loss"]["n"] for evaluation in (plainly, chatting)]
     assert counts[0] == counts[1] > 0
     for evaluation in (plainly, chatting):
@@ -323,7 +326,7 @@ def test_rows_of_another_tokenizer_are_refused(line: Line, base: Artifact, folde
 def test_a_question_that_does_not_fit_stops_it(line: Line, base: Artifact, folder: Path) -> None:
     path = folder / "long.jsonl"
     path.write_text(json.dumps({"id": "long-one", "prompt": text(1, 200), "choices": ["a", "b"], "answer": 0}) + "\n")
-    with pytest.raises(InputError, match=r"question long-one: choice 0 needs \d+ tokens, the model reads 64"):
+    with pytest.raises(InputError, match=r"choices: item long-one needs \d+ tokens, the model reads 64"):
         line.eval(base, choices=FileInput.of(path, "prompts"))
 
 

@@ -1,12 +1,20 @@
 """A real tokenizer and a random model on disk, made in a second: what serve and eval are tested on."""
 
+import json
 import random
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from llmctl.config.model import ModelConfig
 from llmctl.config.tokens import TokenizerConfig
+from llmctl.evals.local import pair_of
+from llmctl.evals.questions import Question, item_of
+from llmctl.evals.requests import Likelihood
+from llmctl.inference.score import Pair
 from llmctl.model import huggingface
 from llmctl.model.transformer import Transformer
+from llmctl.store.artifact import FileInput
 from llmctl.tokens.tokenizer import Tokenizer
 from tests.tokenizers import write_tokenizer
 
@@ -36,3 +44,15 @@ def write_checkpoint(directory: Path, *, seed: int = 0, context: int = 256, **ch
     model.init_weights(seed)
     huggingface.save(model, directory / "checkpoint", tokenizer)
     return directory / "checkpoint"
+
+
+def pairs_of(question: Question, tokenizer: Tokenizer, *, delimiter: str = " ", chat: bool = False) -> list[Pair]:
+    """(context ids, continuation ids) of each choice of a question."""
+    item = item_of(question, 0, delimiter=delimiter, chat=chat)
+    return [pair_of(one, tokenizer) for one in item.requests if isinstance(one, Likelihood)]
+
+
+def file_of(path: Path, rows: Iterable[Mapping[str, Any]]) -> FileInput:
+    """Rows as a JSON Lines file."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return FileInput.of(path, "prompts")

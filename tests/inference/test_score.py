@@ -84,9 +84,7 @@ def test_wrong_pairs_are_refused(engine: Engine, pair: tuple[list[int], list[int
 
 # Three questions behind one long prompt, two answers each; the answers of the last begin alike.
 SHARING = [
-    ([*range(20, 50), question], answer)
-    for question in (60, 61, 62)
-    for answer in ([100, 101, question], [100, 102])
+    ([*range(20, 50), question], answer) for question in (60, 61, 62) for answer in ([100, 101, question], [100, 102])
 ]
 
 

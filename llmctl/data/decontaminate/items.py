@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,8 @@ import pyarrow as pa
 
 from llmctl.config.errors import InputError
 from llmctl.data.dedup.kernel import Hashes, normalise, shingles
-from llmctl.data.lines import plain_suffix, read_objects
-from llmctl.data.tables import parts_of, read_parquet
-from llmctl.store.artifact import FileInput, Input
+from llmctl.data.raw import raw_rows
+from llmctl.store.artifact import Input
 
 FILTER_BITS = 22
 
@@ -39,7 +37,7 @@ def read_items(given: Input, fields: Sequence[str]) -> Iterator[Item]:
     Raises:
         InputError: a row has none of the fields.
     """
-    for where, row in _rows(given):
+    for where, row in raw_rows(given):
         present = [field for field in fields if row.get(field) is not None]
         if not present:
             raise InputError(
@@ -49,24 +47,6 @@ def read_items(given: Input, fields: Sequence[str]) -> Iterator[Item]:
         name = row.get("id")
         texts = [text for field in present for text in _texts(row[field])]
         yield Item(where if name is None else str(name), texts)
-
-
-def _rows(given: Input) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where it stands, values) of each row of an artifact or of a plain file."""
-    if isinstance(given, FileInput) and plain_suffix(given.path) in {".jsonl", ".ndjson", ".json"}:
-        for number, row in read_objects(given.path):
-            yield f"{given.path.name}:{number}", row
-        return
-    if isinstance(given, FileInput) and plain_suffix(given.path) != ".parquet":
-        raise InputError(f"{given.path}: unknown format", hint="give a .jsonl, .jsonl.gz, .jsonl.zst or .parquet file")
-    paths = [given.path] if isinstance(given, FileInput) else parts_of(given)
-    for path in paths:
-        assert isinstance(path, Path)
-        number = 0
-        for batch in read_parquet(path):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{path.name}:{number}", row
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -1,0 +1,136 @@
+"""Tasks with their data: which rows are asked, which are examples, and which belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llmctl.config.errors import InputError, UsageError
+from llmctl.config.evals import EvalConfig
+from llmctl.config.tasks import TaskConfig
+from llmctl.data.raw import raw_rows
+from llmctl.evals.haystack import haystack_rows
+from llmctl.evals.items import Asker, Item, Row
+from llmctl.evals.shots import Shots
+from llmctl.store.artifact import Input
+from llmctl.tokens.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A task and what it asks.
+
+    Attributes:
+        config: the task.
+        items: what is asked, in order.
+        given: how many rows its data has.
+        chat: whether prompts go through the chat template.
+    """
+
+    config: TaskConfig
+    items: tuple[Item, ...]
+    given: int
+    chat: bool
+
+
+def check_data(config: EvalConfig, data: Mapping[str, Input]) -> None:
+    """Refuse data of no task, and tasks without data, before anything is read.
+
+    Raises:
+        UsageError: naming all of them.
+    """
+    tasks = {task.task: task for task in config.all_tasks}
+    known = {name for task in tasks.values() for name in (task.task, f"{task.task}.{task.pool}")}
+    if strange := sorted(set(data) - known):
+        raise UsageError(
+            f"--data {strange[0]}=… belongs to none of the tasks {', '.join(tasks) or '(none)'}",
+            hint="name the task, or task.split for its examples, as in --data gsm8k.train=train.jsonl",
+        )
+    if missing := [name for name in tasks if name not in data]:
+        raise UsageError(
+            f"no data for {', '.join(missing)}", hint=f"nothing is downloaded: --data {missing[0]}=FILE names it"
+        )
+
+
+def loaded(
+    config: TaskConfig, settings: EvalConfig, data: Mapping[str, Input], tokenizer: Tokenizer | None, *, chat: bool
+) -> Loaded:
+    """Read and build everything that one task asks.
+
+    Args:
+        config: the task.
+        settings: of the evaluation.
+        data: by `task` and `task.split`.
+        tokenizer: the model's, for texts of a length in tokens; None where it is not known.
+        chat: whether prompts go through the chat template.
+
+    Raises:
+        InputError: a fault of the data, with where it is.
+    """
+    if settings.shots is not None:
+        config = config.model_copy(update={"num_fewshot": settings.shots})
+    rows = _rows(config, data[config.task])
+    if config.haystack is not None:
+        rows = haystack_rows(config.haystack, rows, tokenizer, seed=settings.seed)
+    pool = _pool(config, rows, data)
+    asker = Asker(config, chat=chat, seed=settings.seed)
+    items: list[Item] = []
+    for part, own in _parts(config, rows).items():
+        shots = Shots(
+            [row.doc for row in pool if not config.by or str(row.doc.get(config.by)) == part],
+            config.num_fewshot,
+            config.fewshot_config,
+            seed=settings.shots_seed,
+            leaves_out=pool is rows or config.leaves_out,
+            task=f"{config.task}/{part}" if part else config.task,
+        )
+        items += asker.items(_chosen(config, settings, own), shots, part)
+    return Loaded(config, tuple(items), len(rows), chat)
+
+
+def _rows(config: TaskConfig, given: Input) -> list[Row]:
+    rows = [Row(number, f"{given.ref} ({where})", doc) for number, (where, doc) in enumerate(raw_rows(given))]
+    if not rows:
+        raise InputError(f"{given.ref} holds no item of the task {config.task}", hint="give a file with rows")
+    return rows
+
+
+def _pool(config: TaskConfig, rows: list[Row], data: Mapping[str, Input]) -> list[Row]:
+    """What examples are drawn from; `rows` itself where the items are their own examples."""
+    if not config.num_fewshot:
+        return []
+    if samples := config.fewshot_config.samples:
+        return [Row(number, f"example {number} of {config.task}", doc) for number, doc in enumerate(samples)]
+    if config.pool is None:
+        return rows
+    name = f"{config.task}.{config.pool}"
+    if name not in data:
+        raise UsageError(
+            f"{config.task} takes its {config.num_fewshot} examples from the split {config.pool}, which is not given",
+            hint=f"--data {name}=FILE names it; --shots 0 asks without examples",
+        )
+    return _rows(config, data[name])
+
+
+def _parts(config: TaskConfig, rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows by subtask, in the order in which the subtasks come."""
+    if not config.by:
+        return {"": list(rows)}
+    parts: dict[str, list[Row]] = {}
+    for row in rows:
+        value: Any = row.doc.get(config.by)
+        if value is None:
+            raise InputError(
+                f"{row.where} has no {config.by!r}, by which {config.task} is parted", hint="add the field"
+            )
+        parts.setdefault(str(value), []).append(row)
+    return parts
+
+
+def _chosen(config: TaskConfig, settings: EvalConfig, rows: Sequence[Row]) -> list[Row]:
+    """Those rows that are asked."""
+    wanted = settings.samples.get(config.task)
+    if wanted is not None:
+        rows = [row for row in rows if row.number in set(wanted)]
+    return list(rows[: settings.limit])

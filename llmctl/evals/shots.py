@@ -1,0 +1,53 @@
+"""Examples before an item, drawn as lm-evaluation-harness (v0.4.13) draws them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from llmctl.config.errors import InputError
+from llmctl.config.tasks import FewshotConfig
+from llmctl.evals.templates import Doc
+
+HARNESS_SEED = 1234
+
+
+class Shots:
+    """Draws examples for one item after another. What is drawn depends on the order in which items come.
+
+    Args:
+        pool: what is drawn from.
+        count: how many examples an item gets.
+        config: the way of drawing.
+        seed: of the random numbers.
+        leaves_out: whether the pool holds the items themselves, so that each is left out of its own examples.
+        task: for messages.
+
+    Raises:
+        InputError: the pool is too small.
+    """
+
+    def __init__(
+        self, pool: Sequence[Doc], count: int, config: FewshotConfig, *, seed: int, leaves_out: bool, task: str
+    ) -> None:
+        needed = count + leaves_out if count else 0
+        if len(pool) < needed:
+            raise InputError(
+                f"{task}: {count} examples are to be drawn from {len(pool)}",
+                hint="give more examples, or fewer shots: --shots 0",
+            )
+        self._pool, self._count, self._leaves_out = list(pool), count, leaves_out
+        self._first = config.sampler == "first_n"
+        self._random = random.Random(seed)  # noqa: S311 - the harness's own
+
+    def draw(self, item: Doc) -> list[Doc]:
+        """The examples of the next item."""
+        if not self._count:
+            return []
+        others = [doc for doc in self._pool if doc != item] if self._leaves_out else self._pool
+        if self._first:
+            return others[: self._count]
+        if not self._leaves_out:
+            return self._random.sample(self._pool, self._count)
+        drawn = [doc for doc in self._random.sample(self._pool, self._count + 1) if doc != item][: self._count]
+        return drawn if len(drawn) == self._count else self._random.sample(others, self._count)
