@@ -74,7 +74,9 @@ class LocalModel:
     def _windows(self, request: Likelihood | Rolling) -> list[Pair] | Skipped:
         """What is scored: one pair, or those of the windows of a long text; none of an empty one."""
         if isinstance(request, Rolling):
-            return rolling_windows(self._tokenizer.encode(request.text), self._tokenizer.bos_id, self.engine.context)
+            # A tokenizer's own BOS is a token like others here, as it is to the harness.
+            ids = [*self._tokenizer.text_start, *self._tokenizer.encode(request.text)]
+            return rolling_windows(ids, self._tokenizer.bos_id, self.engine.context)
         before, after = pair_of(request, self._tokenizer)
         over = len(before) + len(after) - (self.engine.context + 1)
         if over <= 0:
