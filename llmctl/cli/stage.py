@@ -28,6 +28,7 @@ from llmctl.config.errors import EXIT_OK
 from llmctl.pipeline.stage import Stage, Verb
 
 if TYPE_CHECKING:
+    from llmctl.config.base import Config
     from llmctl.store.artifact import Artifact, Input
 
 COMMON: dict[str, tuple[Any, Any]] = {
@@ -86,8 +87,8 @@ def _run(stage: Stage, given: Given, sink: Sink) -> None:
     call = Call(stage, config, {}, options["name"], options["force"], tuple(sys.argv[1:]))
     if not options["dry_run"]:
         sink.begin(receipts.begin(call.run_id, stage.command, stage.makes(config), store))
-    refs, piped = take_pipe(stage, refs)
-    call = call.with_inputs(resolve_inputs(stage, refs, store, piped))
+    refs, piped = take_pipe(stage, refs, config)
+    call = call.with_inputs(resolve_inputs(stage, refs, store, piped, config=config))
     if options["dry_run"]:
         sink.write_json(plan(call, store))
         return
@@ -107,12 +108,14 @@ def open_inputs(verb: Verb, refs: Mapping[str, str], location: str) -> tuple[dic
     return resolve_inputs(verb, refs, Store.open(location), piped), bool(piped)
 
 
-def take_pipe(verb: Verb, refs: Mapping[str, str]) -> tuple[dict[str, str], dict[str, Artifact]]:
+def take_pipe(
+    verb: Verb, refs: Mapping[str, str], config: Config | None = None
+) -> tuple[dict[str, str], dict[str, Artifact]]:
     """Fill the role `input` from the pipe where the reference is `-`, or left out and something is piped in."""
     from llmctl.pipeline.receipts import receive
 
     rest = {role: ref for role, ref in refs.items() if not (role == "input" and ref == "-")}
-    if "input" not in verb.inputs or not verb.lacks("input", rest):
+    if "input" not in verb.inputs or not verb.lacks("input", rest, config):
         return rest, {}
     stdin = piped_stdin()
     if stdin is None and "input" not in refs:

@@ -28,6 +28,15 @@ def _gates(value: Any) -> Any:
     return {name.strip(): least.strip() for name, _, least in pairs}
 
 
+class ServerConfig(Config):
+    """An OpenAI-compatible server that is measured in place of a checkpoint."""
+
+    url: str = Field(default="", description="measure this server in place of REF: its address, up to /v1")
+    name: str = Field(default="", description="which of the server's models; its first where left out")
+    key_variable: str = Field(default="", description="environment variable that holds the server's key")
+    timeout_s: float = execution(600.0, gt=0, le=86400, description="how long one request may take")
+
+
 class EvalConfig(Config):
     """`llmctl eval`: held-out loss, and tasks by log-likelihood or generation where any are named."""
 
@@ -55,6 +64,7 @@ class EvalConfig(Config):
     bootstrap: int = Field(
         100_000, ge=0, le=1_000_000, description="draws for standard errors that have no formula; 0 for none"
     )
+    server: ServerConfig = Field(ServerConfig(), description="what is measured in place of a checkpoint")
     delimiter: str = Field(
         " ",
         max_length=16,

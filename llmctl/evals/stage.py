@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from llmctl.config.devices import Weights
-from llmctl.config.errors import InputError
+from llmctl.config.errors import InputError, UsageError
 from llmctl.config.evals import EvalConfig
 from llmctl.config.tasks import GroupConfig
 from llmctl.evals import results
@@ -18,7 +20,8 @@ from llmctl.evals.load import Loaded, check_data, loaded
 from llmctl.evals.local import LocalModel
 from llmctl.evals.measure import Figures, Measured, group_figures, measured
 from llmctl.evals.questions import CHOICES, item_of, read_questions
-from llmctl.evals.requests import Prompt
+from llmctl.evals.remote import Fetched, RemoteModel, card_of
+from llmctl.evals.requests import Model, Prompt
 from llmctl.inference.conversation import open_engine
 from llmctl.inference.engine import Engine
 from llmctl.inference.options import Options
@@ -53,10 +56,33 @@ def run(job: Job[EvalConfig]) -> Product:
     Raises:
         InputError: there is nothing to measure on, or an item cannot be asked; it says which and why.
     """
-    config, checkpoint = job.config, job.artifact()
+    config = job.config
     check_data(config, job.group("data"))
     found = Found()
-    identity = f"{checkpoint.digest}:{config.precision}"
+    if config.server.url:
+        data = _served(job, found)
+        tokenizer = None
+    else:
+        data, tokenizer = _local(job, found)
+    for name, named_figures in found.figures.items():
+        job.log({"model": name} | {metric: estimate.value for metric, estimate in named_figures.items()})
+    files = results.write(
+        job.out,
+        found.figures,
+        found.measured,
+        _settings(config, data),
+        lambda prompt: spelled(prompt, tokenizer),
+    )
+    given = {task.config.task: task.given for task in data.tasks}
+    totals = results.flat(found.figures) | results.counts(found.measured[results.CHECKPOINT], given)
+    tasks = sorted({name.partition(".")[0] for name in found.figures[results.CHECKPOINT]})
+    return Product(results.SCHEMA, semantic={"tasks": tasks}, totals=totals, files=files)
+
+
+def _local(job: Job[EvalConfig], found: Found) -> tuple[EvaluationData, Tokenizer]:
+    """Measure the checkpoint, and what is to be seen beside it."""
+    config = job.config
+    identity = f"{job.artifact().digest}:{config.precision}"
     with _opened(job, weights=config.weights) as engine:
         data = gather(job, engine.tokenizer, engine.context)
         tokenizer = engine.tokenizer
@@ -68,10 +94,32 @@ def run(job: Job[EvalConfig]) -> Product:
     if config.weights != "plain":
         with _opened(job, weights="plain") as engine:
             found.add(results.UNROUNDED, *measured_model(job, engine, data, f"{identity}:plain"))
+    return data, tokenizer
 
-    for name, named_figures in found.figures.items():
-        job.log({"model": name} | {metric: estimate.value for metric, estimate in named_figures.items()})
-    settings = {
+
+def _served(job: Job[EvalConfig], found: Found) -> EvaluationData:
+    """Measure a server's model.
+
+    Raises:
+        UsageError: a checkpoint is given too, or what only a checkpoint has is asked for.
+    """
+    config = job.config
+    if misplaced := [role for role in ("input", "rows", "choices") if role in job.inputs]:
+        raise UsageError(f"{misplaced[0]} is given beside --model", hint="measure the one or the other")
+    if not config.tasks or config.baseline or config.weights != "plain":
+        raise UsageError("a server answers tasks alone", hint="give --tasks, without baseline and weights")
+    chat = config.chat is True
+    tasks = tuple(loaded(task, config, job.group("data"), None, chat=chat) for task in config.all_tasks)
+    data = EvaluationData(None, tasks)
+    fetched: Fetched = job.fetched
+    model = RemoteModel(config.server, fetched.card or card_of(config.server), config.max_running)
+    found.add(results.CHECKPOINT, *_asked(job, model, data))
+    return data
+
+
+def _settings(config: EvalConfig, data: EvaluationData) -> dict[str, Any]:
+    """What decided the figures, to be read beside them."""
+    return {
         "chat": {task.config.task: task.chat for task in data.tasks},
         "delimiter": config.delimiter,
         "overlong": config.overlong,
@@ -79,12 +127,8 @@ def run(job: Job[EvalConfig]) -> Product:
         "weights": config.weights,
         "seed": config.seed,
         "shots": {task.config.task: task.config.num_fewshot for task in data.tasks},
+        "server": config.server.url,
     }
-    files = results.write(job.out, found.figures, found.measured, settings, lambda prompt: spelled(prompt, tokenizer))
-    given = {task.config.task: task.given for task in data.tasks}
-    totals = results.flat(found.figures) | results.counts(found.measured[results.CHECKPOINT], given)
-    tasks = sorted({name.partition(".")[0] for name in found.figures[results.CHECKPOINT]})
-    return Product(results.SCHEMA, semantic={"tasks": tasks}, totals=totals, files=files)
 
 
 @dataclass
@@ -110,9 +154,11 @@ def _opened(job: Job[EvalConfig], *, weights: Weights) -> Engine:
     )
 
 
-def spelled(prompt: Prompt, tokenizer: Tokenizer) -> str:
-    """The text of a prompt as the model got it."""
-    return render_prompt_text(tokenizer, prompt.messages) if prompt.chat else prompt.text
+def spelled(prompt: Prompt, tokenizer: Tokenizer | None) -> str:
+    """The text of a prompt as the model got it; of a chat with a server, whose template is not known, its messages."""
+    if not prompt.chat:
+        return prompt.text
+    return json.dumps(prompt.messages) if tokenizer is None else render_prompt_text(tokenizer, prompt.messages)
 
 
 def gather(job: Job[EvalConfig], tokenizer: Tokenizer, context: int) -> EvaluationData:
@@ -216,11 +262,21 @@ def measured_model(
         figures |= results.heldout_figures(_loss(job, engine, data.heldout))
         _check_finite(figures)
     model = LocalModel(engine, identity, batch_tokens=config.batch_tokens, truncate=config.overlong == "truncate")
+    more, tasks = _asked(job, model, data)
+    return figures | more, tasks
+
+
+def _asked(job: Job[EvalConfig], model: Model, data: EvaluationData) -> tuple[Figures, list[Measured]]:
+    """Figures of the tasks and of their groups, and what every item gave."""
+    config, fetched = job.config, job.fetched or Fetched()
+    figures: Figures = {}
     tasks: list[Measured] = []
-    with RequestCache(job.fetched, model.identity) as cache:
+    with RequestCache(fetched.requests, model.identity) as cache:
         for task in data.tasks:
             tasks.append(measured(task, model, cache, config, _reporter(job, task.config.task)))
             figures |= tasks[-1].figures
+            for reason, count in sorted(tasks[-1].skipped.items()):
+                job.progress.note(f"{task.config.task}: {count} of {len(task.items)} items left out: {reason}")
     figures |= group_figures([one for one in config.tasks if isinstance(one, GroupConfig)], figures)
     _check_finite(figures)
     return figures, tasks

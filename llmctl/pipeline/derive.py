@@ -41,7 +41,7 @@ def rows_of_checkpoint(inputs: Mapping[str, Input], find: Find) -> dict[str, Art
     Raises:
         InputError: there were such rows, but they are no longer in the store.
     """
-    artifact = inputs["input"]
+    artifact = inputs.get("input")  # none where a server is measured
     while "rows" not in inputs and isinstance(artifact, Artifact):
         entry = artifact.manifest.inputs.get("input")
         if entry is None or entry.kind not in ("checkpoint", "rows"):

@@ -1,21 +1,14 @@
-"""What an evaluation needs outside its body: where answers are kept, and the gates that its figures must pass."""
+"""The gates that the figures of an evaluation must pass."""
 
 from __future__ import annotations
 
 import difflib
-from pathlib import Path
 
 from llmctl.config.errors import GateError, UsageError
 from llmctl.config.evals import EvalConfig
-from llmctl.pipeline.job import Progress
 from llmctl.store.artifact import Artifact
 
 NO_FIGURE = ("stderr", "scored", "limit", "chance")
-
-
-def request_cache(config: EvalConfig, directory: Path, progress: Progress) -> Path | None:  # noqa: ARG001 - of a stage
-    """Where answers to requests are kept between runs; None where they are not."""
-    return directory / "requests" if config.reuse else None
 
 
 def check_figures(config: EvalConfig, artifact: Artifact) -> None:

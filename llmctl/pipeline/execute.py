@@ -89,6 +89,7 @@ def resolve_inputs(
     store: Store,
     given: Mapping[str, Input] | None = None,
     later: Collection[str] = (),
+    config: Config | None = None,
 ) -> dict[str, Input]:
     """Find every input that `refs` names; all missing and misfitting ones are reported together.
 
@@ -98,13 +99,14 @@ def resolve_inputs(
         store: where references are looked up.
         given: inputs that are there already: from the pipe, or from an earlier step of a recipe.
         later: roles that need not be named yet.
+        config: where it is known; a field of it may stand in for an input.
     """
     found: dict[str, Input] = dict(given or {})
     for role, there in found.items():
         _check_kind(there, role, verb)
     faults: list[LlmctlError] = []
     for role in verb.inputs:
-        if (fault := _missing(verb, role, {*found, *refs, *later})) is not None:
+        if (fault := _missing(verb, role, {*found, *refs, *later}, config)) is not None:
             faults.append(fault)
         for key in (key for key in refs if key.partition(".")[0] == role and key not in found):
             try:
@@ -126,10 +128,10 @@ def input_faults(verb: Verb, refs: Mapping[str, str], store: Store) -> list[Llmc
     return []
 
 
-def _missing(verb: Verb, role: str, keys: set[str]) -> UsageError | None:
+def _missing(verb: Verb, role: str, keys: set[str], config: Config | None) -> UsageError | None:
     """What to say where a role that must be filled has no input among `keys`."""
     wanted = verb.inputs[role]
-    if not verb.lacks(role, keys):
+    if not verb.lacks(role, keys, config):
         return None
     option = "an argument or a pipe" if role == "input" else "one or more as arguments" if wanted.many else ""
     return UsageError(f"{verb.command} needs {wanted.help}", hint=f"give {option or f'--{role} REF'}")
@@ -239,7 +241,9 @@ def _identify(call: Call, fetched: Any) -> tuple[str, dict[str, str]]:
     digests = {role: given.digest for role, given in call.inputs.items()}
     if call.stage.sources is not None:
         base, read = load(call.stage.sources)(call.config, fetched)
-        return call.name or base, {**digests, **read}
+        digests |= read
+        if base:
+            return call.name or base, digests
     roles = ("input", call.stage.many)
     named = [given for key, given in call.inputs.items() if key.partition(".")[0] in roles]
     root = "-".join(sorted({given.name.partition(".")[0] for given in named}))[:LONGEST_ROOT]

@@ -117,20 +117,21 @@ def _check_step(step_id: str, spec: StepSpec, override: Any, written: RecipeFile
     refs = {"input": spec.inputs} if isinstance(spec.inputs, str) else dict(spec.inputs)
     refs = {stage.key(name): ref for name, ref in refs.items()}
     problems = [p for role, ref in refs.items() if (p := _check_input(stage, role, ref, step_id, written, earlier))]
-    problems += [
-        Problem(f"{where}.in.{role}", "is missing", f"{command} needs {wanted.help}")
-        for role, wanted in stage.inputs.items()
-        if stage.lacks(role, refs)
-    ]
     if override is not None and not isinstance(override, dict):
         problems.append(Problem(step_id, "names a step, not a field", f"write {step_id}.field=value"))
         override = None
     layers: list[Layer] = [user_layer(command), spec.settings, environment_layer(command), override or {}]
+    config: Config | None = None
     try:
         config = build(stage.config_model(), layers, where=f"{where}.with.")
     except ConfigError as error:
-        raise ConfigError([*problems, *error.problems]) from None
-    if problems:
+        problems += error.problems
+    problems += [
+        Problem(f"{where}.in.{role}", "is missing", f"{command} needs {wanted.help}")
+        for role, wanted in stage.inputs.items()
+        if stage.lacks(role, refs, config)
+    ]
+    if problems or config is None:
         raise ConfigError(problems)
     return Step(step_id, stage, refs, config)
 

@@ -23,6 +23,7 @@ class Role:
         many: whether it takes any number of inputs, each under a name of its own: `sources.web`, `sources.books`.
         share: configuration path of a mapping by name that the command line's `REF=VALUE` fills, where `many`.
         option: `many`, but each is given as `--role NAME=REF`, so that the arguments stay free for others.
+        instead: configuration path that stands in for the input where it is set.
     """
 
     kinds: tuple[str, ...]
@@ -32,6 +33,7 @@ class Role:
     many: bool = False
     share: str = ""
     option: bool = False
+    instead: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +75,17 @@ class Verb:
         """What an input that a recipe calls `name` is filed under: a name that is no role is one of many."""
         return f"{self.many}.{name}" if self.many and self.role(name) is None else name
 
-    def lacks(self, role: str, keys: Iterable[str]) -> bool:
-        """Whether `role` must be filled and no input among `keys` does; many inputs stand in for the one."""
+    def lacks(self, role: str, keys: Iterable[str], config: Config | None = None) -> bool:
+        """Whether `role` must be filled and no input among `keys` does; many inputs stand in for the one.
+
+        So may a field of the configuration, where that is known.
+        """
+        if config is not None and self.inputs[role].instead:
+            value: Any = config
+            for part in self.inputs[role].instead.split("."):
+                value = getattr(value, part)
+            if value:
+                return False
         heads = {key.partition(".")[0] for key in keys}
         return self.inputs[role].required and not heads & {role, self.many if role == "input" else role}
 
@@ -99,8 +110,8 @@ class Stage(Verb):
         op_version: bumped by hand when the same inputs would give other bytes; part of the action key.
         fetch: `module:function` from the configuration, a directory that outlives the run and a `Progress` to
             whatever `sources` and the body need of what lies elsewhere (`job.fetched`); called before them.
-        sources: `module:function` from the configuration of a stage without `input`, and what `fetch` gave, to
-            the default name and the `{role: digest}` of what it will read.
+        sources: `module:function` from the configuration, and what `fetch` gave, to the default name and the
+            `{role: digest}` of what it will read beside its inputs; no name where the inputs give it.
         derive: `module:function` from the inputs by role, and a function that finds an artifact by digest, to further
             inputs by role that follow from them; part of the action key and of the manifest like those given.
         gate: `module:function` from the configuration and what was published, whether made now or before; it raises

@@ -172,12 +172,14 @@ MODEL_STAGES: tuple[Stage, ...] = (
         config="llmctl.config.evals:EvalConfig",
         run="llmctl.evals.stage:run",
         derive="llmctl.pipeline.derive:rows_of_checkpoint",
-        fetch="llmctl.pipeline.evaluations:request_cache",
+        fetch="llmctl.evals.remote:fetch",
+        sources="llmctl.evals.remote:sources",
         gate="llmctl.pipeline.evaluations:check_figures",
         op_version=4,
         output="eval",
+        resumable=True,
         inputs={
-            "input": Role(("checkpoint",), "checkpoint to measure"),
+            "input": Role(("checkpoint",), "checkpoint to measure", instead="server.url"),
             "rows": Role(
                 ("rows",), "rows whose held-out split is scored; the training rows where left out", required=False
             ),
@@ -200,6 +202,7 @@ MODEL_STAGES: tuple[Stage, ...] = (
             "--chat": "chat",
             "--overlong": "overlong",
             "--min": "min",
+            "--model": "server.url",
             "--batch-tokens": "batch_tokens",
             "--weights": "weights",
         },
@@ -209,6 +212,7 @@ MODEL_STAGES: tuple[Stage, ...] = (
             "llmctl eval web.sft --tasks piqa,arc_easy --data piqa=piqa.jsonl --data arc_easy=arc.parquet",
             "llmctl eval web.sft --tasks gsm8k --data gsm8k=test.jsonl --data gsm8k.train=train.jsonl --limit 200",
             "llmctl eval web.sft --tasks mine.yaml --data mine=mine.jsonl --min mine.acc=0.5",
+            "llmctl eval --model http://127.0.0.1:8000/v1 --tasks gsm8k --shots 0 --data gsm8k=test.jsonl",
             "llmctl eval web.sft --weights int4",
         ),
     ),

@@ -82,7 +82,8 @@ class CompletionFormat(Bodies):
         self._tokenizer = tokenizer
         self._top = body.logprobs
         self._echo = bool(body.echo)
-        self._begins = int(isinstance(body.prompt[0], str))  # begin tokens that plan_completion put in front
+        # Begin tokens that plan_completion put in front.
+        self._begins = len(tokenizer.text_start) if isinstance(body.prompt[0], str) else 0
         self._offsets = [0] * (len(plan.prompts) * plan.choices)
 
     def opening(self) -> list[Json]:

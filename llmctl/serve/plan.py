@@ -88,7 +88,7 @@ def plan_tokens(service: Service, body: TokenizeRequest) -> list[int]:
     if body.messages is None:
         prompt = body.prompt or ""
         _check_bytes(service, len(prompt.encode()), "prompt")
-        return [tokenizer.bos_id] * body.add_special_tokens + tokenizer.encode(prompt)
+        return [*(tokenizer.text_start if body.add_special_tokens else ()), *tokenizer.encode(prompt)]
     return _chat_ids(service, body.messages, body.tools or (), opened=body.add_generation_prompt)
 
 
@@ -152,7 +152,7 @@ def _prompt_ids(service: Service, prompt: str | Sequence[int]) -> list[int]:
     tokenizer = service.engine.tokenizer
     if isinstance(prompt, str):
         _check_bytes(service, len(prompt.encode()), "prompt")
-        return [tokenizer.bos_id, *tokenizer.encode(prompt)]
+        return [*tokenizer.text_start, *tokenizer.encode(prompt)] or [tokenizer.bos_id]
     return _known_ids(service, prompt, "prompt")
 
 

@@ -1,0 +1,273 @@
+"""`llmctl eval --tasks`: user tasks, gates, faults, what is left out, servers, and going on after a kill."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from llmctl.config.errors import ConfigError, GateError, InputError, UsageError
+from llmctl.config.evals import EvalConfig
+from llmctl.evals.local import LocalModel
+from llmctl.pipeline.execute import Call, execute
+from llmctl.pipeline.stages import stage_named
+from llmctl.store.artifact import Artifact, FileInput
+from llmctl.store.manifest import Manifest, Producer, RunInfo
+from llmctl.store.store import Store
+from tests.evals.test_stage import Notes
+from tests.evals.tiny import file_of, text, write_checkpoint
+
+MINE = """\
+task: mine
+output_type: multiple_choice
+doc_to_text: "Q: {{question}}\\nA:"
+doc_to_choice: options
+doc_to_target: right
+metric_list: [acc, acc_norm, ece]
+"""
+ROWS = [{"question": text(n, 5), "options": [text(3 * n, 2), text(3 * n + 1, 3)], "right": n % 2} for n in range(20)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    folder = tmp_path_factory.mktemp("run")
+    write_checkpoint(folder, seed=5, context=128).rename(folder / "data")
+    producer = Producer(command="t", op_version=1, llmctl="0", argv=[], config={}, action_key="t")
+    manifest = Manifest(
+        kind="checkpoint", schema="t", digest="sha256:" + "5" * 64, files=[], totals={}, semantic={}, producer=producer,
+        inputs={}, run=RunInfo(id="t", started="", finished="", host=""), license=[],
+    )  # fmt: skip
+    return Artifact(folder, manifest, "tested@v1")
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> str:
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINE)
+    return str(path)
+
+
+class Evals:
+    """Evaluations into one store."""
+
+    def __init__(self, root: Path, checkpoint: Artifact) -> None:
+        self.store, self.checkpoint, self.notes = Store.open(root, create=True), checkpoint, Notes()
+
+    def run(self, config: Mapping[str, Any], rows: Any = ROWS, **data: FileInput) -> Artifact:
+        path = self.store.root.parent / "rows.jsonl"
+        given = {f"data.{name}": value for name, value in data.items()} or {"data.mine": file_of(path, rows)}
+        inputs = given if "server" in config else {"input": self.checkpoint, **given}
+        settings = EvalConfig.model_validate({"device": "cpu", "tasks": "mine", **config})
+        return execute(Call(stage_named("eval"), settings, inputs), self.store, self.notes).artifact
+
+
+@pytest.fixture
+def evals(tmp_path: Path, checkpoint: Artifact) -> Evals:
+    return Evals(tmp_path / "artifacts", checkpoint)
+
+
+def samples(artifact: Artifact) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(artifact.file("samples-00000.parquet")).to_pylist()
+    return rows
+
+
+def test_a_task_is_a_file_and_ten_lines_and_every_sample_is_kept(evals: Evals, mine: str) -> None:
+    artifact = evals.run({"tasks": mine})
+    rows, totals = samples(artifact), artifact.manifest.totals
+    right = [float(row["prediction"] == row["answer"]) for row in rows]
+    assert totals["mine.acc"] == sum(right) / len(right)
+    assert totals["mine.chance"] == 0.5
+    assert [json.loads(row["scores"])["acc"] for row in rows] == right
+    assert [row["prompt"] for row in rows] == [f"Q: {row['question']}\nA:" for row in ROWS]
+    assert [row["choices"] for row in rows] == [[f" {one}" for one in row["options"]] for row in ROWS]
+    assert (totals["mine.scored"], totals["mine.skipped.limit"]) == (20, 0)
+    table = json.loads(artifact.file("results.json").read_text())["curves"]["mine"]["ece"]
+    assert sum(count for _, _, count in table) == 20
+    assert totals["mine.ece"] == pytest.approx(sum(abs(a - b) * n for a, b, n in table) / 20)
+
+
+def test_limit_and_samples_choose_and_batches_change_nothing(evals: Evals, mine: str) -> None:
+    whole = samples(evals.run({"tasks": mine}))
+    first = evals.run({"tasks": mine, "limit": 3, "batch_tokens": 1, "reuse": False})
+    assert [row["number"] for row in samples(first)] == [0, 1, 2]
+    assert first.manifest.totals["mine.skipped.limit"] == 17
+    for one, other in zip(samples(first), whole, strict=False):
+        assert one["log_likelihoods"] == pytest.approx(other["log_likelihoods"], abs=1e-4)
+    chosen = samples(evals.run({"tasks": mine, "samples": {"mine": [4, 7]}}))
+    assert [row["number"] for row in chosen] == [4, 7]
+
+
+def test_a_gate_that_is_not_met_exits_6_and_the_figures_are_there(evals: Evals, mine: str) -> None:
+    with pytest.raises(GateError, match=r"mine.acc is 0\.\d+, 0.99 is wanted"):
+        evals.run({"tasks": mine, "min": "mine.acc=0.99"})
+    assert evals.store.resolve("tested.eval").manifest.totals["mine.scored"] == 20
+    with pytest.raises(GateError):  # from the cache too
+        evals.run({"tasks": mine, "min": "acc=0.99"})
+    evals.run({"tasks": mine, "min": "acc=0.0,mine.acc_norm=0"})
+    with pytest.raises(UsageError, match=r"min names 'mine.accuracy', and there is no such figure"):
+        evals.run({"tasks": mine, "min": {"mine.accuracy": 0.5}})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"right": 2}, r"rows.jsonl:2\): the right answer of the task mine is 2, but there are 2 choices"),
+        ({"right": "x"}, r"the right answer of the task mine is 'x', but there are 2 choices"),
+        ({"options": "ab"}, r"rows.jsonl:2\): doc_to_choice of the task mine gives no list of texts"),
+        ({"question": None}, "fails"),
+    ],
+)
+def test_a_fault_of_the_data_is_one_line_that_names_the_row(
+    evals: Evals, mine: str, change: dict[str, Any], said: str
+) -> None:
+    row = {**ROWS[1], **change}
+    row = {key: value for key, value in row.items() if value is not None}
+    with pytest.raises(InputError, match=said if change != {"question": None} else r":2\): doc_to_text .* undefined"):
+        evals.run({"tasks": mine}, [ROWS[0], row])
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (MINE.replace("doc_to_choice: options\n", ""), "multiple_choice needs doc_to_choice"),
+        (MINE.replace("metric_list", "metrics_list"), r"metrics_list: unknown key \(did you mean metric_list\?\)"),
+        (MINE.replace("acc_norm", "exact_match"), "multiple_choice has no metric exact_match"),
+        (MINE.replace("[acc,", "[{metric: acc, aggregation: perplexity},"), "aggregation of acc is mean"),
+        ("- a\n", "holds no mapping"),
+    ],
+)
+def test_a_fault_of_a_task_file_is_told_before_anything_runs(mine: str, lines: str, said: str) -> None:
+    Path(mine).write_text(lines)
+    with pytest.raises((ConfigError, ValueError), match=said):
+        EvalConfig.model_validate({"tasks": mine})
+
+
+def test_what_is_not_there_is_named(evals: Evals, mine: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no task is called 'pika'; did you mean piqa"):
+        EvalConfig.model_validate({"tasks": "pika"})
+    other = file_of(tmp_path / "other.jsonl", ROWS)
+    with pytest.raises(UsageError, match="no data for mine"):
+        evals.run({"tasks": f"{mine},piqa"}, piqa=other)
+    with pytest.raises(UsageError, match=r"--data yours=… belongs to none of the tasks mine"):
+        evals.run({"tasks": mine}, mine=other, yours=other)
+    with pytest.raises(UsageError, match=r"gsm8k takes its 5 examples from the split train, which is not given"):
+        evals.run({"tasks": "gsm8k"}, gsm8k=other)
+
+
+def test_a_prompt_beyond_the_context_is_refused_cut_or_left_out_and_counted(evals: Evals, mine: str) -> None:
+    rows = [*ROWS[:3], {**ROWS[3], "question": text(1, 200)}]
+    with pytest.raises(InputError, match=r"mine: item .*:4\) needs \d+ tokens, the model reads 128"):
+        evals.run({"tasks": mine}, rows)
+    left_out = evals.run({"tasks": mine, "overlong": "skip"}, rows)
+    assert left_out.manifest.totals["mine.scored"] == 3
+    assert left_out.manifest.totals["mine.skipped.too_long"] == 1
+    assert samples(left_out)[3]["skipped"].startswith("too_long: needs")
+    assert "mine: 1 of 4 items left out: too_long" in evals.notes.said
+    cut = evals.run({"tasks": mine, "overlong": "truncate"}, rows)
+    assert cut.manifest.totals["mine.scored"] == 4
+
+
+def test_a_killed_run_goes_on_from_its_answers(evals: Evals, mine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(LocalModel, "at_once", 8)
+    answer = LocalModel.answer
+
+    def dies(self: LocalModel, requests: Any) -> Any:
+        asked.append(len(requests))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return answer(self, requests)
+
+    monkeypatch.setattr(LocalModel, "answer", dies)
+    with pytest.raises(KeyboardInterrupt):
+        evals.run({"tasks": mine})
+    resumed = evals.run({"tasks": mine})
+    assert sum(asked) - 8 == 40  # the third call gave nothing; every request was answered once
+    again = evals.run({"tasks": mine, "max_running": 4, "seed": 9})
+    assert sum(asked) - 8 == 40
+    assert samples(again) == samples(resumed)
+
+
+def test_tasks_with_parts_and_groups_pool_their_errors(evals: Evals, tmp_path: Path) -> None:
+    parted = tmp_path / "parted.yaml"
+    parted.write_text(MINE.replace("task: mine", "task: parted\nby: topic\nnum_fewshot: 1"))
+    group = tmp_path / "both.yaml"
+    group.write_text(
+        f"group: both\ntask: [{parted}]\n"
+        "aggregate_metric_list: [{metric: acc, centred: true, weight_by_size: false}]\n"
+    )
+    rows = [{**row, "topic": "one" if n < 8 else "two.b"} for n, row in enumerate(ROWS)]
+    artifact = evals.run({"tasks": str(group)}, parted=file_of(tmp_path / "parted.jsonl", rows))
+    totals = artifact.manifest.totals
+    one, two = float(totals["parted/one.acc"]), float(totals["parted/two_b.acc"])
+    assert totals["parted.acc"] == pytest.approx((8 * one + 12 * two) / 20)
+    errors = [float(totals[f"parted/{part}.acc.stderr"]) for part in ("one", "two_b")]
+    pooled = ((7 * 8 * errors[0] ** 2 + 11 * 12 * errors[1] ** 2) / 18 / 20) ** 0.5
+    assert totals["parted.acc.stderr"] == pytest.approx(pooled)
+    assert totals["both.acc_centred"] == pytest.approx((float(totals["parted.acc"]) - 0.5) / 0.5)
+    for row in samples(artifact):  # the example is another item of the same part
+        example = row["prompt"].partition("\n\n")[0]
+        own = [other for other in rows if f"Q: {other['question']}\nA:" in example]
+        assert [other["topic"].replace(".", "_") for other in own] == [row["part"].replace(".", "_")]
+        assert own[0]["question"] != rows[row["number"]]["question"]
+
+
+class Broken(BaseHTTPRequestHandler):
+    """Lists a model, and answers every question with what its server holds."""
+
+    def do_GET(self) -> None:
+        self._say(200, json.dumps({"data": [{"id": "m", "created": 1}]}))
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self._say(*self.server.answer)  # type: ignore[attr-defined]
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+    def _say(self, status: int, body: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body.encode())))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+
+@pytest.fixture
+def broken() -> Iterator[ThreadingHTTPServer]:
+    ThreadingHTTPServer.request_queue_size = 64
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Broken)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "said", "why"),
+    [
+        ((500, '{"error": {"message": "out of order"}}'), "20 server_error", "HTTP 500: out of order"),
+        ((200, "<html>"), "20 bad_answer", "no JSON"),
+        ((200, '{"choices": []}'), "20 bad_answer", "IndexError"),
+        ((200, '{"choices": [{"logprobs": null}]}'), "20 no_logprobs", "no log-probabilities of a prompt"),
+    ],
+)
+def test_a_server_without_sensible_answers_gives_no_score(
+    evals: Evals, mine: str, broken: ThreadingHTTPServer, answer: Any, said: str, why: str, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("llmctl.evals.remote.WAIT_S", 0.0)
+    broken.answer = answer  # type: ignore[attr-defined]
+    address = f"http://127.0.0.1:{broken.server_address[1]}/v1"
+    with pytest.raises(InputError, match=f"mine: no item has an answer: {said}") as raised:
+        evals.run({"tasks": mine, "server": {"url": address}})
+    assert why in raised.value.hint
+
+
+def test_a_server_that_is_not_there_is_told_before_anything_runs(evals: Evals, mine: str) -> None:
+    with pytest.raises(InputError, match=r"http://127.0.0.1:9/v1: server_error: ConnectionRefusedError"):
+        evals.run({"tasks": mine, "server": {"url": "http://127.0.0.1:9/v1"}})
