@@ -20,6 +20,7 @@ OTHERS = {
     "run": "Run a recipe's steps through the cache.",
     "ls": "List the artifacts of the store, or the versions of one.",
     "show": "Show what an artifact holds: totals, files, results.",
+    "compare": "Compare two evaluations item by item.",
     "plot": "Draw the curves of runs, in the terminal and to a PNG.",
     "stats": "Measure documents, rows, or a tokenizer on documents.",
     "to-megatron": "Write token ids as Megatron's .bin and .idx.",

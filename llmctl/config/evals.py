@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from llmctl.config.base import INTEGER_LIMIT, Config, execution
 from llmctl.config.devices import Device, Precision, Weights
@@ -12,7 +12,8 @@ from llmctl.config.tasks import AnyTask, GroupConfig, TaskConfig, read_tasks
 
 RESULTS_FILE = "results.json"
 """Where an `eval` artifact keeps its figures, with what decided them."""
-REPORT_FILE = "report.md"
+REPORT_FILES = ("report.md", "report.html")
+PICTURE_FILE = "report.png"
 
 Overlong = Literal["refuse", "truncate", "skip"]
 HARNESS_SEED = 1234
@@ -64,6 +65,11 @@ class EvalConfig(Config):
     bootstrap: int = Field(
         100_000, ge=0, le=1_000_000, description="draws for standard errors that have no formula; 0 for none"
     )
+    contamination: bool = Field(
+        False, description="look for every item in what the checkpoint has learned from, as far as it is in the store"
+    )
+    forbid_contamination: bool = execution(False, description="do so, and exit 6 where an item is found")
+    ngram_words: int = Field(13, ge=1, le=100, description="contamination: words in a row that count as overlap")
     server: ServerConfig = Field(ServerConfig(), description="what is measured in place of a checkpoint")
     delimiter: str = Field(
         " ",
@@ -88,6 +94,14 @@ class EvalConfig(Config):
     max_running: int = execution(32, ge=1, le=4096, description="texts generated at one time")
     reuse: bool = execution(True, description="keep every answer beside the store, and do not ask the same again")
     device: Device = execution("auto", description="where the model runs; auto takes an accelerator where there is one")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _looks(cls, value: Any) -> Any:
+        """What is forbidden is looked for."""
+        if isinstance(value, dict) and value.get("forbid_contamination"):
+            return {**value, "contamination": True}
+        return value
 
     @property
     def all_tasks(self) -> tuple[TaskConfig, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from llmctl.config.tasks import FilterConfig, FilterStep
 
+CHOOSING = ("take_first", "take_first_k", "majority_vote")
 FIRST = FilterConfig(name="none", filter=(FilterStep(function="take_first"),))
 
 
@@ -17,6 +18,15 @@ def filtered(texts: Sequence[str], config: FilterConfig) -> list[str]:
     found = list(texts)
     for step in config.filter:
         found = _apply(step, found)
+    return found
+
+
+def each(texts: Sequence[str], config: FilterConfig) -> list[str]:
+    """The answer in every text, without choosing among them."""
+    found = list(texts)
+    for step in config.filter:
+        if step.function not in CHOOSING:
+            found = _apply(step, found)
     return found
 
 

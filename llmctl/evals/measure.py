@@ -156,7 +156,22 @@ def _figures(config: TaskConfig, samples: Sequence[Sample], draws: int) -> tuple
         figures[f"{name},{way}" if way else name] = estimate
         if table is not None:
             curves[name] = table
+    if table := _vote_curve([sample.outcome.votes for sample in samples if sample.outcome is not None]):
+        figures |= {f"vote@{count}": scoring.mean(right) for count, _, _, right in table}
+        curves["vote"] = [(count, tokens, value) for count, tokens, value, _ in table]
     return figures, curves
+
+
+def _vote_curve(votes: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float, float, list[float]]]:
+    """(texts of each item, mean tokens, share that is right by vote, right or not) at powers of two and at the end."""
+    longest = min(map(len, votes), default=0)
+    counts = sorted({*(1 << power for power in range(longest.bit_length())), longest} - {0})
+    table = []
+    for count in counts if longest > 1 else ():
+        right = [item[count - 1][1] for item in votes]
+        tokens = math.fsum(item[count - 1][0] for item in votes) / len(votes)
+        table.append((count, tokens, math.fsum(right) / len(right), right))
+    return table
 
 
 def _estimate(metric: MetricConfig, values: Sequence[Any], draws: int) -> tuple[Estimate, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 import string
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from llmctl.config.tasks import FilterConfig, MetricConfig, TaskConfig
 from llmctl.evals import math_answers, scoring
-from llmctl.evals.filters import FIRST, filtered
+from llmctl.evals.filters import FIRST, each, filtered
 from llmctl.evals.items import Item
 from llmctl.evals.requests import Likely, Written
 
@@ -34,12 +35,14 @@ class Outcome:
         prediction: the likeliest choice; None where nothing is chosen.
         prediction_norm: the same per character.
         answers: by filter, what was taken from the generated texts.
+        votes: of several texts of one item, the tokens of each and whether a vote among the first ones is right.
     """
 
     values: dict[Named, Value]
     prediction: int | None = None
     prediction_norm: int | None = None
     answers: dict[str, tuple[str, ...]] | None = None
+    votes: tuple[tuple[int, float], ...] = ()
 
 
 def outcome_of(config: TaskConfig, item: Item, answers: Sequence[Likely | Written]) -> Outcome:
@@ -59,7 +62,7 @@ def outcome_of(config: TaskConfig, item: Item, answers: Sequence[Likely | Writte
         return Outcome({(metric.name, ""): found[metric.metric] for metric in config.metric_list})
     if config.output_type == "loglikelihood_rolling":
         return Outcome({(metric.name, ""): _rolling(metric, item, likely[0]) for metric in config.metric_list})
-    return _generated(config, item, [one.text for one in written])
+    return _generated(config, item, written)
 
 
 def _chosen(config: TaskConfig, item: Item, likely: Sequence[Likely]) -> Outcome:
@@ -92,7 +95,8 @@ def _rolling(metric: MetricConfig, item: Item, likely: Likely) -> Value:
     return likely.logprob, float(units)
 
 
-def _generated(config: TaskConfig, item: Item, texts: Sequence[str]) -> Outcome:
+def _generated(config: TaskConfig, item: Item, written: Sequence[Written]) -> Outcome:
+    texts = [one.text for one in written]
     ways: Sequence[FilterConfig] = config.filter_list or (FIRST,)
     answers = {way.name: tuple(filtered(texts, way)) for way in ways}
     found: dict[Named, Value] = {}
@@ -105,7 +109,28 @@ def _generated(config: TaskConfig, item: Item, texts: Sequence[str]) -> Outcome:
             found[metric.name, way.name if config.filter_list else ""] = float(
                 any(same(first, target) for target in item.targets)
             )
-    return Outcome(found, answers=answers)
+    return Outcome(found, answers=answers, votes=_votes(config, item, written, ways[0]))
+
+
+def _votes(
+    config: TaskConfig, item: Item, written: Sequence[Written], way: FilterConfig
+) -> tuple[tuple[int, float], ...]:
+    """(tokens so far, whether the commonest answer so far is right) after each text; of equals the earliest counts.
+
+    Self-consistency (Wang et al. 2022, arXiv:2203.11171). A text without an answer has no vote, while others have one.
+    """
+    metric = config.metric_list[0]
+    if len(written) < 2 or metric.metric == "pass":
+        return ()
+    same, answers = _comparison(metric), each([one.text for one in written], way)
+    fallbacks = {step.fallback for step in way.filter if step.function == "regex"}
+    votes, tokens = [], 0
+    for count, one in enumerate(written, start=1):
+        tokens += one.tokens
+        said = [answer for answer in answers[:count] if answer not in fallbacks] or answers[:1]
+        winner = Counter(said).most_common(1)[0][0]
+        votes.append((tokens, float(any(same(winner, target) for target in item.targets))))
+    return tuple(votes)
 
 
 def _comparison(metric: MetricConfig) -> Callable[[str, str], bool]:

@@ -14,7 +14,7 @@ from llmctl.config.devices import Weights
 from llmctl.config.errors import InputError, UsageError
 from llmctl.config.evals import EvalConfig
 from llmctl.config.tasks import GroupConfig
-from llmctl.evals import results
+from llmctl.evals import contamination, report, results
 from llmctl.evals.cache import RequestCache
 from llmctl.evals.load import Loaded, check_data, loaded
 from llmctl.evals.local import LocalModel
@@ -75,6 +75,19 @@ def run(job: Job[EvalConfig]) -> Product:
     )
     given = {task.config.task: task.given for task in data.tasks}
     totals = results.flat(found.figures) | results.counts(found.measured[results.CHECKPOINT], given)
+    measured_ref = config.server.url or job.artifact().ref
+    report.write(
+        job.out, f"Evaluation of {measured_ref}", results.by_task(found.figures), found.measured[results.CHECKPOINT]
+    )
+    if config.contamination:
+        learned = {key: one for key, one in job.group("learned").items() if isinstance(one, Artifact)}
+        if not learned:
+            job.progress.note("contamination: nothing that this checkpoint has learned from is in the store")
+        hits = contamination.hits_of(data.tasks, learned, config.ngram_words, job.progress)
+        files |= contamination.write(job.out, hits)
+        totals |= contamination.counts(data.tasks, hits) | {"learned_from": len(learned)}
+        if hits:
+            job.progress.note(f"contamination: {contamination.named(hits)}")
     tasks = sorted({name.partition(".")[0] for name in found.figures[results.CHECKPOINT]})
     return Product(results.SCHEMA, semantic={"tasks": tasks}, totals=totals, files=files)
 

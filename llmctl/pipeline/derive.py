@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from llmctl.config.base import Config
 from llmctl.config.errors import InputError
+from llmctl.config.evals import EvalConfig
 from llmctl.store.artifact import Artifact, Input
 
+LEARNED = ("documents", "chats", "preferences")
 Find = Callable[[str], Artifact]
 """The artifact of the same store with this digest; an `InputError` where there is none."""
 
 
-def tokenizer_of_rows(inputs: Mapping[str, Input], find: Find) -> dict[str, Artifact]:
+def tokenizer_of_rows(inputs: Mapping[str, Input], find: Find, _config: Config) -> dict[str, Artifact]:
     """The tokenizer of the packed rows in `input`, as `tokenizer`.
 
     Raises:
@@ -22,7 +25,7 @@ def tokenizer_of_rows(inputs: Mapping[str, Input], find: Find) -> dict[str, Arti
     return {"tokenizer": find(rows.manifest.semantic["tokenizer"])}
 
 
-def tokenizer_of_tokens(inputs: Mapping[str, Input], find: Find) -> dict[str, Artifact]:
+def tokenizer_of_tokens(inputs: Mapping[str, Input], find: Find, _config: Config) -> dict[str, Artifact]:
     """The tokenizer of the token shards among `inputs`, as `tokenizer`; nothing where it is not in the store."""
     for given in inputs.values():
         if isinstance(given, Artifact) and given.kind == "tokens":
@@ -31,6 +34,41 @@ def tokenizer_of_tokens(inputs: Mapping[str, Input], find: Find) -> dict[str, Ar
             except InputError:
                 return {}
     return {}
+
+
+def of_evaluation(inputs: Mapping[str, Input], find: Find, config: Config) -> dict[str, Artifact]:
+    """The rows behind the checkpoint in `input`, and what it has learned from where contamination is looked for."""
+    assert isinstance(config, EvalConfig)
+    return rows_of_checkpoint(inputs, find) | (learned_by(inputs, find) if config.contamination else {})
+
+
+def learned_by(inputs: Mapping[str, Input], find: Find) -> dict[str, Artifact]:
+    """All documents, chats and preferences that the checkpoint in `input` was made from, as `learned.<number>`.
+
+    Of documents those that were tokenized or made into lessons, not what they were before; what is no longer in the
+    store ends the way back.
+    """
+    found: dict[str, Artifact] = {}
+    seen: set[str] = set()
+
+    def visit(artifact: Artifact) -> None:
+        for _, entry in sorted(artifact.manifest.inputs.items()):
+            if entry.digest in seen:
+                continue
+            seen.add(entry.digest)
+            try:
+                parent = find(entry.digest)
+            except InputError:
+                continue
+            if entry.kind in LEARNED:
+                found.setdefault(f"learned.{len(found)}", parent)
+            if entry.kind != "documents":
+                visit(parent)
+
+    start = inputs.get("input")
+    if isinstance(start, Artifact):
+        visit(start)
+    return found
 
 
 def rows_of_checkpoint(inputs: Mapping[str, Input], find: Find) -> dict[str, Artifact]:

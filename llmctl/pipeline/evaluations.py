@@ -23,6 +23,8 @@ def check_figures(config: EvalConfig, artifact: Artifact) -> None:
         for name, value in artifact.manifest.totals.items()
         if isinstance(value, int | float) and name.rpartition(".")[2] not in NO_FIGURE and ".skipped." not in name
     }
+    if config.forbid_contamination:
+        _check_clean(artifact)
     low: list[str] = []
     for gate, least in config.min.items():
         held = {name: value for name, value in figures.items() if _names(gate, name)}
@@ -43,3 +45,17 @@ def _names(gate: str, figure: str) -> bool:
     if "." in gate:
         return gate == figure
     return "/" not in task and metric.partition(",")[0] == gate
+
+
+def _check_clean(artifact: Artifact) -> None:
+    totals = artifact.manifest.totals
+    if not totals.get("learned_from"):
+        raise GateError(
+            "contamination is forbidden, and what the checkpoint has learned from is not in the store",
+            hint="evaluate where it was trained, or without --forbid-contamination",
+        )
+    if count := totals.get("contaminated", 0):
+        raise GateError(
+            f"{count} items stand in what the checkpoint has learned from",
+            hint=f"contamination-00000.parquet of {artifact.ref} names them; llmctl decontaminate takes them out",
+        )

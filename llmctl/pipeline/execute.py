@@ -67,7 +67,7 @@ class Call:
         """The same call with the inputs that follow from those given, which nobody has to name."""
         if self.stage.derive is None:
             return self
-        return self.with_inputs({**load(self.stage.derive)(self.inputs, store.find), **self.inputs})
+        return self.with_inputs({**load(self.stage.derive)(self.inputs, store.find, self.config), **self.inputs})
 
     def with_inputs(self, inputs: Mapping[str, Input]) -> Call:
         """The same call, once its inputs are known."""

@@ -112,8 +112,9 @@ class Stage(Verb):
             whatever `sources` and the body need of what lies elsewhere (`job.fetched`); called before them.
         sources: `module:function` from the configuration, and what `fetch` gave, to the default name and the
             `{role: digest}` of what it will read beside its inputs; no name where the inputs give it.
-        derive: `module:function` from the inputs by role, and a function that finds an artifact by digest, to further
-            inputs by role that follow from them; part of the action key and of the manifest like those given.
+        derive: `module:function` from the inputs by role, a function that finds an artifact by digest, and the
+            configuration, to further inputs by role that follow from them; part of the action key and of the manifest
+            like those given.
         gate: `module:function` from the configuration and what was published, whether made now or before; it raises
             where a threshold that the user set is not met.
         nests: commands of stages that the body may run through `job.nested`; the op_version of each is part of the

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import statistics
+import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -12,13 +15,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from llmctl.config.collect import CollectConfig
 from llmctl.config.errors import ConfigError, GateError, InputError, UsageError
 from llmctl.config.evals import EvalConfig
 from llmctl.evals.local import LocalModel
 from llmctl.pipeline.execute import Call, execute
 from llmctl.pipeline.stages import stage_named
 from llmctl.store.artifact import Artifact, FileInput
-from llmctl.store.manifest import Manifest, Producer, RunInfo
+from llmctl.store.manifest import InputEntry, Manifest, Producer, RunInfo
 from llmctl.store.store import Store
 from tests.evals.test_stage import Notes
 from tests.evals.tiny import file_of, text, write_checkpoint
@@ -216,6 +220,67 @@ def test_tasks_with_parts_and_groups_pool_their_errors(evals: Evals, tmp_path: P
         own = [other for other in rows if f"Q: {other['question']}\nA:" in example]
         assert [other["topic"].replace(".", "_") for other in own] == [row["part"].replace(".", "_")]
         assert own[0]["question"] != rows[row["number"]]["question"]
+
+
+def test_two_evaluations_are_compared_item_by_item(
+    evals: Evals, mine: str, llmctl: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    evals.run({"tasks": mine})
+    evals.run({"tasks": mine, "shots": 2})
+    done = llmctl("compare", "tested.eval@v1", "tested.eval@v2", "--json")
+    assert done.returncode == 0, done.stderr
+    told = {one["figure"]: one for one in json.loads(done.stdout.splitlines()[-1])["figures"]}
+    scores = [
+        [json.loads(row["scores"])["acc"] for row in samples(evals.store.resolve(f"tested.eval@v{version}"))]
+        for version in (1, 2)
+    ]
+    apart = [other - one for one, other in zip(*scores, strict=True)]
+    acc = told["mine.acc"]
+    assert acc["difference"] == pytest.approx(sum(apart) / 20)
+    assert acc["stderr"] == pytest.approx(statistics.stdev(apart) / 20**0.5)
+    assert (acc["gained"], acc["lost"]) == (apart.count(1.0), apart.count(-1.0))
+    assert (acc["n"], acc["left_out"], acc["other_prompts"]) == (20, 0, 20)
+    refused = llmctl("compare", "tested.eval", "tested")
+    assert refused.returncode == 3
+
+
+def test_what_stands_in_the_training_text_is_found_by_item(
+    evals: Evals, mine: str, checkpoint: Artifact, tmp_path: Path
+) -> None:
+    rows = [{**row, "question": text(n + 300, 14)} for n, row in enumerate(ROWS)]
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    for number in range(3):
+        hidden = rows[number]["question"] if number != 1 else "nothing"
+        (pages / f"{number}.txt").write_text(f"{text(number + 700, 30)} {hidden} {text(number + 800, 30)}")
+    collected = execute(
+        Call(stage_named("collect"), CollectConfig(sources=(str(pages),)), {}, name="web"), evals.store, evals.notes
+    ).artifact
+    entry = InputEntry(digest=collected.digest, kind="documents", ref=collected.ref)
+    manifest = checkpoint.manifest.model_copy(update={"inputs": {"input": entry}})
+    evals.checkpoint = Artifact(checkpoint.path, manifest, "tested@v1")
+    found = evals.run({"tasks": mine, "contamination": True}, rows)
+    totals = found.manifest.totals
+    assert (totals["mine.contaminated"], totals["contaminated"], totals["learned_from"]) == (2, 2, 1)
+    hits = pq.read_table(found.file("contamination-00000.parquet")).to_pylist()
+    assert sorted(hit["text"] for hit in hits) == sorted(rows[n]["question"].rstrip(".") for n in (0, 2))
+    assert {hit["source"] for hit in hits} == {collected.ref}
+    with pytest.raises(GateError, match="2 items stand in what the checkpoint has learned from"):
+        evals.run({"tasks": mine, "forbid_contamination": True}, rows)
+    evals.checkpoint = checkpoint
+    with pytest.raises(GateError, match="is not in the store"):
+        evals.run({"tasks": mine, "forbid_contamination": True}, rows)
+
+
+def test_the_report_tells_every_figure_and_what_was_left_out(evals: Evals, mine: str) -> None:
+    rows = [*ROWS[:3], {**ROWS[3], "question": text(1, 200)}]
+    artifact = evals.run({"tasks": mine, "overlong": "skip"}, rows)
+    told = artifact.file("report.md").read_text()
+    assert f"| mine.acc | {artifact.manifest.totals['mine.acc']:.4f} |" in told
+    assert "- mine: 1 of 4 items left out: too_long" in told
+    page = artifact.file("report.html").read_text()
+    assert "<td>mine.acc_norm</td>" in page
+    assert base64.b64encode(artifact.file("report.png").read_bytes()).decode() in page
 
 
 class Broken(BaseHTTPRequestHandler):

@@ -127,7 +127,9 @@ def test_the_op_version_changes_the_key(store: Store) -> None:
     assert not run(store, stage(sources=FIRST.sources, op_version=2)).cached
 
 
-def the_newest_numbers(inputs: Mapping[str, Input], find: Callable[[str], Artifact]) -> dict[str, Artifact]:
+def the_newest_numbers(
+    inputs: Mapping[str, Input], find: Callable[[str], Artifact], _config: Config
+) -> dict[str, Artifact]:
     """What the artifact in `input` was made from, found in the store."""
     given = inputs["input"]
     assert isinstance(given, Artifact)
