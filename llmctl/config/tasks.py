@@ -144,6 +144,8 @@ class CheckConfig(Config):
     program: str = Field(default="{{completion}}", description="the program, over the item and `completion`")
     test: str = Field(description="what it must pass")
     entry_point: str = Field(default="", description="the function that is tested; empty where the test says it")
+    setup: str = Field(default="", description="trusted source that the test needs: imports, helpers")
+    reference: str = Field(default="", description="a right program: it tells which names are the program's")
     timeout_s: float = Field(default=3.0, gt=0, le=3600, description="how long one program may run")
 
 

@@ -22,12 +22,16 @@ class Program:
         source: what the model wrote, with what belongs before it.
         test: what it must pass.
         entry_point: the function that is tested; empty where the test says it.
+        setup: trusted source that the test needs.
+        reference: a right program, which tells what functions and classes are the program's; may be empty.
         timeout_s: how long it may run.
     """
 
     source: str
     test: str
     entry_point: str
+    setup: str
+    reference: str
     timeout_s: float
 
 
@@ -64,14 +68,13 @@ def verifier_of(kind: str) -> Verifier:
 
 def programs_of(config: CheckConfig, task: str, item: Item, answers: Sequence[str]) -> list[Program]:
     """What is to be run for one item, an answer each."""
-    source, test, entry = (
-        Field(f"check.{name}", getattr(config, name), task) for name in ("program", "test", "entry_point")
+    source = Field("check.program", config.program, task)
+    test, entry, setup, reference = (
+        Field(f"check.{name}", given, task).text(item.doc, item.id) if (given := getattr(config, name)) else ""
+        for name in ("test", "entry_point", "setup", "reference")
     )
-    called = entry.text(item.doc, item.id) if config.entry_point else ""
     return [
-        Program(
-            source.text(item.doc, item.id, completion=answer), test.text(item.doc, item.id), called, config.timeout_s
-        )
+        Program(source.text(item.doc, item.id, completion=answer), test, entry, setup, reference, config.timeout_s)
         for answer in answers
     ]
 
