@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STORE ?= demo
 TOGETHER := -n logical --maxprocesses 4 --dist loadfile # a file stays on one process, which makes its fixtures once
-CHAT := $(BIN)/llmctl chat demo.sft --store $(STORE) --max-tokens 60
+CHAT := $(BIN)/llmctl chat demo.dpo --store $(STORE) --max-tokens 60
 
 .PHONY: help setup setup-dev demo serve test test-quick lint format bench clean
 
@@ -27,16 +27,18 @@ setup: $(VENV)/.installed  ## make the virtual environment with everything that 
 
 setup-dev: $(VENV)/.installed-dev  ## the same with the tools for tests and lint
 
-demo: setup  ## raw text to a served model: train, evaluate, answer (at most 8 minutes on 2 cores)
+demo: setup  ## raw text to a served model: train, evaluate, answer (at most 12 minutes on 2 cores)
 	@$(BIN)/llmctl run recipes/demo.yaml --store $(STORE)
+	@echo; echo "== Preferences: what dpo gained on right and wrong answers about functions that the model never saw =="
+	@$(BIN)/llmctl show demo.dpo --store $(STORE) | grep heldout_
 	@echo; echo "== Evaluation: held-out documents and questions about functions that the model never saw =="
 	@$(BIN)/llmctl show demo.eval --store $(STORE)
 	@echo; echo "== Three sample answers =="
 	@$(CHAT) 'What does `os.path.join` do?' 'What does `json.dumps` do?' 'What does `random.shuffle` do?'
-	@echo "Serve it:  $(BIN)/llmctl serve demo.sft --store $(STORE)"
+	@echo "Serve it:  $(BIN)/llmctl serve demo.dpo --store $(STORE)"
 
 serve: setup  ## serve the demo's model on http://127.0.0.1:8000
-	@$(BIN)/llmctl serve demo.sft --store $(STORE)
+	@$(BIN)/llmctl serve demo.dpo --store $(STORE)
 
 test: setup-dev  ## the whole test suite
 	$(BIN)/python -m pytest -q $(TOGETHER)

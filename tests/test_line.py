@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from llmctl.store.store import Store
 from llmctl.store.verify import verify_store
@@ -98,6 +100,43 @@ def test_a_killed_stage_publishes_nothing_after_it(shell: Any, notes: Path, tmp_
     assert verify_store(Store.open(tmp_path / "artifacts"), full=True)[1] == []
     mended = shell(LINE)
     assert mended.returncode == 0, mended.stderr
+
+
+def test_the_demo_goes_from_documentation_to_a_gain_on_held_out_pairs(llmctl: Any, tmp_path: Path) -> None:
+    """The recipe itself, its numbers made small, on made-up documentation."""
+    recipe = YAML(typ="safe").load((Path(__file__).parents[1] / "recipes" / "demo.yaml").read_text())
+    chance = random.Random(1)
+    with open(tmp_path / "docs.jsonl", "w") as lines:
+        for number in range(150):
+            name, verb = (("zip", "Return this"), ("xyz", "Drop that"), ("quo", "Count up"))[
+                number % 3
+            ]  # what can be learned
+            said = " ".join([verb, *chance.sample(sorted(set(WORDS)), 6)])
+            text = f"m{number}.{name}{number}(a)\n\n{said}."
+            lines.write(json.dumps({"id": f"python-docs/m{number}.{name}{number}", "text": text}) + "\n")
+    small = {
+        "collect": {"sources": ["docs.jsonl"]},
+        "tokenize": {"train": {"vocab_size": 400}},
+        "pack": {"seq_len": 64},
+        "pretrain": {"model": "nano", "steps": 4, "batch_rows": 4},
+        "sft": {"steps": 4, "batch_rows": 4, "max_tokens": 128},
+        "dpo": {"steps": 40, "batch_rows": 4, "max_tokens": 128, "row_tokens": 256, "optimizer": {"lr": 3e-3}},
+    }
+    for step, fields in small.items():
+        recipe["steps"][step]["with"] = {**recipe["steps"][step]["with"], **fields}
+    for step in ("chats", "preferences", "quiz", "pack"):
+        recipe["steps"][step]["with"]["heldout_fraction"] = 0.2
+    del recipe["steps"]["sft"]["with"]["epochs"], recipe["steps"]["dpo"]["with"]["epochs"]
+    (tmp_path / "small.yaml").write_text(json.dumps(recipe))
+    done = llmctl("run", "small.yaml")
+    assert done.returncode == 0, done.stderr
+    store = Store.open(tmp_path / "artifacts")
+    totals = store.resolve("demo.dpo").manifest.totals
+    assert totals["heldout_loss"] < totals["before_heldout_loss"]
+    assert totals["heldout_logps/margins"] > totals["before_heldout_logps/margins"]
+    assert f"{totals['heldout_pairs']} held-out pairs, before and after: loss" in done.stderr
+    evaluated = store.resolve("demo.eval").manifest
+    assert evaluated.inputs["input"].digest == store.resolve("demo.dpo").digest
 
 
 def wait_for(condition: Any, seconds: float = 120) -> None:

@@ -1,4 +1,4 @@
-"""Configuration of the lessons made from documentation: chats and quiz."""
+"""Configuration of the lessons made from documentation: chats, preferences and quiz."""
 
 from __future__ import annotations
 
@@ -29,6 +29,31 @@ class ChatsConfig(Config):
         default=None,
         ge=1,
         description="at most this many chats to learn from, and as many held out; all where left out",
+    )
+
+
+class PreferencesConfig(Config):
+    """How documentation becomes pairs of a right answer and a wrong one."""
+
+    heldout_fraction: float = Field(
+        default=HELDOUT_FRACTION,
+        ge=0,
+        le=0.5,
+        description="share of the documents, by id, whose pairs are held out of training; the same as for pack",
+    )
+    seed: int = Field(
+        default=1, ge=0, lt=INTEGER_LIMIT, description="seed of the choice of phrasings and of wrong answers"
+    )
+    phrasings: int = Field(
+        default=1, ge=1, le=6, description="differently worded questions per entry, each with a wrong answer of its own"
+    )
+    max_answer_words: int = Field(
+        default=60, ge=5, le=1000, description="longest answer, in words; whole sentences are kept"
+    )
+    limit: int | None = Field(
+        default=None,
+        ge=1,
+        description="at most this many pairs to learn from, and as many held out; all where left out",
     )
 
 

@@ -116,6 +116,7 @@ def fit_tuned(
     kept: int,
     held: int,
     overlong: int,
+    measured_before: bool = False,
 ) -> tuple[Fitted, dict[str, int | float | str]]:
     """Train for the steps or epochs that were asked for; what that gave, and the totals of what it looked at.
 
@@ -128,10 +129,11 @@ def fit_tuned(
         kept: how many were learned from.
         held: how many were held out.
         overlong: how many did not fit.
+        measured_before: whether the held-out rows are measured before the first step too.
     """
     config, rows = job.config, objective.rows.count
     steps = config.steps or steps_of_epochs(config.epochs, rows, config.batches)
-    fitted = fit(job, model, objective, steps=steps, heldout_rows=heldout_rows)
+    fitted = fit(job, model, objective, steps=steps, heldout_rows=heldout_rows, measured_before=measured_before)
     counts = {unit: kept, f"heldout_{unit}": held, "dropped.overlong": overlong, "rows": rows}
     return fitted, {**counts, "epochs": config.batches.first_of(steps) / rows}
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Final, Protocol
 
 import torch
 from torch import Tensor
@@ -21,12 +23,21 @@ from llmctl.objectives.pairs import Pairs
 from llmctl.objectives.preference import Answers, implied_rewards, kto_losses, preference_losses
 from llmctl.pipeline.job import Job
 from llmctl.tokens.batch import IGNORE, Batch
+from llmctl.train.loader import RowSource
 from llmctl.train.objective import Fitted, LooksAhead
 from llmctl.train.strategy import Strategy
 
 Figures = Mapping[str, tuple[Tensor, int]]
 """By name: a sum and what to divide it by."""
 
+
+COMPARED: Final = {
+    "heldout_loss": "loss",
+    "heldout_rewards/margins": "margin",
+    "heldout_logps/margins": "log-probability of a token ahead by",
+    "heldout_logps/accuracies": "better answer likelier in",
+}
+"""Held-out figures that are kept of the start too, and what they are called."""
 
 _NOTING = threading.Lock()  # micro-batches may be computed side by side
 
@@ -45,12 +56,12 @@ class Scored:
 
 
 class Scores(Protocol):
-    """An objective over pairs."""
+    """An objective over pairs, or over steps."""
 
     names: ClassVar[tuple[str, ...]]
 
     @property
-    def rows(self) -> PackedPairs:
+    def rows(self) -> RowSource:
         """What is learned from."""
         ...
 
@@ -81,6 +92,8 @@ class PairObjective:
         "rewards/accuracies",
         "logps/chosen",
         "logps/rejected",
+        "logps/margins",
+        "logps/accuracies",
     )
 
     def loss(self, model: Transformer, batch: Tensors) -> Tensor:
@@ -88,11 +101,19 @@ class PairObjective:
         return tallied(model, self.scored(model, batch))
 
     def scored(self, model: Transformer, batch: Tensors) -> Scored:
-        """Losses; rewards as `implied_rewards`, their difference, and how often the chosen one's is larger."""
+        """Losses; rewards as `implied_rewards`, their difference, and how often the chosen one's is larger.
+
+        The last two are of the policy alone, without a reference: how much more log-probability a token of the chosen
+        answer has than one of the rejected, and how often it has more. They say where a policy begins.
+        """
         chosen, rejected = answers_of(model, batch, referenced=needs_reference(self.config))
         losses = preference_losses(chosen, rejected, self.config)
         better, worse = implied_rewards(chosen, self.config), implied_rewards(rejected, self.config)
-        values = (better, worse, better - worse, (better > worse).double(), chosen.logps, rejected.logps)
+        ahead = chosen.mean_logps - rejected.mean_logps
+        values = (
+            *(better, worse, better - worse, (better > worse).double()),
+            *(chosen.logps, rejected.logps, ahead, (ahead > 0).double()),
+        )
         return Scored(losses, summed(self.names, values))
 
 
@@ -192,22 +213,29 @@ class HeldOutPreferences:
         pairs: how many.
         loss: their mean loss; NaN where there is none.
         means: the objective's figures.
+        unit: what they are.
     """
 
     pairs: int
     loss: float
     means: Mapping[str, float]
+    unit: str = "pairs"
 
     @property
     def figures(self) -> dict[str, int | float]:
         """By the names of metrics and totals."""
         defined = {"heldout_loss": self.loss, **{f"heldout_{name}": mean for name, mean in self.means.items()}}
-        return {**{name: value for name, value in defined.items() if math.isfinite(value)}, "heldout_pairs": self.pairs}
+        return {
+            **{name: value for name, value in defined.items() if math.isfinite(value)},
+            f"heldout_{self.unit}": self.pairs,
+        }
 
     @property
     def told(self) -> str:
-        """Loss, and how often the better answer is told from the worse."""
-        return f"held-out loss {self.loss:.4f}, {self.means['rewards/accuracies']:.1%} told right"
+        """Loss, and how often the better answer is told from the worse, by rewards and by likelihood."""
+        likelier = self.means.get("logps/accuracies")
+        told = f"held-out loss {self.loss:.4f}, {self.means['rewards/accuracies']:.1%} told right"
+        return told if likelier is None else f"{told}, the better answer likelier in {likelier:.1%}"
 
 
 @dataclass(frozen=True)
@@ -217,10 +245,12 @@ class HeldOutPairs:
     Attributes:
         rows: of which a fixed sample is scored.
         objective: what scores.
+        unit: what the loss is a mean over.
     """
 
-    rows: PackedPairs
+    rows: RowSource
     objective: Scores
+    unit: str = "pairs"
 
     def bytes_of(self, batch: Batch) -> int:
         """The loss is one of pairs, not of text."""
@@ -245,20 +275,51 @@ class HeldOutPairs:
     def total(self, values: Sequence[float]) -> HeldOutPreferences:
         """Means."""
         means = [values[at] / values[at + 1] if values[at + 1] else math.nan for at in range(0, len(values), 2)]
-        return HeldOutPreferences(round(values[1]), means[0], dict(zip(self.objective.names, means[1:], strict=True)))
+        figures = dict(zip(self.objective.names, means[1:], strict=True))
+        return HeldOutPreferences(round(values[1]), means[0], figures, self.unit)
 
 
 def fit_pairs(
     job: Job[Any], model: Transformer, objective: Scores, held: PackedPairs, found: Pairs
 ) -> tuple[Fitted, dict[str, int | float | str]]:
-    """`checkpoint.fit_tuned` on pairs, measured on those that are held out."""
-    return fit_tuned(
-        job,
-        model,
-        objective,
-        HeldOutPairs(held, objective) if held.count else None,
-        unit="pairs",
-        kept=len(objective.rows.pairs),
-        held=len(held.pairs),
-        overlong=len(found.overlong),
+    """`fit_measured` on pairs."""
+    measured = HeldOutPairs(held, objective) if held.count else None
+    kept, overlong = len(found.pairs) - len(held.pairs), len(found.overlong)
+    return fit_measured(
+        job, model, objective, measured, unit="pairs", kept=kept, held=len(held.pairs), overlong=overlong
     )
+
+
+def fit_measured(
+    job: Job[Any],
+    model: Transformer,
+    objective: Scores,
+    heldout: HeldOutPairs | None,
+    *,
+    unit: str,
+    kept: int,
+    held: int,
+    overlong: int = 0,
+) -> tuple[Fitted, dict[str, int | float | str]]:
+    """`checkpoint.fit_tuned`, measured before and after; what was gained is said, and the start is in the totals."""
+    counts = {"kept": kept, "held": held, "overlong": overlong}
+    fitted, totals = fit_tuned(job, model, objective, heldout, unit=unit, measured_before=True, **counts)
+    if fitted.weights is not None and heldout is not None:
+        before = first_measured(job.metrics_file)
+        totals |= {f"before_{name}": before[name] for name in COMPARED if name in before}
+        job.progress.note(gained(before, fitted.totals, heldout.unit))
+    return fitted, totals
+
+
+def first_measured(metrics_file: Path) -> dict[str, float]:
+    """The held-out figures before the first step."""
+    with open(metrics_file, encoding="utf-8") as lines:
+        row: dict[str, float] = json.loads(next(lines))
+    return row
+
+
+def gained(before: Mapping[str, Any], after: Mapping[str, Any], unit: str) -> str:
+    """What training changed on held-out pairs or steps, in a line."""
+    shown = {name: value for name, value in COMPARED.items() if name in before and name in after}
+    changes = (f"{told} {before[name]:.4g} to {after[name]:.4g}" for name, told in shown.items())
+    return f"{after[f'heldout_{unit}']} held-out {unit}, before and after: {', '.join(changes)}"

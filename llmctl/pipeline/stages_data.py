@@ -198,6 +198,16 @@ DATA_STAGES: tuple[Stage, ...] = (
         examples=("llmctl chats python-docs.dedup",),
     ),
     Stage(
+        command="preferences",
+        summary="Turn documentation into right answers over wrong ones.",
+        config="llmctl.config.lessons:PreferencesConfig",
+        run="llmctl.data.lessons:run_preferences",
+        output="preferences",
+        inputs={"input": DOCUMENTS},
+        flags={"--heldout": "heldout_fraction", "--limit": "limit", "--seed": "seed"},
+        examples=("llmctl preferences python-docs.dedup",),
+    ),
+    Stage(
         command="quiz",
         summary="Make multiple-choice questions on held-out entries.",
         config="llmctl.config.lessons:QuizConfig",

@@ -49,9 +49,17 @@ _DONE = {"skip": "left out", "rollback": "rolled back to the newest saved state,
 
 
 def fit(
-    job: Job[Any], model: Transformer, objective: Objective, *, steps: int, heldout_rows: HeldOutSource | None
+    job: Job[Any],
+    model: Transformer,
+    objective: Objective,
+    *,
+    steps: int,
+    heldout_rows: HeldOutSource | None,
+    measured_before: bool = False,
 ) -> Fitted:
     """Train `model` for `steps` steps, continuing from the newest state in `job.work`.
+
+    With `measured_before`, the held-out rows are measured before the first step too, as row 0 of the metrics.
 
     A pure function of (config, rows, the model's weights): which rows a step sees depends on the step alone.
     Under a launcher every rank calls this with the same model and rows.
@@ -76,6 +84,8 @@ def fit(
     watchdog = Watchdog(job.work, strategy.world_size, patience, functools.partial(give_up, job.work))
     with stopping as stop, Loader(objective.rows, run.plan) as loader, run.states.saver, watchdog, report:
         with exhaustion_explained(model, strategy.trained, job.config, run.shape):
+            if measured_before and run.step == 0:
+                run.measure()
             while run.step < steps:
                 run.advance(loader, stop)
         run.states.saver.finish()

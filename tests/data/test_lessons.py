@@ -6,10 +6,10 @@ import pytest
 from llmctl.config.collect import CollectConfig
 from llmctl.config.dedup import DedupConfig
 from llmctl.config.errors import InputError
-from llmctl.config.lessons import ChatsConfig, QuizConfig
+from llmctl.config.lessons import ChatsConfig, PreferencesConfig, QuizConfig
 from llmctl.config.tokens import PackConfig
 from llmctl.data import collect, dedup
-from llmctl.data.lessons import run_chats, run_quiz
+from llmctl.data.lessons import run_chats, run_preferences, run_quiz
 from llmctl.data.lessons.documentation import Entry, entries, read_entries, summary_sentences
 from llmctl.data.split import is_heldout
 from llmctl.data.tables import read_rows
@@ -209,6 +209,50 @@ def test_the_answer_cannot_be_guessed_from_position_or_length(corpus: Artifact, 
         assert 0.19 < share_right(lambda choices, most=most: most(range(4), key=lambda i: len(choices[i]))) < 0.31
 
 
+def test_preferences_differ_in_what_they_are_about_and_in_nothing_else(corpus: Artifact, stage: Callable) -> None:
+    config = PreferencesConfig(heldout_fraction=0.1)
+    product, artifact = stage(run_preferences, config, corpus)
+    sides = {split: list(read_rows(artifact, split)) for split in ("train", "heldout")}
+    assert product.semantic == {"heldout_fraction": 0.1}
+    assert [len(rows) for rows in sides.values()] == [
+        product.totals["preferences"],
+        product.totals["heldout_preferences"],
+    ]
+    by_id = {entry.id: entry for entry in read_entries(corpus)}
+    answers = {split: {row["chosen"][0]["content"] for row in rows} for split, rows in sides.items()}
+    assert not answers["train"] & answers["heldout"]
+    for split, rows in sides.items():
+        assert len(rows) > 200
+        for row in rows:
+            entry = by_id[row["id"].partition("?")[0]]
+            assert is_heldout(row["document"], 0.1) == (split == "heldout")
+            assert f"`{entry.name}`" in row["prompt"][0]["content"]
+            assert row["chosen"] == [{"role": "assistant", "content": entry.first_sentences(60)}]
+            assert row["rejected"][0]["content"] in answers[split]
+            assert row["rejected"] != row["chosen"]
+    longer = [len(row["rejected"][0]["content"]) - len(row["chosen"][0]["content"]) for row in sides["train"]]
+    assert abs(sum(longer)) / len(longer) < 0.5  # characters: no length tells which one is right
+    assert sum(map(abs, longer)) / len(longer) < 2
+
+
+def test_phrasings_and_limit_of_preferences(corpus: Artifact, stage: Callable) -> None:
+    config = PreferencesConfig(heldout_fraction=0.1, phrasings=2, limit=40)
+    rows = rows_of(stage(run_preferences, config, corpus)[1])
+    assert len(rows) == 40
+    assert rows == rows_of(stage(run_preferences, config, corpus)[1])
+    everything = rows_of(stage(run_preferences, config.model_copy(update={"limit": None}), corpus)[1])
+    of_one = [row for row in everything if row["id"].partition("?")[0] == everything[0]["id"].partition("?")[0]]
+    assert len(of_one) == 2
+    assert of_one[0]["prompt"] != of_one[1]["prompt"]
+    assert of_one[0]["rejected"] != of_one[1]["rejected"]
+
+
+def test_one_answer_has_no_wrong_one_beside_it(documents: Callable, stage: Callable) -> None:
+    given = documents([{"id": "python-docs/os.path.join", "text": JOIN}])
+    with pytest.raises(InputError, match="none of 1 entries to learn from has another"):
+        stage(run_preferences, PreferencesConfig(heldout_fraction=0.0), given)
+
+
 def test_seed_limit_and_choices(corpus: Artifact, stage: Callable) -> None:
     def quiz(**fields: int) -> list[dict[str, object]]:
         return rows_of(stage(run_quiz, QuizConfig(heldout_fraction=0.1, **fields), corpus)[1])
@@ -225,7 +269,11 @@ def test_seed_limit_and_choices(corpus: Artifact, stage: Callable) -> None:
 
 def test_prose_gives_no_lessons(documents: Callable, stage: Callable) -> None:
     given = documents([{"id": "a.txt", "text": "Once upon a time."}])
-    for body, config in ((run_chats, ChatsConfig()), (run_quiz, QuizConfig())):
+    for body, config in (
+        (run_chats, ChatsConfig()),
+        (run_preferences, PreferencesConfig()),
+        (run_quiz, QuizConfig()),
+    ):
         with pytest.raises(InputError, match="holds no reference documentation"):
             stage(body, config, given)
 

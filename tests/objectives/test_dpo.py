@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llmctl.config.dpo import DpoConfig, LogprobsConfig
-from llmctl.config.errors import ConfigError, InputError, IntegrityError, UsageError
+from llmctl.config.errors import ConfigError, InputError, IntegrityError, LlmctlError, UsageError
 from llmctl.config.load import build
 from llmctl.config.train import PretrainConfig
 from llmctl.data.split import is_heldout
@@ -74,9 +74,41 @@ def test_it_learns_which_answer_is_preferred(stages, checkpoint, preferences):
     assert (totals["pairs"], totals["heldout_pairs"], totals["dropped.overlong"]) == (20 - held, held, 0)
     assert totals["heldout_rewards/accuracies"] > 0.5
     assert totals["heldout_loss"] < np.log(2)
+    assert totals["before_heldout_loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert totals["before_heldout_rewards/margins"] == pytest.approx(0, abs=1e-5)
+    assert totals["heldout_logps/margins"] > totals["before_heldout_logps/margins"] + 0.1
+    assert totals["heldout_logps/accuracies"] > totals["before_heldout_logps/accuracies"]
     assert facts["tokenizer"] == checkpoint.manifest.semantic["tokenizer"]
     assert facts["chat"] is True
     assert made.manifest.inputs["logprobs"].kind == "logprobs"
+
+
+def test_what_it_gained_is_told_and_outlasts_an_interruption(stages, checkpoint, preferences):
+    config = dpo(steps=6, checkpoint_every_steps=2, seed=3)
+    call = Call(stage_named("dpo"), config, {"input": checkpoint, "preferences": preferences})
+    said = []
+
+    class Notes(Silent):
+        def note(self, text):
+            said.append(text)
+
+    class Breaks(Notes):
+        def update(self, done, total, unit, **facts):
+            if unit == "steps" and done == 5:
+                raise OSError("the machine is gone")
+
+    with pytest.raises(LlmctlError):
+        execute(call, stages.store, Breaks())
+    resumed = execute(call, stages.store, Notes()).artifact
+    whole = execute(replace(call, force=True), stages.store, Silent()).artifact
+    assert resumed.digest == whole.digest
+    before = {name: value for name, value in whole.manifest.totals.items() if name.startswith("before_")}
+    assert len(before) == 4
+    assert before.items() <= resumed.manifest.totals.items()
+    assert sum("the better answer likelier in" in text and text.startswith("step 0:") for text in said) == 1
+    (gain,) = (text for text in said if "before and after" in text)
+    after = whole.manifest.totals["heldout_logps/accuracies"]
+    assert gain.endswith(f"better answer likelier in {before['before_heldout_logps/accuracies']:.4g} to {after:.4g}")
 
 
 def test_the_reference_is_scored_once(stages, checkpoint, preferences):
@@ -151,7 +183,7 @@ def test_ranks_compute_what_one_process_does(stages, checkpoint, judged):
     both = execute(call, stages.store, Silent()).artifact
     compared = ("loss", "grad_norm", "kl", "rewards/chosen", "rewards/accuracies", "heldout_loss")
     figures = [[row[name] for row in metrics_of(made) for name in compared if name in row] for made in (alone, both)]
-    assert len(figures[0]) == 3 * 5 + 1
+    assert len(figures[0]) == 3 * 5 + 2  # the held-out loss before and after
     assert figures[1] == pytest.approx(figures[0], rel=1e-4, abs=1e-6)
 
 

@@ -107,7 +107,9 @@ def test_it_orders_pairs_that_it_never_saw(stages, checkpoint, tmp_path):
     totals = made.manifest.totals
     assert totals["heldout_pairs"] >= 4
     assert totals["heldout_rewards/accuracies"] > 0.9
-    steps = [json.loads(line) for line in (made.path / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (made.path / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "loss" in row]
+    assert rows[0]["heldout_loss"] == totals["before_heldout_loss"] == pytest.approx(np.log(2), abs=1e-6)
     assert steps[0]["loss"] == pytest.approx(np.log(2), abs=1e-6)  # every text is worth the same yet
     assert made.manifest.semantic["head"] == "score"
     model = scoring.load(made.data)

@@ -10,6 +10,7 @@ from llmctl.config.lessons import QuizConfig
 from llmctl.data.lessons.chats import QUESTIONS
 from llmctl.data.lessons.documentation import Entry, read_entries, split_entries
 from llmctl.data.lessons.draw import key, pick, sample
+from llmctl.data.lessons.near import Answers
 from llmctl.data.table_writer import TableWriter
 from llmctl.data.tables import PROMPTS, SCHEMA_NAMES
 from llmctl.pipeline.job import Job, Product
@@ -17,8 +18,6 @@ from llmctl.pipeline.job import Job, Product
 # `prompt` ends in "Answer:" and every choice starts with a space: prompt + choice is scored as it stands.
 PROMPT = "Question: {question}\nAnswer:"
 FEWEST_QUIZ_WORDS = 4  # of a summary that can be told from others
-NEAREST = 6  # wrong choices are drawn from this many shorter and longer candidates for each that is wanted
-MOST_SHARED_WORDS = 0.5  # Jaccard similarity of two choices' words
 
 
 def run_quiz(job: Job[QuizConfig]) -> Product:
@@ -31,9 +30,9 @@ def run_quiz(job: Job[QuizConfig]) -> Product:
     config = job.config
     learned, heldout = split_entries(read_entries(job.inputs["input"]), config.heldout_fraction)
     suitable, skipped = _suitable(heldout, {entry.summary for entry in learned}, config)
-    rows = []
+    rows, summaries = [], Answers(suitable, lambda entry: entry.summary)
     for entry in suitable:
-        wrong = _wrong_choices(entry, suitable, config)
+        wrong = summaries.wrong(entry, config.choices - 1, config.seed)
         if len(wrong) < config.choices - 1:
             skipped["too_few_choices"] += 1
         else:
@@ -83,32 +82,6 @@ def _suitable(heldout: list[Entry], known: set[str], config: QuizConfig) -> tupl
         chosen += pick(found, config.per_document, config.seed, document)
         skipped["too_many_of_document"] += max(0, len(found) - config.per_document)
     return sorted(chosen, key=lambda entry: entry.id), +skipped
-
-
-def _wrong_choices(entry: Entry, others: list[Entry], config: QuizConfig) -> list[str]:
-    """Summaries of other entries of the same kind, of nearly the same length, and unlike each other.
-
-    How many are shorter and how many longer is drawn too: were it left to chance, the right answer would
-    mostly be of middling length, and length would tell it.
-    """
-    wanted = config.choices - 1
-    ranked = [other for other in others if other.kind == entry.kind and other.document != entry.document]
-    ranked = sorted([*ranked, entry], key=lambda other: (len(other.summary), other.id))
-    place = ranked.index(entry)
-    below = ranked[max(0, place - NEAREST * wanted) : place]
-    above = ranked[place + 1 : place + 1 + NEAREST * wanted]
-    shorter = key(config.seed, entry.id, "shorter") % config.choices
-    chosen = [entry.summary]
-    for candidates, count in ((below, 1 + shorter), (above, 1 + wanted), (below, 1 + wanted)):
-        for other in pick(candidates, len(candidates), config.seed, entry.id, "wrong"):
-            if len(chosen) < count and all(_shared(other.summary, kept) < MOST_SHARED_WORDS for kept in chosen):
-                chosen.append(other.summary)
-    return pick(chosen[1:], wanted, config.seed, entry.id, "order")
-
-
-def _shared(one: str, other: str) -> float:
-    a, b = set(one.casefold().split()), set(other.casefold().split())
-    return len(a & b) / len(a | b)
 
 
 def _question(entry: Entry, wrong: list[str], config: QuizConfig) -> dict[str, Any]:
