@@ -32,8 +32,16 @@ def summary(artifact: Artifact, following: str) -> Iterator[RenderableType]:
     if artifact.kind == "eval":
         yield from results_tables(artifact)
     yield f"path  {artifact.path}"
-    if following:
+    if artifact.kind == "adapter":
+        yield f"next  llmctl merge {base_of(artifact)} {artifact.name}"
+    elif following:
         yield f"next  llmctl {following} {artifact.name}"
+
+
+def base_of(adapter: Artifact) -> str:
+    """What an adapter is merged into, as its run named it."""
+    trained_on = adapter.manifest.inputs.get("input")
+    return trained_on.ref if trained_on is not None else "CHECKPOINT"
 
 
 def totals_table(artifact: Artifact) -> Table:

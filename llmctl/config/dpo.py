@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -21,6 +21,9 @@ class LogprobsConfig(Config):
     unpaired: bool = Field(
         default=False,
         description="Take every answer by itself, and score beside it the answer to another prompt, as KTO needs.",
+    )
+    base: Literal["full", "nf4"] = Field(
+        "full", description="nf4: with the matrices in 4 bits, as the reference of a policy that trains on such a base."
     )
     precision: TrainPrecision = Field("fp32", description="Number format of matrix products.")
     batch_tokens: int = execution(4096, ge=1, description="Tokens in one forward pass.")
@@ -72,9 +75,12 @@ class DpoConfig(PreferenceTrainConfig, AdaptableConfig):
 
 
 class RewardConfig(PreferenceTrainConfig):
-    """How a model learns to score answers."""
+    """How a model learns to score answers, or their steps."""
 
-    loss: RewardLossConfig = Field(default=RewardLossConfig(), description="Margin and centring.")
+    loss: RewardLossConfig = Field(default=RewardLossConfig(), description="Margin and centring, of pairs alone.")
+    step_separator: str = Field(
+        "\n", max_length=100, description="What stands between the steps of an answer, where they are what is judged."
+    )
     optimizer: OptimizerConfig = Field(
         default=AdamWConfig(lr=1e-4, weight_decay=0.0), description="Optimizer and its constants."
     )

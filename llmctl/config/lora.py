@@ -28,6 +28,11 @@ class LoraConfig(Config):
         description="zero: A random, B zero. pissa: A and B are the largest singular vectors of W, and what is frozen "
         "is the rest (arXiv:2404.02948); the adapter that is published has twice the rank and fits W itself.",
     )
+    base: Literal["full", "nf4"] = Field(
+        "full",
+        description="How the frozen matrices are kept: full, in fp32; nf4, in 4 bits (QLoRA, arXiv:2305.14314). "
+        "llmctl merge then merges into what the 4 bits stand for.",
+    )
     b_lr_ratio: float = Field(
         1.0, ge=1, le=1000, description="Learning rate of B over that of A (LoRA+, arXiv:2402.12354, advises 16)."
     )
@@ -41,6 +46,8 @@ class LoraConfig(Config):
     def _one_at_a_time(self) -> LoraConfig:
         if self.dora and self.init == "pissa":
             raise ValueError("dora learns lengths of W's rows, and pissa freezes another W: take one of them")
+        if self.base == "nf4" and self.init == "pissa":
+            raise ValueError("pissa freezes what is left of W, and 4 bits of that are no 4 bits of W: take one of them")
         return self
 
 

@@ -320,10 +320,15 @@ class AdaptableConfig(FineTuneConfig):
         None, description="Train adapters and publish these, in PEFT's format: {rank: 16, alpha: 32}; else all weights."
     )
 
+    @property
+    def base(self) -> Literal["full", "nf4"]:
+        """How the weights are kept that are not learned."""
+        return "full" if self.lora is None else self.lora.base
+
     @model_validator(mode="after")
     def _adapters_alone(self) -> AdaptableConfig:
-        if self.lora is not None and self.uses_deepspeed:
-            raise ValueError("lora trains in a single process: leave out nproc and zero, or lora")
+        if self.lora is not None and self.zero == 3:
+            raise ValueError("zero=3 shards what lora's layers read themselves: take zero=0, 1 or 2")
         if self.lora is not None and self.precision.startswith("fp8"):
             raise ValueError("lora keeps its matrices in wider formats than fp8: take precision=bf16 or fp32")
         return self
@@ -341,6 +346,13 @@ class SftConfig(AdaptableConfig):
     learn: Learned = Field(
         "assistant",
         description="What of a chat is learned: all turns of the assistant, its last one, or every token.",
+    )
+    neftune_alpha: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="Noise on the embeddings while training (NEFTune, arXiv:2310.05914): uniform within "
+        "alpha / sqrt(tokens of the chat x width); the paper takes 5 to 15. 0: none.",
     )
 
 

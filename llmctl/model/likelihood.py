@@ -14,7 +14,7 @@ from llmctl.model.attention import Attend, holds_one_each
 from llmctl.model.kernels import attend_through
 from llmctl.model.sequence import CutAttention
 from llmctl.model.transformer import Transformer
-from llmctl.tokens.batch import IGNORE, Batch
+from llmctl.tokens.batch import IGNORE, NOISE, Batch
 
 LOGITS_AT_ONCE = 1 << 26  # elements of a chunk of logits: 256 MiB in fp32
 
@@ -102,14 +102,15 @@ def target_losses(
 def hidden_states(model: Transformer, batch: Tensors) -> tuple[Tensor, Attend]:
     """[B,T,D] of packed rows, and what each of their positions sees.
 
-    Where ranks share rows, only this rank's part of the columns is computed, and the others are zero.
+    Where ranks share rows, only this rank's part of the columns is computed, and the others are zero. Noise that the
+    rows carry (`NOISE` of what is beside them) is added to the embeddings.
     """
     attend: Attend = attend_through(model.attention_backend, batch.documents, one_each=batch.one_each)
-    cut = model.sequence
+    cut, noise = model.sequence, batch.beside.get(NOISE)
     if cut is None:
-        return model(batch.tokens, batch.positions, attend), attend
-    attend = CutAttention(cut, attend)
-    return cut.spread(model(cut.of(batch.tokens), cut.of(batch.positions), attend)), attend
+        return model(batch.tokens, batch.positions, attend, noise), attend
+    attend, noise = CutAttention(cut, attend), None if noise is None else cut.of(noise)
+    return cut.spread(model(cut.of(batch.tokens), cut.of(batch.positions), attend, noise)), attend
 
 
 def losses_of(

@@ -16,6 +16,9 @@ from torch.nn import functional
 
 from llmctl.config.errors import UsageError
 from llmctl.config.lora import LINEAR, LoraConfig
+from llmctl.model.nf4 import Nf4Linear
+
+LINEAR_LAYERS = (nn.Linear, Nf4Linear)
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,14 @@ class Factors:
 
 
 class LoraLinear(nn.Module):
-    """A linear layer with its weights frozen, and an adapter beside it.
+    """A linear layer with its weights frozen, in 4 bits or as they were, and an adapter beside it.
 
     Args:
         base: the layer.
         config: of the adapter.
     """
 
-    def __init__(self, base: nn.Linear, config: LoraConfig) -> None:
+    def __init__(self, base: nn.Linear | Nf4Linear, config: LoraConfig) -> None:
         super().__init__()
         self.base = base
         self.scale = config.scale
@@ -62,12 +65,14 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[…,I] to […,O]."""
-        made = functional.linear(x, self.base.weight)
+        base = self.base
+        made = base.product(x) if isinstance(base, Nf4Linear) else functional.linear(x, base.weight)
         made = made + self.scale * functional.linear(functional.linear(x, self.lora_A), self.lora_B)
         if self.magnitude is not None:
-            direction = self.base.weight + self.scale * (self.lora_B @ self.lora_A)
-            made = made * (self.magnitude / direction.norm(dim=1).detach())
-        return made if self.base.bias is None else made + self.base.bias
+            with torch.no_grad():
+                norm = (base.weight + self.scale * (self.lora_B @ self.lora_A)).norm(dim=1)
+            made = made * (self.magnitude / norm)
+        return made if base.bias is None else made + base.bias
 
     @torch.no_grad()
     def init_zero(self, generator: torch.Generator) -> None:
@@ -100,11 +105,13 @@ def attach(model: nn.Module, config: LoraConfig, seed: int) -> dict[str, Factors
     places = [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in config.targets
+        if isinstance(module, LINEAR_LAYERS) and name.rpartition(".")[2] in config.targets
     ]
     unused = [target for target in config.targets if not any(name.rpartition(".")[2] == target for name in places)]
     if not places or (unused and config.targets != LINEAR):
-        known = sorted({name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, nn.Linear)})
+        known = sorted(
+            {name.rpartition(".")[2] for name, part in model.named_modules() if isinstance(part, LINEAR_LAYERS)}
+        )
         raise UsageError(
             f"lora.targets: no matrix is called {(unused or [''])[0]!r}", hint=f"known: {', '.join(known)}"
         )

@@ -144,27 +144,30 @@ class Transformer(nn.Module):
         self.sequence: SharedRows | None = None
         self.tally: dict[str, tuple[Tensor, int]] = {}
 
-    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor, attend: Attend, noise: Tensor | None = None) -> Tensor:
         """Hidden states after the final norm.
 
         Args:
             tokens: int64 [B,T].
             positions: int64 [B,T], counted from 0 in each document.
             attend: what each position sees.
+            noise: [B,T,D], added to the embeddings of the tokens.
 
         Returns:
             [B,T,D].
         """
-        x, angles = self._embedded(tokens, positions), self._angles(positions)
+        x, angles = self._embedded(tokens, positions, noise), self._angles(positions)
         for index in range(self.config.layers):
             x = self.layers[index](x, angles, index, attend)
         hidden: Tensor = self.norm(x)
         return hidden
 
-    def _embedded(self, tokens: Tensor, positions: Tensor) -> Tensor:
+    def _embedded(self, tokens: Tensor, positions: Tensor, noise: Tensor | None = None) -> Tensor:
         """[B,T,D]."""
         config = self.config
         x = self.embed_tokens(tokens)
+        if noise is not None:
+            x = x + noise.to(x.dtype)
         if config.scale.embedding != 1.0:
             x = x * config.scale.embedding
         if self.embed_positions is not None:

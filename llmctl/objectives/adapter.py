@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmctl.config.errors import UsageError
 from llmctl.config.lora import LoraConfig
 from llmctl.model import adapters
 from llmctl.model.lora import Factors, attach, difference, factors_of
 from llmctl.model.transformer import Transformer
 from llmctl.pipeline.job import Job, Product
 from llmctl.store.artifact import Artifact
-from llmctl.train.launch import environment
 from llmctl.train.objective import Fitted
 
 
@@ -19,12 +17,10 @@ def begin(model: Transformer, config: LoraConfig | None, seed: int) -> dict[str,
     """Put the adapters on, where there are to be any; what each is at the start.
 
     Raises:
-        UsageError: a target is not there, or ranks train together.
+        UsageError: a target is not there.
     """
     if config is None:
         return {}
-    if environment().world_size > 1:
-        raise UsageError("lora trains in a single process", hint="start llmctl without a launcher, or leave out lora")
     return attach(model, config, seed)
 
 
@@ -37,7 +33,7 @@ def publish(
     semantic: dict[str, Any],
     totals: dict[str, int | float | str],
 ) -> Product:
-    """Write the adapter into `job.out`, in PEFT's format.
+    """Write the adapter into `job.out`, in PEFT's format, on rank 0; the other ranks have nothing to write.
 
     Args:
         job: the run, whose input is the base.
@@ -47,6 +43,8 @@ def publish(
         semantic: as for `llmctl.objectives.checkpoint.publish`.
         totals: figures beyond those of training.
     """
+    if fitted.weights is None:
+        return Product(adapters.SCHEMA)
     given: Artifact = job.artifact()
     found = factors_of(model, fitted.weights)
     if job.config.lora.init == "pissa":
@@ -54,4 +52,6 @@ def publish(
     adapters.write(job.out, found, model.config, model.vocab_size, given.ref)
     parameters = sum(one.a.numel() + one.b.numel() for one in found.values())
     facts = {"base": given.digest, "parameters": parameters, **semantic}
+    if job.config.base != "full":
+        facts["base_kept"] = job.config.base
     return Product(adapters.SCHEMA, semantic=facts, totals={**fitted.totals, **totals})

@@ -26,7 +26,7 @@ def run(job: Job[DpoConfig]) -> Product:
     """
     _refuse_unread(job)
     if "logprobs" in job.inputs:
-        check_made_for(job.artifact("logprobs"), job.artifact(), job.inputs["preferences"])
+        check_made_for(job.artifact("logprobs"), job.artifact(), job.inputs["preferences"], job.config.base)
     elif job.config.needs_reference:
         policy = job.artifact()
         reference = job.artifact("reference") if "reference" in job.inputs else policy
@@ -35,6 +35,7 @@ def run(job: Job[DpoConfig]) -> Product:
             max_tokens=longest(policy, job.config.max_tokens),
             overlong=job.config.overlong,
             unpaired=job.config.unpaired,
+            base=job.config.base,
             precision=job.config.precision,
             device=job.config.device,
             threads=job.config.threads,
@@ -71,7 +72,7 @@ def train(job: Job[DpoConfig]) -> Product:
     references = read_references(job.artifact("logprobs"), found.pairs) if config.needs_reference else None
     rows, held = packed_sides(found, config.row_tokens, fill_id(given, tokenizer), references)
     objective = objective_of(rows, config.loss)
-    model = open_model(given, tokenizer)
+    model = open_model(given, tokenizer, config.base)
     start = adapter.begin(model, config.lora, config.seed)
     fitted, totals = fit_pairs(job, model, objective, held, found)
     facts = checkpoint.tuned_facts(given, length, found.heldout_fraction)

@@ -49,7 +49,7 @@ def run(job: Job[LogprobsConfig]) -> Product:
     found.refuse(config.overlong, length)
     rows = PackedPairs(found.pairs, None, fill_id(given, tokenizer))
     set_threads(config.threads, 1)
-    model = open_model(given, tokenizer).to(choose_device(config.device)).eval()
+    model = open_model(given, tokenizer, config.base).to(choose_device(config.device)).eval()
     names = UNPAIRED if config.unpaired else PAIRED
     table = scored(job, model, rows, names)
     pq.write_table(table, job.out / FILE)
@@ -60,6 +60,7 @@ def run(job: Job[LogprobsConfig]) -> Product:
             "tokenizer": given.manifest.semantic["tokenizer"],
             "max_tokens": length,
             "columns": [name for column in names for name in column],
+            **({} if config.base == "full" else {"base": config.base}),
         },
         totals={"rows": table.num_rows, "tokens": tokens, "dropped.overlong": len(found.overlong)},
         files={FILE: FileFacts(rows=table.num_rows)},
@@ -92,8 +93,8 @@ def scored(
     return pa.table(columns)
 
 
-def check_made_for(given: Artifact, policy: Artifact, preferences: Input) -> None:
-    """Refuse log-probabilities of other preferences, or of a reference that reads other ids.
+def check_made_for(given: Artifact, policy: Artifact, preferences: Input, base: str = "full") -> None:
+    """Refuse log-probabilities of other preferences, or of a reference that reads other ids or is kept otherwise.
 
     Raises:
         InputError: naming what they are of. The tokenizer counts as another where its digest differs.
@@ -103,6 +104,11 @@ def check_made_for(given: Artifact, policy: Artifact, preferences: Input) -> Non
         raise InputError(
             f"{given.ref} is of other preferences than {preferences.ref}: of {scored.ref}",
             hint="leave out --logprobs, or give what llmctl logprobs made of these",
+        )
+    if (kept := given.manifest.semantic.get("base", "full")) != base:
+        raise InputError(
+            f"{given.ref} was scored with base={kept}, and lora.base is {base}",
+            hint=f"leave out --logprobs, or give what llmctl logprobs base={base} made",
         )
     if given.manifest.semantic.get("tokenizer") != policy.manifest.semantic.get("tokenizer"):
         raise InputError(

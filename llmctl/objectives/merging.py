@@ -8,7 +8,7 @@ from torch import Tensor
 
 from llmctl.config.errors import InputError, UsageError
 from llmctl.config.merge import MergeConfig
-from llmctl.model import adapters, huggingface, merging
+from llmctl.model import adapters, huggingface, merging, nf4
 from llmctl.model.transformer import Transformer
 from llmctl.objectives import checkpoint
 from llmctl.objectives.start import check_same_tokens
@@ -51,9 +51,17 @@ def _facts(first: Artifact, given: list[Artifact]) -> dict[str, Any]:
 
 
 def _with_adapters(base: Artifact, learned: list[Artifact]) -> tuple[Transformer, dict[str, Tensor]]:
-    """The checkpoint's weights with one adapter after the other merged in."""
+    """The checkpoint's weights with one adapter after the other merged in.
+
+    An adapter that was trained on a base in 4 bits is merged into what those stand for, as what it learned makes up
+    for their errors too.
+    """
     model = huggingface.load(base.data)
-    weights = dict(model.state_dict())
+    weights, dtypes = dict(model.state_dict()), {name: value.dtype for name, value in model.state_dict().items()}
+    if any(source.manifest.semantic.get("base_kept") == "nf4" for source in learned):
+        for name, layer in model.named_modules():
+            if nf4.quantized(name, layer):
+                weights[f"{name}.weight"] = nf4.rounded(weights[f"{name}.weight"])
     for source in learned:
         trained_on = source.manifest.semantic.get("base")
         if trained_on is not None and trained_on != base.digest and len(learned) == 1:
@@ -63,7 +71,7 @@ def _with_adapters(base: Artifact, learned: list[Artifact]) -> tuple[Transformer
             )
         for name, factors in adapters.read(source.data, model.config, model.vocab_size).items():
             weights[f"{name}.weight"] = factors.merged(weights[f"{name}.weight"])
-    return model, weights
+    return model, {name: value.to(dtypes[name]) for name, value in weights.items()}
 
 
 def _checked(job: Job[MergeConfig], models: dict[str, Artifact]) -> Artifact:

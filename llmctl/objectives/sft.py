@@ -6,6 +6,7 @@ from llmctl.config.train import SftConfig
 from llmctl.objectives import adapter, checkpoint
 from llmctl.objectives.chats import PackedChats, Sides, read_sides
 from llmctl.objectives.losses import NextToken
+from llmctl.objectives.noise import NoisyChats
 from llmctl.objectives.start import fill_id, longest, open_model, open_tokenizer
 from llmctl.objectives.targets import inspected
 from llmctl.pipeline.job import Job, Product
@@ -27,7 +28,7 @@ def train(job: Job[SftConfig]) -> Product:
     """
     given, config = job.artifact(), job.config
     tokenizer = open_tokenizer(given)
-    model = open_model(given, tokenizer)
+    model = open_model(given, tokenizer, config.base)
     start = adapter.begin(model, config.lora, config.seed)
     length = longest(given, config.max_tokens)
     filling = fill_id(given, tokenizer)
@@ -40,7 +41,7 @@ def train(job: Job[SftConfig]) -> Product:
     fitted, totals = checkpoint.fit_tuned(
         job,
         model,
-        NextToken(rows),
+        NextToken(NoisyChats(rows, config.neftune_alpha, model.config.width) if config.neftune_alpha else rows),
         HeldOutRows(held, tokenizer.byte_lengths) if held.count else None,
         unit="chats",
         kept=len(chats.kept),

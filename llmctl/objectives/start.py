@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from llmctl.config.errors import InputError, UsageError
-from llmctl.model import huggingface
+from llmctl.model import huggingface, nf4
 from llmctl.model.config_json import CONFIG_FILE, read_config
 from llmctl.model.transformer import Transformer
 from llmctl.store.artifact import Artifact
@@ -17,19 +17,28 @@ def open_tokenizer(given: Artifact) -> Tokenizer:
     return Tokenizer.open(given.data).padded(int(given.manifest.semantic["vocab_size"]))
 
 
-def open_model(given: Artifact, tokenizer: Tokenizer) -> Transformer:
+def open_model(given: Artifact, tokenizer: Tokenizer, base: str = "full") -> Transformer:
     """The checkpoint's model in fp32, in memory of its own, after checking that the tokenizer fits it.
+
+    Args:
+        given: the checkpoint.
+        tokenizer: its own.
+        base: nf4: the matrices of its blocks in 4 bits; they are read one at a time, so that all of them are never
+            there in fp32.
 
     Raises:
         InputError: the vocabularies differ.
     """
-    stored = huggingface.load(given.data, dtype=torch.float32)
+    stored = huggingface.load(given.data, dtype=torch.float32 if base == "full" else None)
     if stored.vocab_size != tokenizer.vocab_size:
         raise InputError(
             f"{given.ref}: the model has {stored.vocab_size} ids, its tokenizer {tokenizer.vocab_size}",
             hint="the files are not of one checkpoint",
         )
-    stored.load_state_dict({name: value.clone() for name, value in stored.state_dict().items()}, assign=True)
+    if base == "nf4":
+        nf4.quantize(stored)
+    copies = {name: value.to(torch.float32, copy=True) for name, value in stored.state_dict().items()}
+    stored.load_state_dict(copies, assign=True)
     return stored
 
 

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 IGNORE = -100  # the label that torch's cross-entropy leaves out
 PADDING_DOCUMENT = -1
+NOISE = "noise"
+"""In `Batch.beside`: float32 [B, T, D], what is added to the embeddings of the tokens."""
 
 
 @dataclass(frozen=True)

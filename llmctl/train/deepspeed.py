@@ -209,6 +209,8 @@ class DeepSpeed:
 
         gathered = {name: value.to("cpu", copy=True) for name, value in self.trained.buffers.items()}
         for name, parameter in self.model.named_parameters():
+            if not parameter.requires_grad:  # what is frozen is no part of the run's state
+                continue
             with deepspeed.zero.GatheredParameters([parameter], enabled=self.zero == 3):
                 if self.rank == 0:
                     gathered[name] = parameter.detach().to("cpu", copy=True)

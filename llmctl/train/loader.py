@@ -37,6 +37,15 @@ class Ordered(Protocol):
         ...
 
 
+@runtime_checkable
+class Noisy(Protocol):
+    """A source whose rows carry noise that is other at every step."""
+
+    def batch_of_step(self, seed: int, step: int, indices: NDArray[np.int64]) -> Batch:
+        """`batch`, with noise that is a function of the seed, the step and what each row holds alone."""
+        ...
+
+
 @dataclass(frozen=True)
 class Plan:
     """How the rows of a step are dealt: contiguous parts to ranks, contiguous parts of those to micro-batches.
@@ -152,8 +161,10 @@ class Loader:
         return batches
 
     def _read(self, step: int) -> list[Batch]:
-        plan = self._plan
-        batch = plan.own_columns(self._source.batch(plan.own(plan.rows(step, self._source))))
+        plan, source = self._plan, self._source
+        rows = plan.own(plan.rows(step, source))
+        read = source.batch_of_step(plan.seed, step, rows) if isinstance(source, Noisy) else source.batch(rows)
+        batch = plan.own_columns(read)
         return [batch.slice(slice(start, start + plan.micro_rows)) for start in range(0, batch.rows, plan.micro_rows)]
 
     def __enter__(self) -> Self:

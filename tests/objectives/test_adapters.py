@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from llmctl.cli.summary import summary
 from llmctl.config.dpo import DpoConfig
 from llmctl.config.errors import ConfigError, InputError, LlmctlError, UsageError
 from llmctl.config.inout import ImportConfig
@@ -14,6 +15,7 @@ from llmctl.config.merge import MergeConfig
 from llmctl.config.train import SftConfig
 from llmctl.model import adapters, huggingface, merging
 from llmctl.objectives import checkpoint as checkpoint_of
+from llmctl.objectives.logprobs import check_made_for
 from llmctl.pipeline.execute import Call, execute
 from llmctl.pipeline.job import Silent
 from llmctl.pipeline.stages import stage_named
@@ -34,7 +36,11 @@ def last_loss(made):
     return [json.loads(line) for line in (made.path / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("lora", [LORA, {**LORA, "dora": True}, {**LORA, "init": "pissa"}], ids=str)
+@pytest.mark.parametrize(
+    "lora",
+    [LORA, {**LORA, "dora": True}, {**LORA, "init": "pissa"}, {**LORA, "base": "nf4"}],
+    ids=str,
+)
 def test_an_adapter_learns_and_merges_to_what_was_measured(stages, checkpoint, chats, lora):
     adapter = stages("sft", sft(lora=lora), input=checkpoint, chats=chats)
     assert adapter.kind == "adapter"
@@ -45,6 +51,9 @@ def test_an_adapter_learns_and_merges_to_what_was_measured(stages, checkpoint, c
     merged = stages("merge", MergeConfig(), **{"sources.a": checkpoint, "sources.b": adapter})
     assert merged.kind == "checkpoint"
     assert merged.manifest.semantic["chat"] is True
+    assert adapter.manifest.semantic.get("base_kept") == lora.get("base")
+    assert f"next  llmctl merge {checkpoint.ref} {adapter.name}" in list(summary(adapter, "serve"))
+    assert f"next  llmctl serve {merged.name}" in list(summary(merged, "serve"))
     # The merged checkpoint has, before any step of its own, the held-out loss that the adapter ended with.
     again = stages("sft", sft(lora=None, steps=1, optimizer={"lr": 1e-12}), input=merged, chats=chats)
     assert again.manifest.totals["heldout_loss"] == pytest.approx(totals["heldout_loss"], rel=1e-5)
@@ -52,20 +61,28 @@ def test_an_adapter_learns_and_merges_to_what_was_measured(stages, checkpoint, c
     assert untouched.manifest.totals["heldout_loss"] != pytest.approx(totals["heldout_loss"], rel=1e-2)
 
 
-def test_dpo_trains_an_adapter_whose_reference_is_its_base(stages, checkpoint, tmp_path):
+@pytest.mark.parametrize("base", ["full", "nf4"])
+def test_dpo_trains_an_adapter_whose_reference_is_its_base(stages, checkpoint, tmp_path, base):
     path = tmp_path / "pairs.jsonl"
     pairs = [{"prompt": f"{n}", "chosen": "one two.", "rejected": "four."} for n in range(12)]
     path.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    given = {**QUICK, "max_tokens": 48, "steps": 12, "optimizer": {"lr": 2e-2}, "lora": LORA}
+    given = {**QUICK, "max_tokens": 48, "steps": 12, "optimizer": {"lr": 2e-2}, "lora": {**LORA, "base": base}}
     config = DpoConfig.model_validate({**given, "heldout_fraction": 0.0})
     made = stages("dpo", config, input=checkpoint, preferences=FileInput.of(path, "preferences"))
     rows = [row for row in last_loss(made) if "loss" in row]
     assert rows[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
     assert rows[-1]["rewards/margins"] > 0.5
     assert made.kind == "adapter"
+    kept = stages.store.find(made.manifest.inputs["logprobs"].digest)
+    assert kept.manifest.semantic.get("base", "full") == base
+    check_made_for(kept, checkpoint, FileInput.of(path, "preferences"), base)
+    with pytest.raises(InputError, match=f"was scored with base={base}, and lora.base is "):
+        check_made_for(kept, checkpoint, FileInput.of(path, "preferences"), "nf4" if base == "full" else "full")
 
 
-@pytest.mark.parametrize("lora", [{**LORA, "init": "pissa"}, {**LORA, "dora": True, "b_lr_ratio": 4}], ids=str)
+@pytest.mark.parametrize(
+    "lora", [{**LORA, "init": "pissa"}, {**LORA, "dora": True, "b_lr_ratio": 4, "base": "nf4"}], ids=str
+)
 def test_an_interrupted_run_ends_as_an_undisturbed_one(stages, checkpoint, chats, lora):
     config = sft(lora=lora, epochs=1, steps=6, checkpoint_every_steps=2)
 
@@ -112,10 +129,26 @@ def test_an_adapter_of_others_is_imported(stages, checkpoint, chats):
     assert len(adapters.read(imported.data, config, 300)) == 14
 
 
-def test_ranks_and_fp8_are_refused_with_adapters():
+@pytest.mark.parametrize(("zero", "lora"), [(0, {**LORA, "base": "nf4", "b_lr_ratio": 4}), (2, LORA)], ids=str)
+def test_ranks_train_the_adapter_of_one_process(stages, checkpoint, chats, zero, lora):
+    """Each start of two ranks takes seconds; stage 1 is within 2, which shards the gradients too."""
+    made = []
+    for ranks in ({}, {"nproc": 2, "zero": zero}):
+        config = sft(lora=lora, epochs=1, steps=4, clip_norm=1e9, **ranks)
+        call = Call(stage_named("sft"), config, {"input": checkpoint, "chats": chats}, force=True)
+        made.append(execute(call, stages.store, Silent()).artifact)
+    alone, both = ([row["loss"] for row in last_loss(one) if "loss" in row] for one in made)
+    assert both == pytest.approx(alone, rel=1e-5)
+    config = huggingface.load(checkpoint.data).config
+    one, other = (adapters.read(adapter.data, config, 300) for adapter in made)
+    for name, factors in one.items():
+        torch.testing.assert_close(factors.b, other[name].b, rtol=1e-2, atol=2e-4)
+    assert made[0].manifest.semantic == made[1].manifest.semantic
+
+
+def test_fp8_and_shards_of_everything_are_refused_with_adapters():
     for fields, fault in (
-        ({"nproc": 2}, "single process"),
-        ({"zero": 1}, "single process"),
+        ({"zero": 3}, "zero=3 shards"),
         ({"precision": "fp8"}, "fp8"),
     ):
         for model in (SftConfig, DpoConfig):
@@ -123,6 +156,8 @@ def test_ranks_and_fp8_are_refused_with_adapters():
                 build(model, [{"lora": LORA, **fields}])
     with pytest.raises(ConfigError, match="take one of them"):
         build(SftConfig, [{"lora": {"dora": True, "init": "pissa"}}])
+    with pytest.raises(ConfigError, match="take one of them"):
+        build(SftConfig, [{"lora": {"base": "nf4", "init": "pissa"}}])
 
 
 @pytest.fixture(scope="module")
