@@ -128,6 +128,23 @@ def _unpaired(row: Row, where: str) -> Row:
     return {**row, "prompt": prompt, "chosen": answer if label else [], "rejected": [] if label else answer}
 
 
+def _stepwise(row: Row, where: str) -> Row:
+    """TRL's stepwise supervision: `completions`, the steps of an answer, and for each of them a label."""
+    steps, labels = row.get("completions"), row.get("labels")
+    if not isinstance(steps, list) or not steps:
+        raise InputError(f"{where}: no 'completions'", hint="give the steps of an answer, a list of strings")
+    for number, step in enumerate(steps):
+        if not isinstance(step, str) or not step.strip():
+            raise InputError(f"{where}: completions[{number}] must be a step, got {step!r}", hint="leave it out")
+    if not isinstance(labels, list) or len(labels) != len(steps):
+        found = len(labels) if isinstance(labels, list) else 0
+        raise InputError(f"{where}: {found} 'labels' of {len(steps)} steps", hint="give one, true or false, for each")
+    for number, label in enumerate(labels):
+        if label not in (True, False):
+            raise InputError(f"{where}: labels[{number}] must be true or false, got {label!r}", hint="mend the row")
+    return {**row, "prompt": _prompt(row, where), "labels": [bool(label) for label in labels]}
+
+
 def _parted(row: Row, where: str) -> tuple[Messages, Messages, Messages]:
     """The prompt that two whole conversations share, and how each goes on."""
     chosen, rejected = (row[name] for name in ("chosen", "rejected"))
@@ -222,4 +239,8 @@ def _text(given: Any, what: str) -> str:
     return given
 
 
-_FORMS: Final[dict[str, Callable[[Row, str], Row]]] = {"chats": _chat, "preferences": _preference}
+_FORMS: Final[dict[str, Callable[[Row, str], Row]]] = {
+    "chats": _chat,
+    "preferences": _preference,
+    "stepwise": _stepwise,
+}

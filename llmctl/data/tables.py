@@ -56,6 +56,17 @@ PREFERENCES = pa.schema(
         pa.field("document", STRING, nullable=False),
     ],
 )
+# An answer by its steps, each of which is labelled right or wrong.
+STEPWISE = pa.schema(
+    [
+        pa.field("id", STRING, nullable=False),
+        pa.field("prompt", MESSAGES, nullable=False),
+        pa.field("completions", pa.list_(pa.field("element", STRING, nullable=False)), nullable=False),
+        pa.field("labels", pa.list_(pa.field("element", pa.bool_(), nullable=False)), nullable=False),
+        pa.field("source", STRING, nullable=False),
+        pa.field("document", STRING, nullable=False),
+    ],
+)
 # question: the bare question, as a chat asks it; "" where the prompt is all there is.
 PROMPTS = pa.schema(
     [
@@ -68,11 +79,15 @@ PROMPTS = pa.schema(
     ],
 )
 
-SCHEMAS = {"documents": DOCUMENTS, "chats": CHATS, "preferences": PREFERENCES, "prompts": PROMPTS}
+SCHEMAS = {"documents": DOCUMENTS, "chats": CHATS, "preferences": PREFERENCES, "stepwise": STEPWISE, "prompts": PROMPTS}
 SCHEMA_NAMES = {kind: f"llmctl.{kind}/1" for kind in SCHEMAS}
 FILLED_WITH_BLANK = {"source", "url", "license", "lang", "time", "document", "question"}  # in batches
 MAY_BE_LEFT_OUT = FILLED_WITH_BLANK | {"id", "margin"}  # in plain files
-MANY_FORMS = ("chats", "preferences")  # kinds of which a plain file may hold other columns than the schema's
+MANY_FORMS = (
+    "chats",
+    "preferences",
+    "stepwise",
+)  # kinds of which a plain file may hold other columns than the schema's
 
 NOT_OF_TYPE = (pa.ArrowException, TypeError, ValueError, OverflowError)  # what Arrow raises for a wrong cell
 

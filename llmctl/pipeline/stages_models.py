@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from llmctl.pipeline.stage import Role, Stage
 
 TRAINING_FLAGS = {
@@ -14,7 +16,9 @@ TRAINING_FLAGS = {
     "--seed": "seed",
 }
 PREFERENCES = Role(
-    ("preferences",), "answers, chosen and rejected or judged: an artifact, or a .jsonl or .parquet file", files=True
+    ("preferences",),
+    "answers, chosen and rejected or judged: an artifact, a .jsonl or .parquet file, or its URL",
+    files=True,
 )
 
 MODEL_STAGES: tuple[Stage, ...] = (
@@ -65,6 +69,7 @@ MODEL_STAGES: tuple[Stage, ...] = (
             "llmctl sft web.pretrain --chats chats.jsonl --epochs 3",
             "llmctl sft web.pretrain --chats dialogues.jsonl learn=last",
             "llmctl sft web.pretrain --chats chats.jsonl 'lora={rank: 16, alpha: 32}' --name web.adapter",
+            "llmctl sft web.pretrain --chats chats.jsonl 'lora={base: nf4}' neftune_alpha=5",
         ),
     ),
     Stage(
@@ -105,22 +110,34 @@ MODEL_STAGES: tuple[Stage, ...] = (
         flags={"--loss": "loss.name", "--epochs": "epochs", "--inspect": "inspect", **TRAINING_FLAGS},
         examples=(
             "llmctl dpo web.sft --preferences pairs.jsonl",
+            "llmctl dpo python-docs.sft --preferences python-docs.preferences",
             "llmctl dpo web.sft --preferences pairs.parquet --loss ipo loss.beta=0.2",
             "llmctl dpo web.sft --preferences judged.jsonl --loss kto",
+            "llmctl dpo web.sft --preferences hf://datasets/OWNER/NAME/data/train-00000-of-00001.parquet",
         ),
     ),
     Stage(
         command="reward",
-        summary="Train a reward model on preferences.",
+        summary="Train a reward model on preferences, or on steps.",
         config="llmctl.config.dpo:RewardConfig",
         run="llmctl.objectives.reward:run",
         output="checkpoint",
         resumable=True,
-        inputs={"input": Role(("checkpoint",), "checkpoint to start from"), "preferences": PREFERENCES},
+        inputs={
+            "input": Role(("checkpoint",), "checkpoint to start from"),
+            "preferences": dataclasses.replace(PREFERENCES, required=False),
+            "stepwise": Role(
+                ("stepwise",),
+                "in their place: answers by steps, each labelled right or wrong; a .jsonl or .parquet file",
+                required=False,
+                files=True,
+            ),
+        },
         flags={"--epochs": "epochs", "--inspect": "inspect", **TRAINING_FLAGS},
         examples=(
             "llmctl reward web.sft --preferences pairs.jsonl",
             "llmctl reward web.sft --preferences pairs.jsonl loss.margin=true loss.centring=0.01",
+            "llmctl reward web.sft --stepwise steps.jsonl",
         ),
     ),
     Stage(
