@@ -22,6 +22,7 @@ from llmctl.config.errors import InputError, LlmctlError, UsageError, together
 from llmctl.pipeline.events import EventLog, Overheard, now
 from llmctl.pipeline.job import Job, Product, Progress, Silent
 from llmctl.pipeline.partial import Partial
+from llmctl.pipeline.remote import is_remote, remote_file
 from llmctl.pipeline.stage import Role, Stage, Verb, load
 from llmctl.pipeline.stages import stage_named
 from llmctl.store.artifact import Artifact, FileInput, Input
@@ -138,8 +139,13 @@ def _missing(verb: Verb, role: str, keys: set[str], config: Config | None) -> Us
 
 
 def resolve_input(ref: str, role: str, verb: Verb, store: Store) -> Input:
-    """The artifact that `ref` names, or the plain file where the role takes one, checked by kind."""
+    """The artifact that `ref` names, or the plain file where the role takes one, checked by kind.
+
+    A URL names a file too, and is fetched.
+    """
     wanted = _role(verb, role)
+    if wanted.files and is_remote(ref):
+        return remote_file(ref, wanted.kinds[0], store)
     path = Path(ref).expanduser()
     if wanted.files and path.is_file():
         try:
