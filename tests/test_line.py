@@ -105,13 +105,11 @@ def test_a_killed_stage_publishes_nothing_after_it(shell: Any, notes: Path, tmp_
 def test_the_demo_goes_from_documentation_to_a_gain_on_held_out_pairs(llmctl: Any, tmp_path: Path) -> None:
     """The recipe itself, its numbers made small, on made-up documentation."""
     recipe = YAML(typ="safe").load((Path(__file__).parents[1] / "recipes" / "demo.yaml").read_text())
-    chance = random.Random(1)
+    chance, known = random.Random(1), sorted(set(WORDS))
     with open(tmp_path / "docs.jsonl", "w") as lines:
         for number in range(150):
-            name, verb = (("zip", "Return this"), ("xyz", "Drop that"), ("quo", "Count up"))[
-                number % 3
-            ]  # what can be learned
-            said = " ".join([verb, *chance.sample(sorted(set(WORDS)), 6)])
+            name = ("zip", "xyz", "quo")[number % 3]  # which tells the words of the answer
+            said = " ".join(chance.sample(known[number % 3 :: 3], 6)).capitalize()
             text = f"m{number}.{name}{number}(a)\n\n{said}."
             lines.write(json.dumps({"id": f"python-docs/m{number}.{name}{number}", "text": text}) + "\n")
     small = {
@@ -120,7 +118,8 @@ def test_the_demo_goes_from_documentation_to_a_gain_on_held_out_pairs(llmctl: An
         "pack": {"seq_len": 64},
         "pretrain": {"model": "nano", "steps": 4, "batch_rows": 4},
         "sft": {"steps": 4, "batch_rows": 4, "max_tokens": 128},
-        "dpo": {"steps": 40, "batch_rows": 4, "max_tokens": 128, "row_tokens": 256, "optimizer": {"lr": 3e-3}},
+        "quiz": {"choices": 2},
+        "dpo": {"steps": 15, "max_tokens": 128, "row_tokens": 256, "optimizer": {"lr": 1e-3}},
     }
     for step, fields in small.items():
         recipe["steps"][step]["with"] = {**recipe["steps"][step]["with"], **fields}
@@ -132,7 +131,7 @@ def test_the_demo_goes_from_documentation_to_a_gain_on_held_out_pairs(llmctl: An
     assert done.returncode == 0, done.stderr
     store = Store.open(tmp_path / "artifacts")
     totals = store.resolve("demo.dpo").manifest.totals
-    assert totals["heldout_loss"] < totals["before_heldout_loss"]
+    assert totals["heldout_rewards/margins"] > 0.2  # and 0 before
     assert totals["heldout_logps/margins"] > totals["before_heldout_logps/margins"]
     assert f"{totals['heldout_pairs']} held-out pairs, before and after: loss" in done.stderr
     evaluated = store.resolve("demo.eval").manifest
