@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from llmctl.config.base import Config
 from llmctl.pipeline.execute import Call, Outcome, execute
@@ -18,6 +19,8 @@ from llmctl.pipeline.stages import stage_named
 from llmctl.store.artifact import Input
 from llmctl.store.store import Store
 
+settings.register_profile("llmctl", deadline=None)  # a timing is never a test
+settings.load_profile("llmctl")
 LLMCTL = [sys.executable, "-m", "llmctl"]
 DATA = Path(os.environ.get("LLMCTL_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))  # beside the checkout
 

@@ -33,7 +33,7 @@ def batch_of(rows: list[tuple[str, str]]) -> pa.RecordBatch:
 LINES = ["Home | About", "  Home | About ", "All rights reserved", "}", "", "a line of text", "another line"]
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @examples(
     st.lists(
         st.lists(

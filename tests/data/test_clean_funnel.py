@@ -61,7 +61,7 @@ CONFIGS = [
 ]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.tuples(st.sampled_from(TEXTS), st.sampled_from(["", "http://bad.org/", "http://x.org/"])),

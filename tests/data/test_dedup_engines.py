@@ -61,7 +61,7 @@ documents_ = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4), st.boolean
 
 
 @given(documents_, st.integers(1, 3), st.integers(0, 2**20))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_numpy_groups_are_those_of_a_dictionary(tmp_path_factory, given, parts, gone) -> None:
     keys = keys_of(tmp_path_factory.mktemp("keys"), given, parts)
     by_key: dict[int, list[int]] = {}

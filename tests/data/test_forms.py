@@ -141,7 +141,7 @@ def test_a_malformed_row_is_named(tmp_path: Path, kind: str, row: dict, fault: s
 TURN = st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": st.text(max_size=3)})
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @example([*said("a"), *said("a", "b")], said("a", "b"))  # a turn that repeats the prompt is no prompt
 @given(st.lists(TURN, max_size=4), st.lists(TURN, max_size=4))
 def test_an_implicit_prompt_and_its_answers_are_the_conversations(chosen: list, rejected: list) -> None:

@@ -25,7 +25,7 @@ texts = st.lists(st.one_of(st.text(max_size=60), st.text(AWKWARD, max_size=60)),
 
 
 @given(texts, st.integers(1, 7))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_shingles_and_exact_keys_are_those_of_plain_python(given: list[str], n: int) -> None:
     folded = normalise(pa.array(given, pa.string()))
     found = shingles(folded, n)

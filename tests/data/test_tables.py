@@ -40,7 +40,7 @@ def digest(path: Path) -> str:
     return "sha256:" + sha256_file(path)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(ROW, min_size=1, max_size=20))
 def test_parquet_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, str]]) -> None:
     directory = tmp_path_factory.mktemp("parts")
@@ -51,7 +51,7 @@ def test_parquet_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(ROW, min_size=1, max_size=20))
 def test_json_lines_round_trip(
     tmp_path_factory: pytest.TempPathFactory, ending: str, rows: list[dict[str, str]]

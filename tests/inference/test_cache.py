@@ -76,7 +76,7 @@ def test_paged_logits_equal_uncached(shape: str) -> None:
         assert torch.allclose(got, uncached(model, ids), atol=2e-4)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.lists(st.integers(0, 9), min_size=3, max_size=3), min_size=1, max_size=8), st.integers(0, 99))
 @torch.inference_mode()
 def test_logits_do_not_depend_on_the_cut(steps: list[list[int]], seed: int) -> None:

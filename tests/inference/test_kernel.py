@@ -56,7 +56,7 @@ def by_reference(q: Tensor, data: Tensor, tables: Tensor, places: Tensor, scorin
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rule", RULES)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(
     heads=st.sampled_from([(1, 1), (6, 2), (3, 3), (9, 1), (20, 2)]),
     width=st.sampled_from([16, 48, 64, 128, 256]),

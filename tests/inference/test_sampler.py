@@ -173,7 +173,7 @@ SETTINGS = [
 ]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10_000))
 def test_every_setting_gives_its_definition(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -91,7 +91,7 @@ def same_but_for_borders(
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(seed=st.integers(0, 10_000), step=st.integers(1, 60), prefixes=st.booleans())
 def test_answers_are_those_of_each_request_alone(shape: str, seed: int, step: int, prefixes: bool) -> None:
     requests = drawn_requests(seed, 7)

@@ -110,7 +110,7 @@ def test_gradient_is_the_finite_difference(chunk):
     assert torch.autograd.gradcheck(total, (hidden, weight), eps=1e-6, atol=1e-8, rtol=1e-6)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=2, max_size=6),
     seed=st.integers(0, 1000),

@@ -95,7 +95,7 @@ def undivided(at):
     return pairs, references, gradient_of(EVERY_LOSS[at], PackedPairs(pairs, 2 * LONGEST, 0, references), 1, 100)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     at=st.integers(0, len(EVERY_LOSS) - 1),
     seq_len=st.sampled_from([2 * LONGEST, 40, 64, 200]),

@@ -51,7 +51,7 @@ def gradient_of(rows, micro_rows):
     return total, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     seq_len=st.sampled_from([2 * LONGEST, 40, 64, 200]),
     micro_rows=st.integers(1, 4),

@@ -26,7 +26,7 @@ PATHS: list[tuple[str, type[Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("path", "form", "base"), PATHS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_value_in_any_field(
     server: Running, path: str, form: type[Any], base: dict[str, Any], data: st.DataObject
@@ -44,7 +44,7 @@ def test_any_value_in_any_field(
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=VALUES)
 def test_any_json_at_all(server: Running, path: str, body: Any) -> None:
     response = server.post(path, json=body)

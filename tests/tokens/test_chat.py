@@ -55,7 +55,7 @@ def test_training_begins_as_generation_does(bpe: Tokenizer) -> None:
         assert learned == [False] * len(prompt) + [True] * (len(bpe.encode(content)) + 1) + [False]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(question=CONTENT, answer=CONTENT)
 def test_content_cannot_forge_a_turn(bpe: Tokenizer, question: str, answer: str) -> None:
     chat = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

@@ -40,7 +40,7 @@ def test_which_templates_mark_the_answers() -> None:
     assert not marks_generation("{{ add_generation_prompt }}{% if generation %}{% endif %}")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 @given(contents=st.lists(CONTENT, min_size=2, max_size=5))
 def test_a_template_that_marks_nothing_teaches_what_one_that_marks_does(bpe: Tokenizer, contents: list[str]) -> None:
     messages = [{"role": ROLES[n % 2], "content": content} for n, content in enumerate(contents)]

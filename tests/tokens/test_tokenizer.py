@@ -22,7 +22,7 @@ BIDI = st.text(st.characters(codec="utf-8", categories=["Cf", "Mn", "Mc", "Cn", 
 JOINS = "\0\u0301\u202e\u2066\u200d\ufe0f👩🏽‍🚀🇩🇪e \U000e0041\U0003ffff\ufeff\ufffe"
 JOINED = st.text(st.sampled_from(JOINS), max_size=40)
 ANY_TEXT = st.one_of(st.text(max_size=80), NASTY, BIDI, JOINED)
-RELAXED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
+RELAXED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
 
 
 KINDS: list[dict[str, object]] = [

@@ -41,7 +41,7 @@ def test_the_layouts_hold_the_same_documents_in_rows_of_different_shapes():
     assert shapes == {(12, 18), (8, 24), (8, 50), (4, 160)}
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     order=st.permutations(PLAIN),
     seq_len=st.integers(LONGEST, 3 * LONGEST),

@@ -149,7 +149,7 @@ def test_a_later_process_goes_on_too_unless_the_file_changed(site: Site, fetch: 
     assert page.sent == [200, 206, 200]
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cuts=st.lists(st.integers(0, 90_000), max_size=4), changes=st.sets(st.integers(0, 4), max_size=2))
 def test_however_it_breaks_the_bytes_are_the_last_version(
     cuts: list[int], changes: set[int], site: Site, tmp_path_factory: pytest.TempPathFactory
