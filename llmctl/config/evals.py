@@ -43,7 +43,7 @@ class EvalConfig(Config):
 
     tasks: Annotated[tuple[AnyTask, ...], BeforeValidator(read_tasks)] = Field(
         (),
-        description="tasks and groups, by name (llmctl eval --help lists them) or as .yaml files, with commas between",
+        description="tasks and groups, by name (docs/evals.md lists them) or as .yaml files, with commas between",
     )
     shots: int | None = Field(None, ge=0, le=1000, description="examples before each item, in place of the tasks' own")
     limit: int | None = Field(

@@ -14,6 +14,7 @@ from llmctl.config.tasks import AGGREGATIONS, GroupConfig, MetricConfig, TaskCon
 from llmctl.evals import scoring
 from llmctl.evals.cache import RefusedError, RequestCache, answered
 from llmctl.evals.checks import passes, programs_of, verifier_of
+from llmctl.evals.filters import FIRST, each
 from llmctl.evals.items import Item
 from llmctl.evals.load import Loaded
 from llmctl.evals.local import TOO_LONG
@@ -104,12 +105,12 @@ def _sample(config: TaskConfig, item: Item, answers: Sequence[Answer]) -> Sample
 def _check(config: TaskConfig, samples: Sequence[Sample]) -> None:
     """Run the programs of all items, and give each the chance that k of its answers hold a right one."""
     assert config.check is not None
+    way = (config.filter_list or (FIRST,))[0]
     asked = [sample for sample in samples if sample.outcome is not None]
-    programs = [
-        programs_of(config.check, config.task, sample.item, next(iter((sample.outcome.answers or {}).values())))
-        for sample in asked
-        if sample.outcome is not None
-    ]
+    programs = []
+    for sample in asked:
+        texts = [one.text for one in sample.answers if isinstance(one, Written)]
+        programs.append(programs_of(config.check, config.task, sample.item, each(texts, way)))
     verdicts = iter(verifier_of(config.check.kind)([program for some in programs for program in some]))
     for sample, some in zip(asked, programs, strict=True):
         found = [next(verdicts) for _ in some]

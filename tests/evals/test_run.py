@@ -7,7 +7,7 @@ import json
 import statistics
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pytest
 from llmctl.config.collect import CollectConfig
 from llmctl.config.errors import ConfigError, GateError, InputError, UsageError
 from llmctl.config.evals import EvalConfig
+from llmctl.evals.checks import Program
 from llmctl.evals.local import LocalModel
 from llmctl.pipeline.execute import Call, execute
 from llmctl.pipeline.stages import stage_named
@@ -222,6 +223,42 @@ def test_tasks_with_parts_and_groups_pool_their_errors(evals: Evals, tmp_path: P
         assert own[0]["question"] != rows[row["number"]]["question"]
 
 
+CODE = """\
+task: code
+metric_list: [{metric: pass, k: 1}, {metric: pass, k: 2}]
+doc_to_text: prompt
+repeats: 3
+generation_kwargs: {until: ["#"], max_gen_toks: 4, do_sample: true, temperature: 1.0}
+check: {program: "{{prompt}}{{completion}}", test: "assert {{name}}", entry_point: name, setup: prompt}
+"""
+
+
+def test_programs_are_handed_to_the_verifier_and_no_verdict_is_no_score(
+    evals: Evals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "code.yaml").write_text(CODE)
+    handed: list[Program] = []
+    verdicts = {0: [True, False, False], 1: [None, True, None], 2: [True, True, True]}
+
+    def verify(programs: Sequence[Program]) -> list[bool | None]:
+        handed.extend(programs)
+        return [verdict for number in range(3) for verdict in verdicts[number]]
+
+    monkeypatch.setattr("llmctl.evals.measure.verifier_of", lambda kind: verify if kind == "code" else None)
+    rows = [{"prompt": f"def f{n}():", "name": f"f{n}"} for n in range(3)]
+    artifact = evals.run({"tasks": str(tmp_path / "code.yaml")}, code=file_of(tmp_path / "code.jsonl", rows))
+    totals = artifact.manifest.totals
+    assert (totals["code.scored"], totals["code.skipped.unchecked"]) == (2, 1)
+    assert totals["code.pass@1"] == pytest.approx((1 / 3 + 1) / 2)
+    assert totals["code.pass@2"] == pytest.approx((2 / 3 + 1) / 2)
+    kept = samples(artifact)
+    for program, (row, number) in zip(handed, ((row, n) for row in kept for n in range(3)), strict=True):
+        assert program.source == rows[row["number"]]["prompt"] + row["texts"][number]
+        assert (program.test, program.entry_point) == (f"assert f{row['number']}", f"f{row['number']}")
+        assert (program.setup, program.reference, program.timeout_s) == (rows[row["number"]]["prompt"], "", 3.0)
+    assert len({text for row in kept for text in row["texts"]}) > 3  # each has random numbers of its own
+
+
 def test_two_evaluations_are_compared_item_by_item(
     evals: Evals, mine: str, llmctl: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
@@ -281,6 +318,30 @@ def test_the_report_tells_every_figure_and_what_was_left_out(evals: Evals, mine:
     page = artifact.file("report.html").read_text()
     assert "<td>mine.acc_norm</td>" in page
     assert base64.b64encode(artifact.file("report.png").read_bytes()).decode() in page
+
+
+def test_the_command_takes_tasks_data_and_gates(
+    checkpoint: Artifact, llmctl: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, mine: str
+) -> None:
+    assert llmctl("import", str(checkpoint.data), "--name", "tiny").returncode == 0
+    rows, piqa = tmp_path / "mine.jsonl", tmp_path / "piqa.jsonl"
+    file_of(rows, ROWS)
+    file_of(piqa, [{"goal": text(n, 4), "sol1": text(n, 2), "sol2": text(n + 9, 2), "label": n % 2} for n in range(6)])
+    command = ["eval", "tiny", "--tasks", f"{mine},piqa", "--data", f"mine={rows}", "--data", f"piqa={piqa}", "--json"]
+    done = llmctl(*command)
+    assert done.returncode == 0, done.stderr
+    manifest = json.loads(Path(json.loads(done.stdout.splitlines()[-1])["manifest"]).read_text())
+    assert (manifest["totals"]["mine.scored"], manifest["totals"]["piqa.scored"]) == (20, 6)
+    assert {"data.mine", "data.piqa", "input"} == set(manifest["inputs"])
+    gated = llmctl(*command, "--min", "acc=1.01")
+    assert gated.returncode == 6
+    end = json.loads(gated.stdout.splitlines()[-1])
+    assert (end["ok"], end["code"]) == (False, 6)
+    unnamed = llmctl("eval", "tiny", "--tasks", mine, "--data", str(rows))
+    assert unnamed.returncode == 2
+    assert "write --data NAME=REF" in unnamed.stderr
+    alone = llmctl("eval", "--tasks", mine, "--data", f"mine={rows}")
+    assert alone.returncode in (2, 4)
 
 
 class Broken(BaseHTTPRequestHandler):
