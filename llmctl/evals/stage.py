@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,7 +75,7 @@ def run(job: Job[EvalConfig]) -> Product:
         lambda prompt: spelled(prompt, tokenizer),
     )
     given = {task.config.task: task.given for task in data.tasks}
-    totals = results.flat(found.figures) | results.counts(found.measured[results.CHECKPOINT], given)
+    totals = results.flat(found.figures) | results.counts(found.measured[results.CHECKPOINT], given) | found.costs
     measured_ref = config.server.url or job.artifact().ref
     report.write(
         job.out, f"Evaluation of {measured_ref}", results.by_task(found.figures), found.measured[results.CHECKPOINT]
@@ -99,14 +100,14 @@ def _local(job: Job[EvalConfig], found: Found) -> tuple[EvaluationData, Tokenize
     with _opened(job, weights=config.weights) as engine:
         data = gather(job, engine.tokenizer, engine.context)
         tokenizer = engine.tokenizer
-        found.add(results.CHECKPOINT, *measured_model(job, engine, data, f"{identity}:{config.weights}"))
+        measured_model(job, engine, data, found, results.CHECKPOINT, f"{identity}:{config.weights}")
         if config.baseline:
             with untrained(engine, config) as floor:
                 named = f"{identity}:untrained:{config.seed}"
-                found.add(results.UNTRAINED, *measured_model(job, floor, data, named))
+                measured_model(job, floor, data, found, results.UNTRAINED, named)
     if config.weights != "plain":
         with _opened(job, weights="plain") as engine:
-            found.add(results.UNROUNDED, *measured_model(job, engine, data, f"{identity}:plain"))
+            measured_model(job, engine, data, found, results.UNROUNDED, f"{identity}:plain")
     return data, tokenizer
 
 
@@ -150,10 +151,20 @@ class Found:
 
     figures: dict[str, Figures] = field(default_factory=dict)
     measured: dict[str, list[Measured]] = field(default_factory=dict)
+    costs: dict[str, float] = field(default_factory=dict)
 
     def add(self, model: str, figures: Figures, measured: list[Measured]) -> None:
         """Keep what came out of one model."""
         self.figures[model], self.measured[model] = figures, measured
+
+    def cost(self, model: str, engine: Engine, seconds: float) -> None:
+        """Keep what a model takes: bytes of its weights, and seconds of scoring the held-out rows."""
+        prefix = "" if model == results.CHECKPOINT else f"{model}."
+        tensors = {tensor.data_ptr(): tensor for tensor in (*engine.model.parameters(), *engine.model.buffers())}
+        self.costs[f"{prefix}weights_bytes"] = sum(tensor.nbytes for tensor in tensors.values())
+        targets = self.figures[model].get("heldout.loss")
+        if targets is not None and seconds > 0:
+            self.costs[f"{prefix}heldout.tokens_per_s"] = targets.n / seconds
 
 
 def _opened(job: Job[EvalConfig], *, weights: Weights) -> Engine:
@@ -265,18 +276,22 @@ def untrained(engine: Engine, config: EvalConfig) -> Engine:
 
 
 def measured_model(
-    job: Job[EvalConfig], engine: Engine, data: EvaluationData, identity: str
-) -> tuple[Figures, list[Measured]]:
-    """All figures of one model, and its tasks."""
+    job: Job[EvalConfig], engine: Engine, data: EvaluationData, found: Found, name: str, identity: str
+) -> None:
+    """All figures of one model, its tasks, and what it takes."""
     config = job.config
     figures: Figures = {}
     engine.model.eval()
+    started = time.perf_counter()
     if data.heldout is not None:
         figures |= results.heldout_figures(_loss(job, engine, data.heldout))
         _check_finite(figures)
+    seconds = time.perf_counter() - started
     model = LocalModel(engine, identity, batch_tokens=config.batch_tokens, truncate=config.overlong == "truncate")
     more, tasks = _asked(job, model, data)
-    return figures | more, tasks
+    found.add(name, figures | more, tasks)
+    if config.weights != "plain":
+        found.cost(name, engine, seconds)
 
 
 def _asked(job: Job[EvalConfig], model: Model, data: EvaluationData) -> tuple[Figures, list[Measured]]:

@@ -8,7 +8,7 @@ from llmctl.config.errors import GateError, UsageError
 from llmctl.config.evals import EvalConfig
 from llmctl.store.artifact import Artifact
 
-NO_FIGURE = ("stderr", "scored", "limit", "chance")
+NO_FIGURE = ("stderr", "scored", "limit", "chance", "weights_bytes", "tokens_per_s", "contaminated", "learned_from")
 
 
 def check_figures(config: EvalConfig, artifact: Artifact) -> None:

@@ -232,7 +232,8 @@ def test_the_baseline_is_an_untrained_model_of_the_same_shape(
 
 def test_what_rounding_loses_is_measured_and_stored(line: Line, base: Artifact, quiz: FileInput) -> None:
     plain = line.eval(base, {}, choices=quiz)
-    lost = {}
+    lost: dict[str, float] = {}
+    sizes: dict[str, float] = {}
     for weights in ("int8", "int4"):
         evaluation = line.eval(base, {"weights": weights}, choices=quiz)
         totals = evaluation.manifest.totals
@@ -242,7 +243,11 @@ def test_what_rounding_loses_is_measured_and_stored(line: Line, base: Artifact, 
         bits = results(evaluation)["tasks"]["heldout"]["bits_per_byte"]
         assert lost[weights] == pytest.approx(bits["value"] - bits["unrounded"], abs=1e-12)
         assert results(evaluation)["settings"]["weights"] == weights
+        sizes[weights] = float(totals["weights_bytes"])
+        sizes["plain"] = float(totals["unrounded.weights_bytes"])
+        assert {"heldout.tokens_per_s", "unrounded.heldout.tokens_per_s"} <= set(totals)
     assert 0 < abs(lost["int8"]) < abs(lost["int4"]) < 0.05
+    assert sizes["int4"] < sizes["int8"] < sizes["plain"]
     assert "heldout.bits_per_byte.lost" not in plain.manifest.totals
 
 
