@@ -34,6 +34,10 @@ class KlConfig(Config):
     estimator: KlEstimator = Field(
         default="k3", description="with x = log p - log p of the reference: k1 x, k2 x^2/2, k3 exp(-x) - 1 + x"
     )
+    unbiased: bool = Field(
+        default=True,
+        description="in the loss: times the ratio of probabilities, which makes the gradient that of the divergence",
+    )
     into: Literal["loss", "reward"] = Field(
         default="loss", description="loss: of each token, with a gradient; reward: summed over the answer, without"
     )

@@ -9,6 +9,7 @@ import torch
 from llmctl.config.errors import UsageError
 from llmctl.config.grpo import GrpoConfig
 from llmctl.config.rewards import ScorerReward
+from llmctl.data.rollouts import FILE
 from llmctl.model.device import choose_device
 from llmctl.objectives import adapter, checkpoint
 from llmctl.objectives.explore import FOLDER, Asked
@@ -21,8 +22,6 @@ from llmctl.objectives.start import check_same_tokens, fill_id, longest, open_mo
 from llmctl.pipeline.job import FileFacts, Job, Product
 from llmctl.train import launch
 from llmctl.train.loop import fit
-
-FILE = f"{FOLDER}/part-00000.parquet"
 
 
 def run(job: Job[GrpoConfig]) -> Product:

@@ -41,7 +41,7 @@ class Lost:
 
     Attributes:
         losses: with a gradient.
-        ratios: p / p of the policy that sampled, as far as the loss looks at it; without gradient.
+        ratios: p / p of the policy that sampled, by the level that the loss looks at; with a gradient.
         clipped: whether the bound decided.
     """
 
@@ -84,13 +84,13 @@ def _clipped(tokens: Tokens, ratios: Tensor, clip: ClipConfig) -> Lost:
         most = -clip.dual * advantages
         beyond = (advantages < 0) & (losses > most)
         losses, clipped = torch.where(beyond, most, losses), clipped | beyond
-    return Lost(losses, ratios.detach(), clipped)
+    return Lost(losses, ratios, clipped)
 
 
 def _cispo(tokens: Tokens, ratios: Tensor, clip: ClipConfig) -> Lost:
     """-min(r, 1 + high) A log p, without a gradient through the ratio (MiniMax-M1, arXiv:2506.13585, equation 4)."""
-    ratios = ratios.detach()
-    losses = -ratios.clamp(max=1 + clip.high) * tokens.advantages * tokens.logps
+    weights = ratios.detach().clamp(max=1 + clip.high)
+    losses = -weights * tokens.advantages * tokens.logps
     return Lost(losses, ratios, ratios > 1 + clip.high)
 
 

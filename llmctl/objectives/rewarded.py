@@ -104,8 +104,8 @@ class PolicyObjective:
         if policy.kl.weight > 0:
             away = divergences(logps, reference, policy.kl.estimator)
             if policy.kl.into == "loss":
-                losses = losses + policy.kl.weight * away
-        values: Sequence[Tensor] = (lost.clipped.double(), lost.ratios, away)
+                losses = losses + policy.kl.weight * (away * lost.ratios if policy.kl.unbiased else away)
+        values: Sequence[Tensor] = (lost.clipped.double(), lost.ratios.detach(), away)
         return tallied(model, Scored(losses * weights, summed(self.names, values)))
 
     def _compare(self, logps: Tensor, old: Tensor) -> None:

@@ -11,7 +11,7 @@ from llmctl.model.likelihood import Tensors
 from llmctl.objectives.dpo import objective_of
 from llmctl.objectives.pair_rows import PackedPairs, answer_logps
 
-from .test_pairs import VOCAB, made_up, nano
+from .test_pairs import made_up, nano
 from .test_preference import loss_of
 
 pytestmark = [
@@ -48,16 +48,6 @@ def models(tmp_path_factory):
         huggingface.save(model, folder, None)
         theirs.append(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
     return policy, reference, *theirs
-
-
-@pytest.fixture(scope="module")
-def words():
-    """A tokenizer that TRL's trainer can be made with; it reads nothing of what is compared."""
-    tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
-    vocabulary = {f"w{n}": n for n in range(VOCAB - 2)} | {"[UNK]": VOCAB - 2, "[END]": VOCAB - 1}
-    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, eos_token="[END]", pad_token="[UNK]")
 
 
 @pytest.mark.parametrize(("ours", "theirs"), LOSSES, ids=lambda given: "-".join(map(str, given.values())))
