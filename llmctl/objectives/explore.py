@@ -200,7 +200,7 @@ class Explorer:
     def _judged(self, answers: list[Answer]) -> list[Answer]:
         """With rewards: those of the registry, less what is taken off for length and for leaving the reference."""
         config, prompts = self._config, self._asked.prompts
-        judged = self._asked.rewards.judge([_sample(answer, prompts[answer.prompt]) for answer in answers])
+        judged = self._asked.rewards.judge([sample_of(answer, prompts[answer.prompt]) for answer in answers])
         lengths = torch.tensor([answer.ids.size for answer in answers])
         penalties = overlong_penalty(lengths, config.max_new_tokens, config.policy.overlong_tokens).tolist()
         found = []
@@ -271,7 +271,8 @@ def _divergence(answer: Answer, config: GrpoConfig) -> float:
     return kl.weight * float(divergences(own, torch.from_numpy(answer.reference), kl.estimator).sum())
 
 
-def _sample(answer: Answer, prompt: Prompt) -> Sample:
+def sample_of(answer: Answer, prompt: Prompt) -> Sample:
+    """What rewards look at."""
     ids = (*prompt.ids, *answer.ids.tolist())
     return Sample(prompt.text, answer.text, prompt.answer, answer.ids.size, prompt.fields, ids)
 

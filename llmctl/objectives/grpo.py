@@ -13,6 +13,7 @@ from llmctl.data.rollouts import FILE
 from llmctl.model.device import choose_device
 from llmctl.objectives import adapter, checkpoint
 from llmctl.objectives.explore import FOLDER, Asked
+from llmctl.objectives.heldout_prompts import HeldOutPrompts
 from llmctl.objectives.prompts import Prompts, read_prompts
 from llmctl.objectives.rewarded import PolicyObjective
 from llmctl.objectives.rewards.registry import Rewards, Score
@@ -56,7 +57,8 @@ def train(job: Job[GrpoConfig]) -> Product:
     asked = Asked(job, tokenizer, prompts.kept, rewards, _reference(job), fill_id(given, tokenizer))
     objective = PolicyObjective(asked, config)
     steps = config.steps or _steps(config, len(prompts.kept))
-    fitted = fit(job, model, objective, steps=steps, heldout_rows=None)
+    held = HeldOutPrompts(asked, prompts.held, config) if prompts.held else None
+    fitted = fit(job, model, objective, steps=steps, heldout_rows=held)
     rows = gathered(sorted((job.work / FOLDER).glob("*.parquet")), job.out / FILE)
     totals: dict[str, int | float | str] = {
         "prompts": len(prompts.kept),

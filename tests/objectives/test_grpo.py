@@ -23,6 +23,9 @@ from llmctl.config.load import build
 from llmctl.config.tokens import PackConfig, TokenizeConfig
 from llmctl.config.train import PretrainConfig
 from llmctl.data.rollouts import FILE, answers_of_step
+from llmctl.data.split import is_heldout
+from llmctl.inference.engine import Engine
+from llmctl.inference.request import Request
 from llmctl.model import huggingface, scoring
 from llmctl.model.kernels import attend_through
 from llmctl.objectives.grpo import train
@@ -183,6 +186,23 @@ def whole(guesser, copying, tmp_path_factory):
     job = job_of(tmp_path_factory.mktemp("whole"), guesser, copying)
     train(job)
     return job
+
+
+def test_the_reward_of_prompts_that_are_held_out(stages, guesser, write_prompts):
+    rows = [{"id": f"copy/{n}/{turn}", "prompt": f"{n}:", "answer": str(n)} for n in range(5) for turn in range(4)]
+    config = grpo(steps=8, heldout_fraction=0.3, eval_every_steps=4)
+    made = stages("grpo", config, input=guesser, prompts=write_prompts(rows))
+    held = [row for row in rows if is_heldout(row["id"], 0.3)]
+    learned = {row["prompt_id"] for row in answers_in(made)}
+    assert held
+    assert not learned & {row["id"] for row in held}
+    with Engine.open(made.data) as engine:
+        bos = engine.tokenizer.bos_id
+        asked = [Request([bos, *engine.tokenizer.encode(row["prompt"])], max_tokens=4, temperature=0.0) for row in held]
+        right = [said.text.strip() == row["answer"] for said, row in zip(engine.generate(asked), held, strict=True)]
+    totals = made.manifest.totals
+    assert (totals["heldout_prompts"], totals["heldout_reward"]) == (len(held), pytest.approx(np.mean(right)))
+    assert [row["step"] for row in metrics_of(made) if "heldout_reward" in row] == [4, 8]
 
 
 def assert_same(job, whole):
