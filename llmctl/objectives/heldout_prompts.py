@@ -51,11 +51,11 @@ class HeldOutReward:
         return f"held-out reward {self.reward:.4f} over {self.prompts} prompts"
 
 
-@dataclass(frozen=True)
 class PromptNumbers:
     """Rows that say which prompt they stand for, and nothing else."""
 
-    count: int
+    def __init__(self, count: int) -> None:
+        self.count = count
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         """One row of one token for each."""
