@@ -15,6 +15,7 @@ import argparse
 import itertools
 import json
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -51,8 +52,12 @@ def compare(folder: Path, steps: int, rounds: int, model: str) -> None:
     prompts = [row["prompt"] for row in rows]
     found: dict[str, list[Step]] = {"llmctl": [], "trl": []}
     for number in range(rounds):
-        found["llmctl"] += ours(store, base, folder, prompts, steps, number)
-        found["trl"] += of_trl(base.data, prompts, folder / f"trl{number}", steps, number)
+        for side, taken in (
+            ("llmctl", ours(store, base, folder, prompts, steps, number)),
+            ("trl", of_trl(base.data, prompts, folder / f"trl{number}", steps, number)),
+        ):
+            found[side] += taken
+            print(json.dumps({"side": side, "generation_s, step_s, tokens": taken}), file=sys.stderr, flush=True)
     middle = {}
     for side, taken in found.items():
         generation, whole, tokens = (statistics.median(each) for each in zip(*taken, strict=True))

@@ -113,6 +113,8 @@ class GrpoConfig(AdaptableConfig):
         }
         if taken := [name for name, is_given in given.items() if is_given]:
             raise ValueError(f"leave out {' and '.join(taken)}: grpo trains in one process, in micro_batch_tokens")
+        if self.policy.baseline == "value" and self.lora is not None:
+            raise ValueError("a value head is no adapter: leave out lora, or take another baseline")
         if self.optimizer.name == "sophia":
             raise ValueError(
                 "sophia estimates its curvature from next tokens, not from rewards: take another optimizer"

@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 
 from llmctl.config.base import Config
 
-Preset = Literal["grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo", "rloo"]
-Baseline = Literal["group_mean", "leave_one_out"]
+Preset = Literal["grpo", "dr_grpo", "dapo", "bnpo", "gspo", "cispo", "rloo", "ppo"]
+Baseline = Literal["group_mean", "leave_one_out", "value"]
 AdvNorm = Literal["group", "batch", "none"]
 Ratio = Literal["token", "sequence", "trajectory"]
 LossAgg = Literal["grpo", "dr_grpo", "dapo", "bnpo", "seq_sum"]
@@ -43,12 +43,23 @@ class KlConfig(Config):
     )
 
 
+class ValueConfig(Config):
+    """PPO's second output, which expects of every token what is still to come; for `baseline: value` alone."""
+
+    weight: float = Field(default=0.1, ge=0, le=1000, description="of its loss beside the policy's")
+    clip: float = Field(default=0.2, gt=0, le=1000, description="how far it may move from what it was at the rollout")
+    discount: float = Field(default=1.0, gt=0, le=1, description="of what comes a token later (gamma)")
+    decay: float = Field(default=0.95, ge=0, le=1, description="how far ahead advantages look (GAE's lambda)")
+
+
 class PolicyConfig(Config):
     """Choices that the presets fill, each by itself."""
 
     baseline: Baseline = Field(
-        default="group_mean", description="what an answer is compared with: its whole group, or the others of it"
+        default="group_mean",
+        description="what an answer is compared with: its group, the others of it, or what a value head expects (PPO)",
     )
+    value: ValueConfig = Field(default=ValueConfig(), description="Of the value head.")
     adv_norm: AdvNorm = Field(
         default="group", description="standard deviation that advantages are divided by: of the group, of all, or none"
     )
@@ -87,6 +98,8 @@ class PolicyConfig(Config):
     def _cuts_one_way(self) -> PolicyConfig:
         if self.surrogate == "cispo" and self.clip.dual is not None:
             raise ValueError("clip.dual bounds PPO's minimum, and cispo takes none: leave it out")
+        if self.baseline == "value" and self.adv_norm == "group":
+            raise ValueError("adv_norm=group divides by what groups have, and a value head looks at none: take batch")
         return self
 
 
@@ -104,6 +117,15 @@ PRESETS: Final[dict[str, dict[str, Any]]] = {
             "ratio": "trajectory",
             "kl": {"weight": 0.05, "estimator": "k1", "into": "reward"},
         }
+    },
+    "ppo": {
+        "policy": {
+            "baseline": "value",
+            "adv_norm": "batch",
+            "loss_agg": "bnpo",
+            "kl": {"weight": 0.05, "estimator": "k1", "into": "reward"},
+        },
+        "passes": 4,
     },
 }
 """What each preset fills; whatever is said beside it holds."""

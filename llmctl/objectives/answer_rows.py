@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llmctl.config.grpo import GrpoConfig
 from llmctl.inference.score import batches
+from llmctl.model import scoring
 from llmctl.model.likelihood import LOGITS_AT_ONCE, Tensors, cross_entropies, hidden_states
 from llmctl.model.transformer import Transformer
 from llmctl.objectives.policy import corrections, token_weights
@@ -18,29 +19,37 @@ from llmctl.objectives.prompts import Prompt
 from llmctl.objectives.rollouts import Answer, Doubles
 from llmctl.tokens.batch import IGNORE, PADDING_DOCUMENT, Batch
 
+BESIDE = ("old", "advantage", "weight", "reference", "correction", "value", "return")
 Forward = Callable[[Callable[[Transformer], Tensor]], Tensor]
 """Calls a function of the trained model under the run's precision: `Strategy.forward`."""
 
 
+def target_states(model: Transformer, batch: Tensors) -> Tensor:
+    """Hidden states of the places that have a target, in row order; [N,D]."""
+    return hidden_states(model, batch)[0][batch.labels != IGNORE]
+
+
 def sampled_logps(
-    model: Transformer, batch: Tensors, temperature: float, logits_at_once: int = LOGITS_AT_ONCE
+    model: Transformer,
+    states: Tensor,
+    batch: Tensors,
+    temperature: float,
+    logits_at_once: int = LOGITS_AT_ONCE,
 ) -> Tensor:
-    """Log p of every target, in row order, of the distribution at `temperature`; [N], fp32.
+    """Log p of every target from its hidden state, of the distribution at `temperature`; [N], fp32.
 
     It is the distribution that answers are drawn from, so it is also what is learned. Only places with a target pass
     through the output matrix.
     """
-    hidden, _ = hidden_states(model, batch)
-    wanted = batch.labels != IGNORE
 
-    def logits_of(states: Tensor) -> Tensor:
-        logits = model.logits(states)
+    def logits_of(some: Tensor) -> Tensor:
+        logits = model.logits(some)
         return logits if temperature == 1.0 else logits.float() / temperature
 
     return -cross_entropies(
         logits_of,
-        hidden[wanted],
-        batch.labels[wanted],
+        states,
+        batch.labels[batch.labels != IGNORE],
         logits_at_once=logits_at_once,
         vocab_size=model.vocab_size,
     )
@@ -77,7 +86,7 @@ def answer_batches(
         longest=config.max_new_tokens,
         rollout_tokens=rollout_tokens,
     ).numpy()
-    held = policy.kl.weight > 0 and policy.kl.into == "loss"
+    held = policy.baseline == "value" or (policy.kl.weight > 0 and policy.kl.into == "loss")
     active = [at for at, one in enumerate(answers) if counted[at] and (one.advantage != 0 or held)]
     sizes = [len(prompts[answers[at].prompt].ids) + answers[at].ids.size - 1 for at in active]
     groups = batches(sizes, config.micro_batch_tokens)
@@ -97,7 +106,8 @@ def _batch(
     """One row for each answer, and of each target, float64 [B,T], what the loss looks at beside it (`Batch.beside`).
 
     `old`: log p of the weights that sampled. `advantage`: of its answer. `weight`: that its loss gets. `reference`:
-    log p of the reference model, 0 where there is none. `correction`: see `corrections`.
+    log p of the reference model, 0 where there is none. `correction`: see `corrections`. `value` and `return`: of a
+    value head, what it said and should have said.
     """
     length = max(len(prompts[one.prompt].ids) + one.ids.size - 1 for one in answers)
     shape = (len(answers), length)
@@ -105,7 +115,7 @@ def _batch(
     positions = np.zeros(shape, dtype=np.int64)
     documents = np.full(shape, PADDING_DOCUMENT, dtype=np.int32)
     labels = np.full(shape, IGNORE, dtype=np.int64)
-    beside = {name: np.zeros(shape) for name in ("old", "advantage", "weight", "reference", "correction")}
+    beside = {name: np.zeros(shape) for name in BESIDE}
     for row, (one, weight) in enumerate(zip(answers, weights.tolist(), strict=True)):
         asked = prompts[one.prompt].ids
         count = len(asked) + one.ids.size - 1  # the last id predicts nothing
@@ -114,10 +124,13 @@ def _batch(
         positions[row, :count], documents[row, :count] = np.arange(count), 0
         labels[row, place] = one.ids
         beside["old"][row, place] = one.logps if one.old is None else one.old
-        beside["advantage"][row, place], beside["weight"][row, place] = one.advantage, weight
+        beside["advantage"][row, place] = one.advantage if one.advantages is None else one.advantages
+        beside["weight"][row, place] = weight
         beside["correction"][row, place] = _corrected(one, config)
         if one.reference is not None:
             beside["reference"][row, place] = one.reference
+        if one.values is not None:
+            beside["value"][row, place], beside["return"][row, place] = one.values, one.returns
     units = np.ones(len(answers), dtype=np.int64)
     return Batch(tokens, positions, documents, labels, units, beside)
 
@@ -133,8 +146,28 @@ def _corrected(answer: Answer, config: GrpoConfig) -> Doubles:
     return found
 
 
+Measure = Callable[[Transformer, Tensors], Tensor]
+"""One figure of each target of a batch, in row order: [N]."""
+
+
+def logps_at(temperature: float) -> Measure:
+    """The log-probabilities that answers are drawn with."""
+
+    def measure(model: Transformer, batch: Tensors) -> Tensor:
+        return sampled_logps(model, target_states(model, batch), batch, temperature)
+
+    return measure
+
+
+def expected(model: Transformer, batch: Tensors) -> Tensor:
+    """What the value head expects before each target."""
+    return scoring.scores(model, target_states(model, batch))
+
+
+@torch.no_grad()
 def score(
     model: Transformer,
+    measure: Measure,
     *,
     answers: Sequence[Answer],
     prompts: Sequence[Prompt],
@@ -142,19 +175,19 @@ def score(
     pad: int,
     run: Forward,
 ) -> list[Doubles]:
-    """Log p of each answer's ids under `model`, in order of the answers."""
+    """A figure of each of the answers' ids under `model`, in order of the answers."""
     sizes = [len(prompts[one.prompt].ids) + one.ids.size - 1 for one in answers]
     found: dict[int, Doubles] = {}
     for group in batches(sizes, config.micro_batch_tokens):
         some = [answers[at] for at in group]
         batch = Tensors.of(_batch(some, prompts, config, pad, np.zeros(len(some))), model.device)
-        flat = run(functools.partial(_logps_under, model, batch, config.temperature)).double().cpu().numpy()
+        flat = run(functools.partial(_of, model, measure, batch)).double().cpu().numpy()
         ends = np.cumsum([one.ids.size for one in some])
         found.update(zip(group, np.split(flat, ends[:-1]), strict=True))
     return [found[at] for at in range(len(answers))]
 
 
-def _logps_under(model: Transformer, batch: Tensors, temperature: float, trained: Transformer) -> Tensor:
+def _of(model: Transformer, measure: Measure, batch: Tensors, trained: Transformer) -> Tensor:
     """Of `model`, which need not be the one that is trained."""
     del trained
-    return sampled_logps(model, batch, temperature)
+    return measure(model, batch)

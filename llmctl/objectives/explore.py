@@ -19,12 +19,12 @@ from llmctl.config.errors import GateError, InputError
 from llmctl.config.grpo import GrpoConfig
 from llmctl.model.transformer import Transformer
 from llmctl.objectives.advantages import deviations, group_advantages, overlong_penalty
-from llmctl.objectives.answer_rows import answer_batches, score
-from llmctl.objectives.policy import divergences
+from llmctl.objectives.answer_rows import Measure, answer_batches, expected, logps_at, score
 from llmctl.objectives.prompts import Prompt
 from llmctl.objectives.rewards.registry import Rewards
 from llmctl.objectives.rewards.rules import Sample
 from llmctl.objectives.rollouts import Answer, Doubles, answers_of, generate, requests_of, table_of, write
+from llmctl.objectives.valued import token_penalties, valued
 from llmctl.pipeline.job import Job
 from llmctl.tokens.batch import Batch
 from llmctl.tokens.order import rows_of_step
@@ -179,23 +179,20 @@ class Explorer:
     def _scored(self, answers: list[Answer]) -> list[Answer]:
         """With the log-probabilities of the reference, and of the trainer where they are to correct the engine's."""
         config, asked = self._config, self._asked
+        measure = logps_at(config.temperature)
         wanted = {"reference": asked.reference}
         if config.policy.correction != "none":
             wanted["old"] = self.model
         for name, model in wanted.items():
-            if model is None:
-                continue
-            with torch.no_grad():
-                scored = score(
-                    model,
-                    answers=answers,
-                    prompts=asked.prompts,
-                    config=config,
-                    pad=asked.pad_id,
-                    run=self._strategy.forward,
-                )
-            answers = [_with(one, name, values) for one, values in zip(answers, scored, strict=True)]
+            if model is not None:
+                answers = self._measured(answers, name, model, measure)
         return answers
+
+    def _measured(self, answers: list[Answer], name: str, model: Transformer, measure: Measure) -> list[Answer]:
+        """With a figure of each token under that name."""
+        given = {"answers": answers, "prompts": self._asked.prompts, "config": self._config, "pad": self._asked.pad_id}
+        found = score(model, measure, run=self._strategy.forward, **given)  # type: ignore[arg-type]
+        return [_with(one, name, values) for one, values in zip(answers, found, strict=True)]
 
     def _judged(self, answers: list[Answer]) -> list[Answer]:
         """With rewards: those of the registry, less what is taken off for length and for leaving the reference."""
@@ -214,6 +211,8 @@ class Explorer:
 
     def _advantages(self, answers: list[Answer]) -> list[Answer]:
         policy = self._config.policy
+        if policy.baseline == "value":
+            return valued(self._measured(answers, "values", self.model, expected), self._config)
         rewards = torch.tensor([one.reward for one in answers], dtype=torch.float64).view(-1, self._config.group)
         values = group_advantages(rewards, baseline=policy.baseline, norm=policy.adv_norm).flatten().tolist()
         return [dataclasses.replace(one, advantage=value) for one, value in zip(answers, values, strict=True)]
@@ -263,12 +262,7 @@ def _tells(group: Sequence[Answer]) -> bool:
 
 def _divergence(answer: Answer, config: GrpoConfig) -> float:
     """What is taken off the reward for leaving the reference."""
-    kl = config.policy.kl
-    if kl.weight == 0 or kl.into != "reward":
-        return 0.0
-    assert answer.reference is not None, "scored before"
-    own = torch.from_numpy(answer.logps if answer.old is None else answer.old)
-    return kl.weight * float(divergences(own, torch.from_numpy(answer.reference), kl.estimator).sum())
+    return float(token_penalties(answer, config).sum())
 
 
 def sample_of(answer: Answer, prompt: Prompt) -> Sample:

@@ -10,6 +10,7 @@ from llmctl.config.errors import UsageError
 from llmctl.config.grpo import GrpoConfig
 from llmctl.config.rewards import ScorerReward
 from llmctl.data.rollouts import FILE
+from llmctl.model import scoring
 from llmctl.model.device import choose_device
 from llmctl.objectives import adapter, checkpoint
 from llmctl.objectives.explore import FOLDER, Asked
@@ -53,12 +54,16 @@ def train(job: Job[GrpoConfig]) -> Product:
     _tell(job, prompts, length)
     model = open_model(given, tokenizer)
     start = adapter.begin(model, config.lora, config.seed)
+    if config.policy.baseline == "value":
+        scoring.add_head(model)
     rewards = Rewards(config.rewards, config.reward_timeout_s, _scorer(job))
     asked = Asked(job, tokenizer, prompts.kept, rewards, _reference(job), fill_id(given, tokenizer))
     objective = PolicyObjective(asked, config)
     steps = config.steps or _steps(config, len(prompts.kept))
     held = HeldOutPrompts(asked, prompts.held, config) if prompts.held else None
     fitted = fit(job, model, objective, steps=steps, heldout_rows=held)
+    if fitted.weights is not None:
+        fitted.weights.pop(scoring.WEIGHT, None)  # what was expected of answers is of no use to who asks for one
     rows = gathered(sorted((job.work / FOLDER).glob("*.parquet")), job.out / FILE)
     totals: dict[str, int | float | str] = {
         "prompts": len(prompts.kept),

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from llmctl.config.errors import GateError
 from llmctl.config.grpo import GrpoConfig
+from llmctl.model import scoring
 from llmctl.model.likelihood import Tensors
 from llmctl.model.transformer import Transformer
-from llmctl.objectives.answer_rows import sampled_logps
+from llmctl.objectives.answer_rows import BESIDE, sampled_logps, target_states
 from llmctl.objectives.explore import Asked, Explorer
-from llmctl.objectives.policy import Tokens, divergences, policy_losses
+from llmctl.objectives.policy import Tokens, divergences, policy_losses, value_losses
 from llmctl.objectives.preferred import Scored, summed, tallied
 from llmctl.tokens.batch import IGNORE, Batch
 from llmctl.tokens.order import rows_of_step
@@ -89,10 +90,11 @@ class PolicyObjective:
         Raises:
             GateError: the weights are those that sampled, and yet log-probabilities differ by more than `largest_gap`.
         """
-        logps = sampled_logps(model, batch, self._config.temperature).double()
+        states = target_states(model, batch)
+        logps = sampled_logps(model, states, batch, self._config.temperature).double()
         wanted = batch.labels != IGNORE
-        old, advantages, weights, reference, correction = (
-            batch.beside[name][wanted] for name in ("old", "advantage", "weight", "reference", "correction")
+        old, advantages, weights, reference, correction, values, returns = (
+            batch.beside[name][wanted] for name in BESIDE
         )
         if self._explorer is not None and self._explorer.fresh:
             self._compare(logps.detach(), old)
@@ -105,8 +107,13 @@ class PolicyObjective:
             away = divergences(logps, reference, policy.kl.estimator)
             if policy.kl.into == "loss":
                 losses = losses + policy.kl.weight * (away * lost.ratios if policy.kl.unbiased else away)
-        values: Sequence[Tensor] = (lost.clipped.double(), lost.ratios.detach(), away)
-        return tallied(model, Scored(losses * weights, summed(self.names, values)))
+        figures: Sequence[Tensor] = (lost.clipped.double(), lost.ratios.detach(), away)
+        noted = dict(summed(self.names, figures))
+        if policy.baseline == "value":
+            off = value_losses(scoring.scores(model, states).double(), values, returns, policy.value.clip)
+            losses = losses + policy.value.weight * off
+            noted |= summed(("value_loss",), (off,))
+        return tallied(model, Scored(losses * weights, noted))
 
     def _compare(self, logps: Tensor, old: Tensor) -> None:
         """Note the largest difference, and refuse one that says that engine and trainer compute different things.

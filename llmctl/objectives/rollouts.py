@@ -46,6 +46,9 @@ class Answer:
         advantage: that its tokens get; 0 where the reward is missing.
         old: float64 [n], as `logps`, computed by the trainer; None where the engine's are taken.
         reference: float64 [n], of the reference model; None where there is none.
+        values: float64 [n], what a value head expected before each token; None where there is none.
+        returns: float64 [n], what it should have expected.
+        advantages: float64 [n], of each token; None where `advantage` is that of all.
     """
 
     prompt: int
@@ -59,6 +62,9 @@ class Answer:
     advantage: float = 0.0
     old: Doubles | None = None
     reference: Doubles | None = None
+    values: Doubles | None = None
+    returns: Doubles | None = None
+    advantages: Doubles | None = None
 
 
 def generate(
@@ -144,6 +150,9 @@ def table_of(answers: Sequence[Answer], prompts: Sequence[Prompt], group: int, s
         "logprobs": pa.array([answer.logps for answer in answers], floats),
         "old_logprobs": pa.array([answer.old for answer in answers], floats),
         "reference_logprobs": pa.array([answer.reference for answer in answers], floats),
+        "values": pa.array([answer.values for answer in answers], floats),
+        "returns": pa.array([answer.returns for answer in answers], floats),
+        "advantages": pa.array([answer.advantages for answer in answers], floats),
     }
     parts = {f"reward/{name}": pa.array([one.parts[name] for one in answers], pa.float64()) for name in names}
     return pa.table({**columns, **parts})
@@ -167,6 +176,9 @@ def answers_of(table: pa.Table) -> list[Answer]:
                 advantage=row["advantage"],
                 old=_array(row["old_logprobs"]),
                 reference=_array(row["reference_logprobs"]),
+                values=_array(row["values"]),
+                returns=_array(row["returns"]),
+                advantages=_array(row["advantages"]),
             )
         )
     return found

@@ -13,7 +13,7 @@ from llmctl.config.grpo import GrpoConfig
 from llmctl.model import huggingface
 from llmctl.model.likelihood import Tensors
 from llmctl.objectives.advantages import group_advantages
-from llmctl.objectives.answer_rows import answer_batches, score
+from llmctl.objectives.answer_rows import answer_batches, logps_at, score
 from llmctl.objectives.policy import divergences
 from llmctl.objectives.prompts import Prompt
 from llmctl.objectives.rewarded import PolicyObjective
@@ -128,7 +128,8 @@ def test_the_weights_of_a_step_are_those_of_all_its_answers():
     loss, _, _ = step(config, asked, answers)
     model = policy()
     with torch.no_grad():
-        logps = score(model, answers=answers, prompts=asked, config=config, pad=0, run=lambda call: call(model))
+        given_ = {"answers": answers, "prompts": asked, "config": config, "pad": 0}
+        logps = score(model, logps_at(1.0), run=lambda call: call(model), **given_)
     total = 0.0
     for one, own in zip(answers, logps, strict=True):
         if one.missing:
