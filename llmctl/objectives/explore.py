@@ -79,6 +79,7 @@ class Explorer:
         self._config: GrpoConfig = asked.job.config
         self._last: int | None = None
         self._held: tuple[int, list[Answer]] | None = None
+        self._told = False
         self.figures: dict[str, float] = {}
         self.fresh = True
 
@@ -150,7 +151,7 @@ class Explorer:
                 (telling if _tells(group) else others).append(group)
             if len(telling) >= wanted:
                 break
-        self._refuse_speechless(drawn)
+        self._tell_missing(drawn)
         kept = [one for group in [*telling, *others][:wanted] for one in group]
         kept = self._advantages(kept)
         self.figures = {**_figures(drawn, config.group), "generate_s": spent, "tries": attempt + 1}
@@ -217,17 +218,22 @@ class Explorer:
         values = group_advantages(rewards, baseline=policy.baseline, norm=policy.adv_norm).flatten().tolist()
         return [dataclasses.replace(one, advantage=value) for one, value in zip(answers, values, strict=True)]
 
-    def _refuse_speechless(self, answers: Sequence[Answer]) -> None:
-        """Refuse to go on where no answer at all has a reward.
+    def _tell_missing(self, answers: Sequence[Answer]) -> None:
+        """Say once that answers have no reward, and why the first has none.
 
         Raises:
-            InputError: with the first reason.
+            InputError: none of them has one.
         """
-        if all(math.isnan(one.reward) for one in answers):
+        missing = [one.missing for one in answers if one.missing]
+        if len(missing) == len(answers):
             raise InputError(
-                f"none of the {len(answers)} answers of a rollout has a reward: {answers[0].missing}",
+                f"none of the {len(answers)} answers of a rollout has a reward: {missing[0]}",
                 hint="mend the reward, or give the prompts what it needs",
             )
+        if missing and not self._told:
+            self._told = True
+            of_all = f"{len(missing)} of {len(answers)} answers have no reward and are left out"
+            self._asked.job.progress.note(f"{of_all}: {missing[0]}; further ones are counted as missing")
 
     def __enter__(self) -> Self:
         return self

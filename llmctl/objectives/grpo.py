@@ -1,4 +1,4 @@
-"""The stage `grpo`: a policy improved by rewards for its own answers (GRPO and its relatives)."""
+"""The stage `grpo`: a policy improved by rewards for its own answers (GRPO, PPO and their relatives)."""
 
 from __future__ import annotations
 

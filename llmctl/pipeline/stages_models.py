@@ -159,6 +159,7 @@ MODEL_STAGES: tuple[Stage, ...] = (
             "llmctl grpo web.sft --prompts sums.jsonl --reward number",
             "llmctl grpo web.sft --prompts sums.jsonl --reward rewards.py:score --group 16 --kl 0.05",
             "llmctl grpo web.sft --prompts sums.jsonl --preset dapo policy.overlong_tokens=32",
+            "llmctl grpo web.sft --prompts sums.jsonl --preset ppo --kl 0.02",
             "llmctl grpo web.sft --prompts ask.jsonl --reward scorer --scorer web.reward --preset rloo",
             "llmctl grpo web.sft --prompts ask.jsonl 'rewards=[number, {kind: length, most: 200, weight: 0.1}]'",
         ),

@@ -278,6 +278,21 @@ def test_a_divergence_keeps_the_policy_near_its_reference(stages, guesser, copyi
     assert row["reference_logprobs"] == pytest.approx(row["logprobs"], abs=1e-4)
 
 
+def test_ppo_learns_to_copy(stages, guesser, copying):
+    policy = {"kl": {"weight": 0.02}, "value": {"weight": 0.5, "clip": 0.5}}
+    sizes = {"prompts_per_rollout": 10, "batch_rows": 80, "steps": 160, "optimizer": {"lr": 2e-3, "betas": [0.9, 0.95]}}
+    made = stages("grpo", grpo(preset="ppo", policy=policy, **sizes), input=guesser, prompts=copying)
+    rows = [row for row in metrics_of(made) if "reward" in row]
+    rewards, entropies = ([row[name] for row in rows] for name in ("reward/exact", "entropy"))
+    assert np.mean(rewards[:3]) < 0.3
+    assert np.mean(rewards[-3:]) > 0.9
+    assert np.mean(entropies[-3:]) < np.mean(entropies[:3])
+    told = answers_in(made)[-1]
+    assert len(told["values"]) == len(told["advantages"]) == len(told["returns"]) == len(told["ids"])
+    assert "score.weight" not in load_file(made.data / "model.safetensors")
+    assert not (made.data / scoring.FILE).exists()
+
+
 @pytest.mark.parametrize("preset", ["dapo", "gspo", "cispo", "rloo"])  # the others differ in a divisor
 def test_presets_learn(stages, guesser, copying, preset):
     fields = {"steps": 80, "preset": preset, "seed": 2}
@@ -306,7 +321,11 @@ def test_what_has_no_reward_is_left_out_or_ends_the_run(stages, guesser, copying
         "    return float(completion.strip() == answer)\n"
     )
     given = {"rewards": f"{tmp_path}/own.py:score", "steps": 4}
-    made = stages("grpo", grpo(**given), input=guesser, prompts=copying)
+    call = Call(stage_named("grpo"), grpo(**given), {"input": guesser, "prompts": copying})
+    told = Noting()
+    made = execute(call, stages.store, told).artifact
+    (note,) = [note for note in told.notes if "no reward" in note]
+    assert note.endswith("left out: score: ValueError: three; further ones are counted as missing")
     rows = answers_in(made)
     failed = [row for row in rows if row["completion"].strip() == "3"]
     assert failed

@@ -1,6 +1,8 @@
 """Rewards: what each gives, and what is missing where one cannot be had."""
 
 import math
+import os
+import signal
 import time
 
 import pytest
@@ -106,6 +108,16 @@ def test_a_function_of_ones_own(tmp_path):
         "score: its value is nan",
         "score: TypeError: float() argument must be a string or a real number, not 'NoneType'",
     ]
+
+
+def test_what_hangs_ends_itself_where_whoever_asked_is_gone(tmp_path):
+    (tmp_path / "own.py").write_text(OWN)
+    with rewards_of(f"{tmp_path}/own.py:score", timeout_s=0.5) as rewards:
+        rewards.judge([Sample("asked", "four")])
+        child = rewards._guarded["score"]
+        assert os.getsid(child._child.pid) == child._child.pid  # an interrupt of the run does not reach it
+        child._say({"prompt": "", "completion": "hang", "answer": None, "fields": {}})
+        assert child._child.wait(timeout=30) == -signal.SIGALRM
 
 
 def test_a_pattern_that_never_ends_is_missing():

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,8 @@ def main() -> None:
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     try:
-        judge = made(json.loads(sys.stdin.readline()))
+        task = json.loads(sys.stdin.readline())
+        judge = made(task)
         said: dict[str, Any] = {}
     except BaseException as error:  # noqa: BLE001 (a user's file may raise anything)
         said = {"error": told(error)}
@@ -31,10 +33,12 @@ def main() -> None:
     if said:
         return
     for line in sys.stdin:
+        signal.setitimer(signal.ITIMER_REAL, task["give_up_s"])  # whoever asked would have ended this: it is gone
         try:
             said = {"value": float(judge(json.loads(line)))}
         except BaseException as error:  # noqa: BLE001 (see above)
             said = {"error": told(error)}
+        signal.setitimer(signal.ITIMER_REAL, 0)
         print(json.dumps(said), file=out, flush=True)
 
 

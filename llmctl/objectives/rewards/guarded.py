@@ -63,9 +63,13 @@ class Guarded:
     def _start(self) -> None:
         self._read = b""
         self._child = subprocess.Popen(
-            [sys.executable, str(PROGRAM)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment()
+            [sys.executable, str(PROGRAM)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=_environment(),
+            start_new_session=True,  # Ctrl-C ends the step first, and the step needs its rewards
         )
-        self._say(self._task)
+        self._say({**self._task, "give_up_s": 2 * self._timeout_s})
         said = self._hear(START_S)
         if "error" in said:
             self.close()
