@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llmctl.cli.command import DEFAULT_STORE, JsonOption, StoreOption
 from llmctl.cli.failures import guarded
 from llmctl.cli.output import Mode, Sink
+
+if TYPE_CHECKING:
+    from llmctl.store.artifact import Artifact
 
 EXCERPT = 1000  # characters of a dropped document
 
@@ -46,6 +49,7 @@ def command(
       llmctl show web.pack --json            the manifest
       llmctl show web.pretrain --step 120    what that step of the run saw
       llmctl show web.pretrain --step 120 --rank 3
+      llmctl show web.grpo --step 12         answers and rewards that step 12 learned from
       llmctl show web.pack --step 120 --seed 1 --batch-rows 8 --rank 1 --world-size 4
       llmctl show web.pretrain --incidents   steps with a spike or NaN, and their rows
     """
@@ -102,17 +106,37 @@ def _show_step(
 ) -> None:
     from dataclasses import asdict
 
+    from llmctl.data.rollouts import has_rollouts
     from llmctl.store.store import Store
     from llmctl.tokens.reading import Reading, pieces_of_step
 
     store = Store.open(location)
-    reading = Reading.of(store.resolve(ref), store, seed, batch_rows, world_size)
+    artifact = store.resolve(ref)
+    if has_rollouts(artifact):
+        _show_answers(artifact, step, sink)
+        return
+    reading = Reading.of(artifact, store, seed, batch_rows, world_size)
     for piece in pieces_of_step(reading, step - 1, rank):
         if sink.mode is Mode.RECEIPTS:
             sink.write_json(asdict(piece))
         else:
             where = f"rank {piece.rank}, micro-batch {piece.micro_batch}, row {piece.row}"
             sink.write(f"== {where}, {piece.document}, {piece.tokens} tokens from {piece.start}\n{piece.text}\n")
+
+
+def _show_answers(artifact: Artifact, step: int, sink: Sink) -> None:
+    """What a policy said, of which the step learned."""
+    from llmctl.data.rollouts import SHOWN, answers_of_step
+
+    for row in answers_of_step(artifact, step):
+        if sink.mode is Mode.RECEIPTS:
+            sink.write_json(row)
+            continue
+        told = {name: row[name] for name in SHOWN}
+        worth = told["missing"] or f"reward {told['reward']:.4g}, advantage {told['advantage']:.4g}"
+        cut = ", cut" if told["truncated"] else ""
+        sink.write(f"== {told['prompt_id']}, sample {told['sample']}, {worth}{cut}; wanted {told['answer']!r}")
+        sink.write(f"{told['prompt']}\n-> {told['completion']}\n")
 
 
 def _run(ref: str, location: str, sink: Sink) -> None:

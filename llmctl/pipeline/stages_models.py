@@ -141,6 +141,47 @@ MODEL_STAGES: tuple[Stage, ...] = (
         ),
     ),
     Stage(
+        command="grpo",
+        then="serve",
+        summary="Improve a checkpoint by rewards for its answers.",
+        config="llmctl.config.grpo:GrpoConfig",
+        run="llmctl.objectives.grpo:run",
+        decides="llmctl.config.lora:kind_of",
+        output="checkpoint",
+        resumable=True,
+        inputs={
+            "input": Role(("checkpoint",), "checkpoint to start from"),
+            "prompts": Role(
+                ("prompts",), "prompts, each with its answer: an artifact, or a .jsonl or .parquet file", files=True
+            ),
+            "reference": Role(
+                ("checkpoint",), "checkpoint to stay close to; the one to start from where left out", required=False
+            ),
+            "scorer": Role(("checkpoint",), "reward model, for the reward scorer", required=False),
+        },
+        flags={
+            "--preset": "preset",
+            "--reward": "rewards",
+            "--group": "group",
+            "--prompts-per-rollout": "prompts_per_rollout",
+            "--max-new-tokens": "max_new_tokens",
+            "--loss-agg": "policy.loss_agg",
+            "--adv-norm": "policy.adv_norm",
+            "--kl": "policy.kl.weight",
+            "--steps": "steps",
+            "--epochs": "epochs",
+            **{flag: path for flag, path in TRAINING_FLAGS.items() if flag not in ("--nproc", "--zero")},
+        },
+        examples=(
+            "llmctl grpo web.sft --prompts sums.jsonl --reward number",
+            "llmctl grpo web.sft --prompts sums.jsonl --reward rewards.py:score --group 16 --kl 0.05",
+            "llmctl grpo web.sft --prompts sums.jsonl --preset dapo policy.overlong_tokens=32",
+            "llmctl grpo web.sft --prompts sums.jsonl --preset ppo --kl 0.02",
+            "llmctl grpo web.sft --prompts ask.jsonl --reward scorer --scorer web.reward --preset rloo",
+            "llmctl grpo web.sft --prompts ask.jsonl 'rewards=[number, {kind: length, most: 200, weight: 0.1}]'",
+        ),
+    ),
+    Stage(
         command="merge",
         then="serve",
         summary="Merge adapters into a model, or models into one.",

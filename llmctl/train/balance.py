@@ -60,8 +60,9 @@ def forget_counts(model: Transformer) -> None:
 @contextmanager
 def not_training(model: Transformer) -> Iterator[None]:
     """While rows are scored: nothing is counted towards the balance."""
+    before = model.training
     model.eval()
     try:
         yield
     finally:
-        model.train()
+        model.train(before)

@@ -10,17 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from llmctl.config.train import TrainConfig
-from llmctl.model.device import product_dtype
+from llmctl.model.device import choose_device, product_dtype
 from llmctl.model.transformer import Transformer
 from llmctl.train.elementwise import Sophia
 from llmctl.train.float8 import use_float8
 from llmctl.train.lanes import Lanes, lanes_of
+from llmctl.train.launch import environment
 from llmctl.train.optimizers import build_optimizer, described, set_rate
 from llmctl.train.recompute import recompute
 from llmctl.train.scaling import unscale
 from llmctl.train.shards import Layout
 from llmctl.train.states import Trained, buffers_of
-from llmctl.train.strategy import Call, gradient_in_turn
+from llmctl.train.strategy import Call, Strategy, gradient_in_turn, keep_freed_memory, set_threads
 
 
 class Local:
@@ -107,3 +108,16 @@ class Local:
         """A copy on the CPU."""
         given = {**self.parameters, **self.trained.buffers}
         return {name: value.detach().to("cpu", copy=True) for name, value in given.items()}
+
+
+def choose_strategy(config: TrainConfig) -> Strategy:
+    """Plain torch, or DeepSpeed where the configuration or a launcher's environment asks for ranks."""
+    ranks = environment()
+    set_threads(config.threads, ranks.local_size)
+    keep_freed_memory()
+    device = choose_device(config.device, ranks.local_rank)
+    if not config.uses_deepspeed and ranks.world_size == 1:
+        return Local(device)
+    from llmctl.train.deepspeed import DeepSpeed
+
+    return DeepSpeed(ranks, device, config.zero)

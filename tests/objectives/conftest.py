@@ -98,3 +98,13 @@ def chats(write_chats):
     numbers = ["zero", "one", "two", "three", "four"]
     pairs = [(a, b) for a in numbers for b in numbers]
     return write_chats([chat(n, f"{a} {b}", f"{b} {a}.") for n, (a, b) in enumerate(pairs)])
+
+
+@pytest.fixture(scope="session")
+def words():
+    """A tokenizer that TRL's trainers can be made with; they read nothing of it that is compared."""
+    tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
+    vocabulary = {f"w{n}": n for n in range(48)} | {"[UNK]": 48, "[END]": 49}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, eos_token="[END]", pad_token="[UNK]")

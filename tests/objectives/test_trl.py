@@ -67,16 +67,6 @@ def models(tmp_path_factory):
     return policy, reference, *theirs
 
 
-@pytest.fixture(scope="module")
-def words():
-    """A tokenizer that TRL's trainers can be made with; it reads nothing of what is compared."""
-    tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
-    vocabulary = {f"w{n}": n for n in range(VOCAB - 2)} | {"[UNK]": VOCAB - 2, "[END]": VOCAB - 1}
-    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
-    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, eos_token="[END]", pad_token="[UNK]")
-
-
 @pytest.fixture
 def rows_of():
     """The rows that TRL's trainers ask for when they are made: `rows_of({"prompt": …})`, twice the same."""

@@ -1,0 +1,301 @@
+"""Where the rows of reinforcement learning come from: each rollout is made by the newest weights, judged, and kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from llmctl.config.errors import GateError, InputError
+from llmctl.config.grpo import GrpoConfig
+from llmctl.model.transformer import Transformer
+from llmctl.objectives.advantages import deviations, group_advantages, overlong_penalty
+from llmctl.objectives.answer_rows import Measure, answer_batches, expected, logps_at, score
+from llmctl.objectives.prompts import Prompt
+from llmctl.objectives.rewards.registry import Rewards
+from llmctl.objectives.rewards.rules import Sample
+from llmctl.objectives.rollouts import Answer, Doubles, answers_of, generate, requests_of, table_of, write
+from llmctl.objectives.valued import token_penalties, valued
+from llmctl.pipeline.job import Job
+from llmctl.tokens.batch import Batch
+from llmctl.tokens.order import rows_of_step
+from llmctl.tokens.tokenizer import Tokenizer
+from llmctl.train.loader import Plan
+from llmctl.train.local import Local
+from llmctl.train.strategy import Strategy
+
+FOLDER = "rollouts"
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What every rollout of a run has in common.
+
+    Attributes:
+        job: the run.
+        tokenizer: the policy's.
+        prompts: to learn on.
+        rewards: judge.
+        reference: the model to stay close to; None where there is none.
+        pad_id: what fills rows.
+    """
+
+    job: Job[GrpoConfig]
+    tokenizer: Tokenizer
+    prompts: Sequence[Prompt]
+    rewards: Rewards
+    reference: Transformer | None
+    pad_id: int
+
+
+class Explorer:
+    """Gives each step its answers; a `Feed`.
+
+    Every rollout lies in `job.work` once it is made, so that a resumed run learns from what the killed one said. What
+    was made after the step that a run goes on from is made again, by the same weights.
+
+    Args:
+        asked: what is common to all rollouts.
+        plan: steps of the run.
+        strategy: whose model answers.
+
+    Attributes:
+        figures: of the newest rollout, to be logged with the step that it was made for; empty with others.
+        fresh: whether the weights are still those that made the rollout.
+    """
+
+    def __init__(self, asked: Asked, plan: Plan, strategy: Strategy) -> None:
+        assert isinstance(strategy, Local), "the configuration refuses ranks"
+        self._asked, self._plan, self._strategy = asked, plan, strategy
+        self._config: GrpoConfig = asked.job.config
+        self._last: int | None = None
+        self._held: tuple[int, list[Answer]] | None = None
+        self._told = False
+        self.figures: dict[str, float] = {}
+        self.fresh = True
+
+    @property
+    def model(self) -> Transformer:
+        """That is trained."""
+        assert isinstance(self._strategy, Local), "see __init__"
+        return self._strategy.model
+
+    def take(self, step: int) -> list[Batch]:
+        """The answers of `step`, those that teach nothing left out."""
+        if self._last is None or step <= self._last:
+            self._forget(step)
+        self._last = step
+        number, within = divmod(step, self._config.steps_per_rollout)
+        self.figures = {}
+        answers = self._rollout(number, step)
+        self.fresh = within == 0
+        order = rows_of_step(self._plan.seed, step, self._config.batch_rows, len(answers))
+        config = self._config
+        counted = [one for one in answers if _counts(one, config)]
+        return answer_batches(
+            [answers[at] for at in order],
+            self._asked.prompts,
+            config,
+            pad_id=self._asked.pad_id,
+            rollout_tokens=sum(one.ids.size for one in counted) / config.steps_per_pass,
+            lanes=1 if self._strategy.lanes is None else self._strategy.lanes.count,
+        )
+
+    def _forget(self, step: int) -> None:
+        """Remove rollouts that were made at `step` or later: by weights that are to be reached anew."""
+        self._held = None
+        folder = self._asked.job.work / FOLDER
+        first = -(-step // self._config.steps_per_rollout)
+        for path in folder.glob("*.parquet") if folder.is_dir() else ():
+            if int(path.stem) >= first:
+                path.unlink()
+
+    def _rollout(self, number: int, step: int) -> list[Answer]:
+        """The one of that number: at hand, on the disk, or made now."""
+        if self._held is not None and self._held[0] == number:
+            return self._held[1]
+        path = rollout_file(self._asked.job.work, number)
+        if path.is_file():
+            answers = answers_of(pq.read_table(path))
+        else:
+            answers = self._made(number)
+            write(table_of(answers, self._asked.prompts, self._config.group, step + 1), path)
+        self._held = (number, answers)
+        return answers
+
+    def _made(self, number: int) -> list[Answer]:
+        """Ask, judge, and ask again where groups tell nothing and more may be tried."""
+        config, begun = self._config, time.perf_counter()
+        wanted, tries = config.prompts_per_rollout, config.dynamic_sampling
+        telling: list[list[Answer]] = []
+        others: list[list[Answer]] = []
+        drawn: list[Answer] = []
+        spent = 0.0
+        for attempt in range(tries):
+            draw = number * tries + attempt
+            numbers = rows_of_step(self._plan.seed, draw, wanted, len(self._asked.prompts))
+            answers, seconds = self._answers(numbers, draw)
+            spent += seconds
+            drawn += answers
+            for first in range(0, len(answers), config.group):
+                group = answers[first : first + config.group]
+                (telling if _tells(group) else others).append(group)
+            if len(telling) >= wanted:
+                break
+        self._tell_missing(drawn)
+        kept = [one for group in [*telling, *others][:wanted] for one in group]
+        kept = self._advantages(kept)
+        self.figures = {**_figures(drawn, config.group), "generate_s": spent, "tries": attempt + 1}
+        self.figures["rollout_s"] = time.perf_counter() - begun
+        return kept
+
+    def _answers(self, numbers: NDArray[np.int64], draw: int) -> tuple[list[Answer], float]:
+        """Judged answers to some prompts, and the seconds that they took to generate."""
+        config, asked = self._config, self._asked
+        prompts = [(int(at), asked.prompts[at]) for at in numbers]
+        requests = requests_of(
+            prompts,
+            config.group,
+            self._plan.seed,
+            draw,
+            max_tokens=config.max_new_tokens,
+            temperature=config.temperature,
+        )
+        begun = time.perf_counter()
+        said = generate(self.model, asked.tokenizer, requests, config.running)
+        seconds = time.perf_counter() - begun
+        owners = [number for number, _ in prompts for _ in range(config.group)]
+        answers = [Answer(owner, *one) for owner, one in zip(owners, said, strict=True)]
+        return self._judged(self._scored(answers)), seconds
+
+    def _scored(self, answers: list[Answer]) -> list[Answer]:
+        """With the log-probabilities of the reference, and of the trainer where they are to correct the engine's."""
+        config, asked = self._config, self._asked
+        measure = logps_at(config.temperature)
+        wanted = {"reference": asked.reference}
+        if config.policy.correction != "none":
+            wanted["old"] = self.model
+        for name, model in wanted.items():
+            if model is not None:
+                answers = self._measured(answers, name, model, measure)
+        return answers
+
+    def _measured(self, answers: list[Answer], name: str, model: Transformer, measure: Measure) -> list[Answer]:
+        """With a figure of each token under that name."""
+        given = {"answers": answers, "prompts": self._asked.prompts, "config": self._config, "pad": self._asked.pad_id}
+        found = score(model, measure, run=self._strategy.forward, **given)  # type: ignore[arg-type]
+        return [_with(one, name, values) for one, values in zip(answers, found, strict=True)]
+
+    def _judged(self, answers: list[Answer]) -> list[Answer]:
+        """With rewards: those of the registry, less what is taken off for length and for leaving the reference."""
+        config, prompts = self._config, self._asked.prompts
+        judged = self._asked.rewards.judge([sample_of(answer, prompts[answer.prompt]) for answer in answers])
+        lengths = torch.tensor([answer.ids.size for answer in answers])
+        penalties = overlong_penalty(lengths, config.max_new_tokens, config.policy.overlong_tokens).tolist()
+        found = []
+        for answer, one, penalty in zip(answers, judged, penalties, strict=True):
+            if one.missing and config.missing == "stop":
+                said = f"{prompts[answer.prompt].id}: no reward: {one.missing}"
+                raise GateError(said, hint="mend the reward, or missing=leave_out")
+            value = one.value + penalty - _divergence(answer, config)
+            found.append(dataclasses.replace(answer, reward=value, parts=one.parts, missing=one.missing))
+        return found
+
+    def _advantages(self, answers: list[Answer]) -> list[Answer]:
+        policy = self._config.policy
+        if policy.baseline == "value":
+            return valued(self._measured(answers, "values", self.model, expected), self._config)
+        rewards = torch.tensor([one.reward for one in answers], dtype=torch.float64).view(-1, self._config.group)
+        values = group_advantages(rewards, baseline=policy.baseline, norm=policy.adv_norm).flatten().tolist()
+        return [dataclasses.replace(one, advantage=value) for one, value in zip(answers, values, strict=True)]
+
+    def _tell_missing(self, answers: Sequence[Answer]) -> None:
+        """Say once that answers have no reward, and why the first has none.
+
+        Raises:
+            InputError: none of them has one.
+        """
+        missing = [one.missing for one in answers if one.missing]
+        if len(missing) == len(answers):
+            raise InputError(
+                f"none of the {len(answers)} answers of a rollout has a reward: {missing[0]}",
+                hint="mend the reward, or give the prompts what it needs",
+            )
+        if missing and not self._told:
+            self._told = True
+            of_all = f"{len(missing)} of {len(answers)} answers have no reward and are left out"
+            self._asked.job.progress.note(f"{of_all}: {missing[0]}; further ones are counted as missing")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._asked.rewards.close()
+
+
+def rollout_file(work: Path, number: int) -> Path:
+    """Where a rollout is kept while the run lasts."""
+    return work / FOLDER / f"{number:08d}.parquet"
+
+
+def _with(answer: Answer, name: str, values: Doubles) -> Answer:
+    """The answer with log-probabilities under that name."""
+    changes: dict[str, Any] = {name: values}
+    return dataclasses.replace(answer, **changes)
+
+
+def _counts(answer: Answer, config: GrpoConfig) -> bool:
+    """Whether an answer's tokens are among those that a loss is a mean over."""
+    return not answer.missing and not (config.policy.mask_truncated and answer.truncated)
+
+
+def _tells(group: Sequence[Answer]) -> bool:
+    """Whether rewards differ, so that there is something to learn."""
+    rewards = torch.tensor([[one.reward for one in group]], dtype=torch.float64)
+    return bool(deviations(rewards)[0] > 0)
+
+
+def _divergence(answer: Answer, config: GrpoConfig) -> float:
+    """What is taken off the reward for leaving the reference."""
+    return float(token_penalties(answer, config).sum())
+
+
+def sample_of(answer: Answer, prompt: Prompt) -> Sample:
+    """What rewards look at."""
+    ids = (*prompt.ids, *answer.ids.tolist())
+    return Sample(prompt.text, answer.text, prompt.answer, answer.ids.size, prompt.fields, ids)
+
+
+def _figures(answers: Sequence[Answer], group: int) -> dict[str, float]:
+    """Of all answers that were drawn, those of groups that were not kept among them."""
+    rewards = torch.tensor([one.reward for one in answers], dtype=torch.float64).view(-1, group)
+    known = rewards[~rewards.isnan()]
+    spread = deviations(rewards)
+    tokens = sum(one.ids.size for one in answers)
+    found: dict[str, Any] = {
+        "reward": float(known.mean()),
+        "reward_std": float(spread.mean()),
+        "zero_std": float((spread == 0).double().mean()),
+        "missing": float(rewards.isnan().double().mean()),
+        "truncated": sum(one.truncated for one in answers) / len(answers),
+        "answer_tokens": tokens / len(answers),
+        "generated_tokens": tokens,
+        # The mean of -log p over what was drawn from p is an unbiased estimate of p's entropy.
+        "entropy": -math.fsum(value for one in answers for value in one.logps.tolist()) / tokens,
+    }
+    for name in answers[0].parts:
+        values = [value for one in answers if (value := one.parts[name]) is not None]
+        if values:
+            found[f"reward/{name}"] = math.fsum(values) / len(values)
+    return found

@@ -1,0 +1,218 @@
+"""Rollouts: answers of the policy, with the ids and log-probabilities that it drew, as rows of a table.
+
+What is learned from are these very ids; text is never encoded again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from llmctl.inference.engine import Engine
+from llmctl.inference.options import Options
+from llmctl.inference.request import Request
+from llmctl.model.transformer import Transformer
+from llmctl.objectives.prompts import Prompt
+from llmctl.store.files import publish_bytes
+from llmctl.tokens.order import mix64
+from llmctl.tokens.tokenizer import Tokenizer
+from llmctl.train.balance import not_training
+
+Doubles = NDArray[np.float64]
+SEED_SALT = 0x51E5  # so that answers are drawn by other numbers than the order of prompts
+BLOCK_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer of a rollout.
+
+    Attributes:
+        prompt: number of its prompt among those to learn on.
+        ids: int64 [n], n > 0: as sampled, the one that ended it among them.
+        logps: float64 [n], natural log of the probability that each was drawn with.
+        text: decoded.
+        truncated: whether it was cut at the longest length.
+        reward: of all rewards; NaN where one is missing.
+        parts: each reward by name.
+        missing: why it is missing.
+        advantage: that its tokens get; 0 where the reward is missing.
+        old: float64 [n], as `logps`, computed by the trainer; None where the engine's are taken.
+        reference: float64 [n], of the reference model; None where there is none.
+        values: float64 [n], what a value head expected before each token; None where there is none.
+        returns: float64 [n], what it should have expected.
+        advantages: float64 [n], of each token; None where `advantage` is that of all.
+    """
+
+    prompt: int
+    ids: NDArray[np.int64]
+    logps: Doubles
+    text: str
+    truncated: bool
+    reward: float = np.nan
+    parts: dict[str, float | None] = field(default_factory=dict)
+    missing: str = ""
+    advantage: float = 0.0
+    old: Doubles | None = None
+    reference: Doubles | None = None
+    values: Doubles | None = None
+    returns: Doubles | None = None
+    advantages: Doubles | None = None
+
+
+def generate(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    requests: Sequence[Request],
+    running: int,
+) -> list[tuple[NDArray[np.int64], Doubles, str, bool]]:
+    """Ids, log-probabilities, text and whether it was cut, of each request, in their order.
+
+    An engine of its own each time: so nothing is left of older weights, and what is computed depends on the requests
+    alone. Answers to one prompt share what the cache holds of it.
+    """
+    torch.set_num_threads(torch.get_num_threads())  # a new thread takes what was set last, which lanes may have
+    longest = max(len(request.prompt_ids) + (request.max_tokens or 0) for request in requests)
+    blocks = -(-longest // BLOCK_TOKENS) + 1
+    options = Options(cache_tokens=min(running, len(requests)) * blocks * BLOCK_TOKENS)
+    with not_training(model), Engine(model, tokenizer, max_running=running, options=options) as engine:
+        completions = engine.generate(requests)
+    found = []
+    for said in completions:
+        assert said.logprobs is not None, "asked for"
+        logps = np.array([one.logprob for one in said.logprobs], dtype=np.float64)
+        cut = said.finish_reason == "length"
+        found.append((np.array(said.token_ids, dtype=np.int64), logps, said.text, cut))
+    return found
+
+
+def requests_of(
+    prompts: Sequence[tuple[int, Prompt]], group: int, seed: int, draw: int, *, max_tokens: int, temperature: float
+) -> list[Request]:
+    """What is asked of the engine: `group` answers to each prompt, each by numbers of its own.
+
+    Args:
+        prompts: with their numbers.
+        group: answers to each.
+        seed: of the run.
+        draw: number of this draw in the run.
+        max_tokens: of an answer.
+        temperature: 0 takes the likeliest token always.
+    """
+    seeds = seeds_of(seed, draw, len(prompts) * group)
+    return [
+        Request(
+            prompt.ids,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=int(seeds[place * group + sample]),
+            logprobs=0,
+            logprobs_of="sampled",
+        )
+        for place, (_, prompt) in enumerate(prompts)
+        for sample in range(group)
+    ]
+
+
+def seeds_of(seed: int, draw: int, count: int) -> NDArray[np.uint64]:
+    """Seeds of the answers of one draw, a function of these numbers alone."""
+    start = mix64(np.array([(seed + SEED_SALT) % 2**64], dtype=np.uint64))
+    of_draw = mix64(start + np.array([draw]).astype(np.uint64))
+    return mix64(of_draw + np.arange(1, count + 1).astype(np.uint64))
+
+
+def table_of(answers: Sequence[Answer], prompts: Sequence[Prompt], group: int, step: int) -> pa.Table:
+    """One row for each answer, in their order; `step` is the first (from 1) that learns from them."""
+    asked = [prompts[answer.prompt] for answer in answers]
+    names = list(answers[0].parts) if answers else []
+    floats, ints = pa.list_(pa.float64()), pa.list_(pa.int32())
+    columns: dict[str, pa.Array] = {
+        "step": pa.array([step] * len(answers), pa.int64()),
+        "prompt_id": pa.array([prompt.id for prompt in asked], pa.string()),
+        "prompt_number": pa.array([answer.prompt for answer in answers], pa.int64()),
+        "sample": pa.array([place % group for place in range(len(answers))], pa.int32()),
+        "prompt": pa.array([prompt.text for prompt in asked], pa.string()),
+        "answer": pa.array([prompt.answer for prompt in asked], pa.string()),
+        "completion": pa.array([answer.text for answer in answers], pa.string()),
+        "truncated": pa.array([answer.truncated for answer in answers], pa.bool_()),
+        "reward": pa.array([_known(answer.reward) for answer in answers], pa.float64()),
+        "advantage": pa.array([answer.advantage for answer in answers], pa.float64()),
+        "missing": pa.array([answer.missing for answer in answers], pa.string()),
+        "prompt_ids": pa.array([list(prompt.ids) for prompt in asked], ints),
+        "ids": pa.array([answer.ids for answer in answers], ints),
+        "logprobs": pa.array([answer.logps for answer in answers], floats),
+        "old_logprobs": pa.array([answer.old for answer in answers], floats),
+        "reference_logprobs": pa.array([answer.reference for answer in answers], floats),
+        "values": pa.array([answer.values for answer in answers], floats),
+        "returns": pa.array([answer.returns for answer in answers], floats),
+        "advantages": pa.array([answer.advantages for answer in answers], floats),
+    }
+    parts = {f"reward/{name}": pa.array([one.parts[name] for one in answers], pa.float64()) for name in names}
+    return pa.table({**columns, **parts})
+
+
+def answers_of(table: pa.Table) -> list[Answer]:
+    """The inverse of `table_of`."""
+    found = []
+    for row in table.to_pylist():
+        parts = {key.removeprefix("reward/"): value for key, value in row.items() if key.startswith("reward/")}
+        found.append(
+            Answer(
+                prompt=row["prompt_number"],
+                ids=np.array(row["ids"], dtype=np.int64),
+                logps=np.array(row["logprobs"], dtype=np.float64),
+                text=row["completion"],
+                truncated=row["truncated"],
+                reward=np.nan if row["reward"] is None else row["reward"],
+                parts=parts,
+                missing=row["missing"],
+                advantage=row["advantage"],
+                old=_array(row["old_logprobs"]),
+                reference=_array(row["reference_logprobs"]),
+                values=_array(row["values"]),
+                returns=_array(row["returns"]),
+                advantages=_array(row["advantages"]),
+            )
+        )
+    return found
+
+
+def write(table: pa.Table, path: Path) -> None:
+    """A file that is whole or absent."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    publish_bytes(path, sink.getvalue().to_pybytes())
+
+
+def gathered(paths: Iterable[Path], out: Path) -> int:
+    """All rollouts behind one another in one file, a row group each; how many rows."""
+    writer: pq.ParquetWriter | None = None
+    rows = 0
+    try:
+        for path in paths:
+            table = pq.read_table(path)
+            if writer is None:
+                out.parent.mkdir(parents=True, exist_ok=True)
+                writer = pq.ParquetWriter(out, table.schema, compression="zstd")
+            writer.write_table(table, row_group_size=max(1, table.num_rows))
+            rows += table.num_rows
+    finally:
+        if writer is not None:
+            writer.close()
+    return rows
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _array(values: list[float] | None) -> Doubles | None:
+    return None if values is None else np.array(values, dtype=np.float64)
