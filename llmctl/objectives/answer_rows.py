@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from llmctl.config.grpo import GrpoConfig
-from llmctl.inference.score import batches
 from llmctl.model import scoring
 from llmctl.model.likelihood import LOGITS_AT_ONCE, Tensors, cross_entropies, hidden_states
 from llmctl.model.transformer import Transformer
 from llmctl.objectives.policy import corrections, token_weights
 from llmctl.objectives.prompts import Prompt
 from llmctl.objectives.rollouts import Answer, Doubles
-from llmctl.tokens.batch import IGNORE, PADDING_DOCUMENT, Batch
+from llmctl.tokens.batch import IGNORE, PADDING_DOCUMENT, Batch, padded_groups
 
 BESIDE = ("old", "advantage", "weight", "reference", "correction", "value", "return")
 Forward = Callable[[Callable[[Transformer], Tensor]], Tensor]
@@ -89,7 +88,7 @@ def answer_batches(
     held = policy.baseline == "value" or (policy.kl.weight > 0 and policy.kl.into == "loss")
     active = [at for at, one in enumerate(answers) if counted[at] and (one.advantage != 0 or held)]
     sizes = [len(prompts[answers[at].prompt].ids) + answers[at].ids.size - 1 for at in active]
-    groups = batches(sizes, config.micro_batch_tokens)
+    groups = padded_groups(sizes, config.micro_batch_tokens)
     while len(groups) < min(lanes, len(active)):  # no lane idles
         groups.sort(key=len)
         most = groups.pop()
@@ -178,7 +177,7 @@ def score(
     """A figure of each of the answers' ids under `model`, in order of the answers."""
     sizes = [len(prompts[one.prompt].ids) + one.ids.size - 1 for one in answers]
     found: dict[int, Doubles] = {}
-    for group in batches(sizes, config.micro_batch_tokens):
+    for group in padded_groups(sizes, config.micro_batch_tokens):
         some = [answers[at] for at in group]
         batch = Tensors.of(_batch(some, prompts, config, pad, np.zeros(len(some))), model.device)
         flat = run(functools.partial(_of, model, measure, batch)).double().cpu().numpy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -68,3 +68,15 @@ class Batch:
         units = None if self.units is None else self.units[rows]
         beside = {name: values[rows] for name, values in self.beside.items()}
         return Batch(self.tokens[rows], self.positions[rows], self.documents[rows], self.labels[rows], units, beside)
+
+
+def padded_groups(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Indices grouped so that a group padded to its longest stays within `batch_tokens`, the longest group first."""
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    groups: list[list[int]] = []
+    for index in order:
+        if groups and lengths[groups[-1][0]] * (len(groups[-1]) + 1) <= batch_tokens:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups

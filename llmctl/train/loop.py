@@ -32,7 +32,7 @@ from llmctl.train.guards import HINT, LOSS, NORM, DivergedError, Fault, Guard
 from llmctl.train.heldout import HeldOutSource, Measured
 from llmctl.train.launch import give_up
 from llmctl.train.loader import Feed, Plan
-from llmctl.train.local import choose_strategy
+from llmctl.train.local import Local, choose_strategy
 from llmctl.train.memory import exhaustion_explained
 from llmctl.train.objective import Fitted, LooksAhead, Objective, feed_of, figures_of
 from llmctl.train.report import Report, bits_per_byte

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from llmctl.inference.score import batches
 from llmctl.model import scoring
 from llmctl.model.attention import packed
 from llmctl.objectives.rewards.registry import Score
 from llmctl.objectives.rewards.rules import Sample
+from llmctl.tokens.batch import padded_groups
 
 BATCH_TOKENS = 8192  # of one forward pass
 
@@ -24,7 +24,7 @@ def scorer_of(directory: Path, device: torch.device, dtype: torch.dtype) -> Scor
     def score(samples: Sequence[Sample]) -> list[float]:
         """Read at the last token of each answer, which ends its turn unless it was cut."""
         found: dict[int, float] = {}
-        for group in batches([len(sample.ids) for sample in samples], BATCH_TOKENS):
+        for group in padded_groups([len(sample.ids) for sample in samples], BATCH_TOKENS):
             rows = [samples[at].ids for at in group]
             longest = max(map(len, rows))
             tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
