@@ -189,36 +189,19 @@ class Engine:
                 cannot be compiled.
             EngineClosedError: the engine is closed, or a step failed; the cause is attached.
         """
-        prompt = request.prompt_ids
-        if len(prompt) >= self.context:
-            raise UsageError(
-                f"the prompt has {len(prompt)} tokens and leaves no room in the context of {self.context}",
-                hint="shorten the prompt",
-            )
-        if not (min(prompt) >= 0 and max(prompt) < self.model.vocab_size):
-            raise UsageError(
-                f"the prompt holds a token id outside 0..{self.model.vocab_size - 1}", hint="use the model's tokenizer"
-            )
-        self._check_ids(request)
-        room = self.context - len(prompt)
-        handle = Handle(request, deliver)
-        sequence = SequenceState(
-            request,
-            request.ends(self._tokenizer),
-            room if request.max_tokens is None else min(request.max_tokens, room),
-            self._detokenizer(request),
-            deliver or handle._events.put,  # noqa: SLF001
-            self._matcher(request),
-        )
-        handle._sequence = sequence  # noqa: SLF001 (the two are one thing seen from two threads)
+        handle, sequence = self._prepared(request, deliver)
         self._enqueue(sequence)
         return handle
 
     def generate(self, requests: Sequence[Request]) -> list[Completion]:
-        """Answer all requests, in their order."""
-        handles: list[Handle] = []
+        """Answer all requests, in their order.
+
+        They are queued at once, so which of them share a step, and with it the rounding, is the same every time.
+        """
+        prepared = [self._prepared(request, None) for request in requests]
+        handles = [handle for handle, _ in prepared]
         try:
-            handles += map(self.submit, requests)
+            self._enqueue(*(sequence for _, sequence in prepared))
             return [handle.result() for handle in handles]
         finally:
             for handle in handles:  # on an interrupt, leave nothing running; otherwise all are done
@@ -260,6 +243,32 @@ class Engine:
         """
         self._forms.matcher(constraint)
 
+    def _prepared(self, request: Request, deliver: Deliver | None) -> tuple[Handle, SequenceState]:
+        """A request checked and ready to be queued."""
+        prompt = request.prompt_ids
+        if len(prompt) >= self.context:
+            raise UsageError(
+                f"the prompt has {len(prompt)} tokens and leaves no room in the context of {self.context}",
+                hint="shorten the prompt",
+            )
+        if not (min(prompt) >= 0 and max(prompt) < self.model.vocab_size):
+            raise UsageError(
+                f"the prompt holds a token id outside 0..{self.model.vocab_size - 1}", hint="use the model's tokenizer"
+            )
+        self._check_ids(request)
+        room = self.context - len(prompt)
+        handle = Handle(request, deliver)
+        sequence = SequenceState(
+            request,
+            request.ends(self._tokenizer),
+            room if request.max_tokens is None else min(request.max_tokens, room),
+            self._detokenizer(request),
+            deliver or handle._events.put,  # noqa: SLF001
+            self._matcher(request),
+        )
+        handle._sequence = sequence  # noqa: SLF001 (the two are one thing seen from two threads)
+        return handle, sequence
+
     def _matcher(self, request: Request) -> Matcher | None:
         return None if request.constraint is None else self._forms.matcher(request.constraint)
 
@@ -280,11 +289,11 @@ class Engine:
             return Detokenizer(lambda _: b"", request.stop)
         return Detokenizer(self._tokenizer.spelled(request.spelled_ids), request.stop)
 
-    def _enqueue(self, work: SequenceState | ScoreJob) -> None:
+    def _enqueue(self, *work: SequenceState | ScoreJob) -> None:
         with self._wake:
             if self._ended is not None:
                 raise EngineClosedError("the engine takes no more requests") from self._ended
-            self._arrived.append(work)
+            self._arrived.extend(work)
             self._wake.notify()
 
     @torch.inference_mode()

@@ -37,6 +37,20 @@ class Ordered(Protocol):
         ...
 
 
+class Feed(Protocol):
+    """What gives each step its micro-batches; steps come in order, but for rollbacks."""
+
+    def take(self, step: int) -> list[Batch]:
+        """The micro-batches of `step` for this rank; none where the step has nothing to learn and changes nothing."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
 @dataclass(frozen=True)
 class Plan:
     """How the rows of a step are dealt: contiguous parts to ranks, contiguous parts of those to micro-batches.

@@ -32,10 +32,10 @@ from llmctl.train.curvature import generator_of, sampled_labels
 from llmctl.train.guards import HINT, LOSS, NORM, DivergedError, Fault, Guard
 from llmctl.train.heldout import HeldOutSource, Measured
 from llmctl.train.launch import environment, give_up
-from llmctl.train.loader import Loader, Plan
+from llmctl.train.loader import Feed, Plan
 from llmctl.train.local import Local
 from llmctl.train.memory import exhaustion_explained
-from llmctl.train.objective import Fitted, LooksAhead, Objective
+from llmctl.train.objective import Fitted, LooksAhead, Objective, feed_of, figures_of
 from llmctl.train.report import Report, bits_per_byte
 from llmctl.train.resume import States
 from llmctl.train.scaling import LossScale
@@ -74,10 +74,10 @@ def fit(
     stopping = Stop(job.work, signals=strategy.world_size == 1, leads=run.leads)
     patience = job.config.watchdog_s if strategy.world_size > 1 and run.leads else 0.0
     watchdog = Watchdog(job.work, strategy.world_size, patience, functools.partial(give_up, job.work))
-    with stopping as stop, Loader(objective.rows, run.plan) as loader, run.states.saver, watchdog, report:
+    with stopping as stop, feed_of(objective, run.plan, strategy) as feed, run.states.saver, watchdog, report:
         with exhaustion_explained(model, strategy.trained, job.config, run.shape):
             while run.step < steps:
-                run.advance(loader, stop)
+                run.advance(feed, stop)
         run.states.saver.finish()
     return Fitted(strategy.weights(), run.totals())
 
@@ -141,7 +141,7 @@ class Run:
         """Whether this rank writes files."""
         return self.strategy.rank == 0
 
-    def advance(self, loader: Loader, stop: Stop) -> None:
+    def advance(self, feed: Feed, stop: Stop) -> None:
         """One step, and what is due after it; a step that ends in a rollback leaves nothing due."""
         before = self.step
         if self.step in self.guard.left_out:
@@ -149,7 +149,7 @@ class Run:
             self.step += 1
             self._log(left_out=1)
         else:
-            self.take_step(loader, stop)
+            self.take_step(feed, stop)
         if self.step <= before:
             return
         if share := average_share(self.config.average, self.step, self.plan.steps):
@@ -170,12 +170,17 @@ class Run:
         if due and self.step % due == 0 and not last:
             self.save()
 
-    def take_step(self, loader: Loader, stop: Stop) -> None:
+    def take_step(self, feed: Feed, stop: Stop) -> None:
         """Gradient of the mean loss over all targets of all ranks, clipped; one update; one row of metrics."""
         begun = time.perf_counter()
         self._at("the reading of rows")
-        batches = loader.take(self.step)
+        batches = feed.take(self.step)
         waited = time.perf_counter() - begun
+        if not batches:  # nothing to learn: no update
+            self._agree([], stop)
+            self.step += 1
+            self._log(no_update=1, **figures_of(self.objective))
+            return
         seen = sum(self.plan.tokens(batch) for batch in batches)
         targets, tokens = self._agree([sum(batch.targets for batch in batches), seen], stop)
         self._seq_len = batches[0].tokens.shape[1]
@@ -212,7 +217,7 @@ class Run:
         self.loss = loss
         lr, speed = self.config.optimizer.lr * factor, tokens / spent
         measured = {**bits_per_byte(nll, size), **self.report.utilisation(speed), **self.report.memory()}
-        balance = end_step(self.model, self.strategy.sum)
+        balance = {**end_step(self.model, self.strategy.sum), **figures_of(self.objective)}
         self._log(loss=loss, lr=lr, grad_norm=norm, tokens_per_s=speed, data_wait_s=waited, **measured, **balance)
         self.report.progress(self.step, self.plan.steps, loss=loss, lr=lr, tokens_per_s=speed)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from llmctl.model.likelihood import Tensors
 from llmctl.model.transformer import Transformer
 from llmctl.tokens.batch import Batch
-from llmctl.train.loader import RowSource
+from llmctl.train.loader import Feed, Loader, Plan, RowSource
 from llmctl.train.strategy import Strategy
 
 
@@ -35,6 +35,29 @@ class LooksAhead(Protocol):
     def look_ahead(self, batches: Iterable[Batch], strategy: Strategy) -> None:
         """Compute that figure over the micro-batches of all ranks; collective."""
         ...
+
+
+@runtime_checkable
+class Explores(Protocol):
+    """An objective whose rows the model makes itself: they depend on its weights, so none is read ahead of need."""
+
+    def explore(self, plan: Plan, strategy: Strategy) -> Feed:
+        """What gives the steps of a run their rows; the model is prepared."""
+        ...
+
+    def figures(self) -> dict[str, float]:
+        """What is to be logged of the step that was just taken, all finite."""
+        ...
+
+
+def feed_of(objective: Objective, plan: Plan, strategy: Strategy) -> Feed:
+    """What gives each step its rows: the model itself, or what is there already, read ahead."""
+    return objective.explore(plan, strategy) if isinstance(objective, Explores) else Loader(objective.rows, plan)
+
+
+def figures_of(objective: Objective) -> dict[str, float]:
+    """Of a step whose rows the model made itself; none of others."""
+    return objective.figures() if isinstance(objective, Explores) else {}
 
 
 @dataclass(frozen=True)
