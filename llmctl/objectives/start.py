@@ -70,8 +70,20 @@ def longest(given: Artifact, max_tokens: int | None) -> int:
     return length
 
 
-def check_same_tokens(policy: Artifact, reference: Artifact) -> None:
+def check_same_tokens(
+    policy: Artifact,
+    reference: Artifact,
+    *,
+    templates: bool = True,
+    hint: str = "policy and reference must read the same ids; take the checkpoint that the policy was trained from",
+) -> None:
     """Refuse a reference whose ids or chat template differ from the policy's: their figures would not compare.
+
+    Args:
+        policy: a checkpoint.
+        reference: another.
+        templates: whether their chat templates are looked at.
+        hint: what to do about it.
 
     Raises:
         InputError: naming the first difference.
@@ -85,11 +97,11 @@ def check_same_tokens(policy: Artifact, reference: Artifact) -> None:
         ours.piece_bytes(index) != theirs.piece_bytes(index) for index in range(ours.vocab_size)
     ):
         fault = "has other tokens for the same ids"
-    elif ours.chat_template != theirs.chat_template:
+    elif templates and ours.chat_template != theirs.chat_template:
         fault = "has another chat template"
     else:
         return
     raise InputError(
         f"{reference.ref}: its tokenizer {fault} than that of {policy.ref}",
-        hint="policy and reference must read the same ids; take the checkpoint that the policy was trained from",
+        hint=hint,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from llmctl.pipeline.stage import Role, Stage
 
 TRAINING_FLAGS = {
@@ -16,6 +18,8 @@ TRAINING_FLAGS = {
 PREFERENCES = Role(
     ("preferences",), "answers, chosen and rejected or judged: an artifact, or a .jsonl or .parquet file", files=True
 )
+
+CHATS = Role(("chats",), "chats: an artifact, or a .jsonl or .parquet file", files=True)
 
 MODEL_STAGES: tuple[Stage, ...] = (
     Stage(
@@ -58,7 +62,7 @@ MODEL_STAGES: tuple[Stage, ...] = (
         resumable=True,
         inputs={
             "input": Role(("checkpoint",), "checkpoint to start from"),
-            "chats": Role(("chats",), "chats: an artifact, or a .jsonl or .parquet file", files=True),
+            "chats": CHATS,
         },
         flags={"--epochs": "epochs", "--inspect": "inspect", **TRAINING_FLAGS},
         examples=(
@@ -69,17 +73,22 @@ MODEL_STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         command="logprobs",
-        then="dpo",
-        summary="Score preferences under a reference, for dpo.",
+        summary="Score texts under a model once, for dpo and distill.",
         config="llmctl.config.dpo:LogprobsConfig",
         run="llmctl.objectives.logprobs:run",
         output="logprobs",
         inputs={
             "input": Role(("checkpoint",), "checkpoint to score with"),
-            "preferences": PREFERENCES,
+            "preferences": replace(PREFERENCES, required=False),
+            "chats": replace(CHATS, required=False),
+            "rows": Role(("rows",), "packed rows", required=False),
         },
-        flags={"--max-tokens": "max_tokens", "--precision": "precision"},
-        examples=("llmctl logprobs web.sft --preferences pairs.jsonl",),
+        flags={"--max-tokens": "max_tokens", "--top-k": "top_k", "--precision": "precision"},
+        examples=(
+            "llmctl logprobs web.sft --preferences pairs.jsonl",
+            "llmctl logprobs big.sft --chats chats.jsonl --top-k 64",
+            "llmctl logprobs big.pretrain --rows web.pack temperature=2",
+        ),
     ),
     Stage(
         command="dpo",
@@ -121,6 +130,41 @@ MODEL_STAGES: tuple[Stage, ...] = (
         examples=(
             "llmctl reward web.sft --preferences pairs.jsonl",
             "llmctl reward web.sft --preferences pairs.jsonl loss.margin=true loss.centring=0.01",
+        ),
+    ),
+    Stage(
+        command="distill",
+        then="eval",
+        summary="Fit a smaller model to a teacher's distributions.",
+        config="llmctl.config.distill:DistillConfig",
+        run="llmctl.objectives.distill:run",
+        derive="llmctl.pipeline.derive:rows_to_learn_from",
+        nests=("logprobs",),
+        output="checkpoint",
+        resumable=True,
+        inputs={
+            "input": Role(("checkpoint",), "teacher"),
+            "student": Role(("checkpoint",), "checkpoint to start from; --model makes a fresh one", required=False),
+            "chats": replace(CHATS, required=False),
+            "rows": Role(("rows",), "packed rows; the teacher's own where left out", required=False),
+            "logprobs": Role(
+                ("logprobs",), "what llmctl logprobs kept of the teacher on this very text", required=False
+            ),
+        },
+        flags={
+            "--model": "model.name",
+            "--loss": "loss.name",
+            "--top-k": "top_k",
+            "--epochs": "epochs",
+            "--steps": "steps",
+            **TRAINING_FLAGS,
+        },
+        examples=(
+            "llmctl distill big.pretrain --model tiny",
+            "llmctl distill big.sft --student small.sft --chats chats.jsonl",
+            "llmctl distill big.sft --student small.sft --chats chats.jsonl --top-k 32 loss.temperature=2",
+            "llmctl distill big.sft --student small.sft --chats chats.jsonl --loss jsd cross_entropy=0.3",
+            "llmctl distill big.sft --student small.sft --chats chats.jsonl --loss reverse_kl on_policy.share=0.5",
         ),
     ),
     Stage(
