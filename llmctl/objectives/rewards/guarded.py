@@ -1,0 +1,113 @@
+"""Rewards that may hang or fail, run in a process of their own that is ended when one does."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmctl.objectives.rewards.rules import NoRewardError, Sample
+
+PROGRAM = Path(__file__).with_name("child.py")
+START_S = 60.0  # what the child may take to start and to import the user's file
+ENDED = "its process ended"
+
+
+class Guarded:
+    """One reward in a child process, started when it is first asked and again after it had to be ended.
+
+    Args:
+        task: what the child is to do: `{"do": "regex", …}`, `{"do": "function", …}` or `{"do": "math"}`.
+        timeout_s: for each answer.
+    """
+
+    def __init__(self, task: Mapping[str, Any], timeout_s: float) -> None:
+        self._task, self._timeout_s = task, timeout_s
+        self._child: subprocess.Popen[bytes] | None = None
+        self._read = b""
+
+    def __call__(self, sample: Sample) -> float:
+        """The value for one answer.
+
+        Raises:
+            NoRewardError: it raised, hung, ended its process, or gave what is no number.
+        """
+        asked = {
+            "prompt": sample.prompt,
+            "completion": sample.completion,
+            "answer": sample.answer,
+            "fields": sample.fields,
+        }
+        try:
+            if self._child is None:
+                self._start()
+            self._say(asked)
+            said = self._hear(self._timeout_s)
+        except TimeoutError:
+            self.close()
+            raise NoRewardError(f"no value within {self._timeout_s:g} s") from None
+        except (OSError, EOFError, ValueError):
+            self.close()
+            raise NoRewardError(ENDED) from None
+        if "value" not in said:
+            raise NoRewardError(str(said.get("error", "no value")))
+        return float(said["value"])
+
+    def _start(self) -> None:
+        self._read = b""
+        self._child = subprocess.Popen(
+            [sys.executable, str(PROGRAM)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=_environment()
+        )
+        self._say(self._task)
+        said = self._hear(START_S)
+        if "error" in said:
+            self.close()
+            raise NoRewardError(str(said["error"]))
+
+    def _say(self, message: Mapping[str, Any]) -> None:
+        assert self._child is not None, "started"
+        assert self._child.stdin is not None, "a pipe was asked for"
+        self._child.stdin.write(json.dumps(message, default=str).encode() + b"\n")
+        self._child.stdin.flush()
+
+    def _hear(self, timeout_s: float) -> dict[str, Any]:
+        """The child's next line."""
+        assert self._child is not None, "started"
+        assert self._child.stdout is not None, "a pipe was asked for"
+        end = time.monotonic() + timeout_s
+        descriptor = self._child.stdout.fileno()
+        while b"\n" not in self._read:
+            left = end - time.monotonic()
+            if left <= 0 or not select.select([descriptor], [], [], left)[0]:
+                raise TimeoutError
+            more = os.read(descriptor, 1 << 16)
+            if not more:
+                raise EOFError
+            self._read += more
+        line, _, self._read = self._read.partition(b"\n")
+        said = json.loads(line)
+        return said if isinstance(said, dict) else {}
+
+    def close(self) -> None:
+        """End the child."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        child.kill()
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):  # what was not read by a child that is gone
+                    pipe.close()
+        child.wait()
+
+
+def _environment() -> dict[str, str]:
+    """One thread, and hashes that are the same in every run."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}

@@ -1,0 +1,127 @@
+"""Which reward is which, and several of them together on many answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+
+from llmctl.config.rewards import (
+    FunctionReward,
+    MathReward,
+    RegexReward,
+    RewardConfig,
+    ScorerReward,
+)
+from llmctl.objectives.rewards import rules
+from llmctl.objectives.rewards.guarded import Guarded
+from llmctl.objectives.rewards.rules import NoRewardError, Sample
+
+RULES: Final[dict[str, Callable[[Sample, Any], float]]] = {
+    "exact": rules.exact,
+    "number": rules.number,
+    "json": rules.is_json,
+    "length": rules.length,
+    "repetition": rules.repetition,
+}
+Score = Callable[[Sequence[Sample]], Sequence[float]]
+"""A reward model: scores of many answers at once."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is known of one answer.
+
+    Attributes:
+        value: the weighted sum of all rewards; NaN where one of them is missing.
+        parts: each reward by name, before its weight; None where it is missing.
+        missing: why, of the first that is; empty where none is.
+    """
+
+    value: float
+    parts: dict[str, float | None]
+    missing: str = ""
+
+
+class Rewards:
+    """All rewards of a run. Close it, or use it as a context manager, to end what runs beside it.
+
+    Args:
+        configs: which.
+        timeout_s: after which a function or pattern counts as hanging.
+        score: the reward model, where one of them is `scorer`.
+    """
+
+    def __init__(self, configs: Sequence[RewardConfig], timeout_s: float, score: Score | None = None) -> None:
+        self.configs = tuple(configs)
+        self.names = _names(configs)
+        self._score = score
+        self._guarded = {
+            name: Guarded(task, timeout_s)
+            for name, config in zip(self.names, configs, strict=True)
+            if (task := _task(config)) is not None
+        }
+
+    def judge(self, samples: Sequence[Sample]) -> list[Judged]:
+        """Each answer by each reward. A value that is no finite number, or that cannot be had, is missing."""
+        columns = [self._column(name, config, samples) for name, config in zip(self.names, self.configs, strict=True)]
+        found = []
+        for row in zip(*columns, strict=True):
+            parts = {name: value for name, (value, _) in zip(self.names, row, strict=True)}
+            missing = next((f"{name}: {why}" for name, (_, why) in zip(self.names, row, strict=True) if why), "")
+            weighted = [
+                config.weight * value for config, (value, _) in zip(self.configs, row, strict=True) if value is not None
+            ]
+            found.append(Judged(math.nan if missing else math.fsum(weighted), parts, missing))
+        return found
+
+    def _column(self, name: str, config: RewardConfig, samples: Sequence[Sample]) -> list[tuple[float | None, str]]:
+        """A value and no reason, or no value and a reason, for each answer."""
+        if isinstance(config, ScorerReward):
+            assert self._score is not None, "the stage refuses a scorer without its model"
+            return [_finite(value) for value in self._score(samples)]
+        return [self._one(name, config, sample) for sample in samples]
+
+    def _one(self, name: str, config: RewardConfig, sample: Sample) -> tuple[float | None, str]:
+        try:
+            guarded = self._guarded.get(name)
+            return _finite(guarded(sample) if guarded is not None else RULES[config.kind](sample, config))
+        except NoRewardError as error:
+            return None, str(error)
+
+    def close(self) -> None:
+        """End the processes."""
+        for guarded in self._guarded.values():
+            guarded.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _finite(value: float) -> tuple[float | None, str]:
+    return (value, "") if math.isfinite(value) else (None, f"its value is {value}")
+
+
+def _names(configs: Sequence[RewardConfig]) -> list[str]:
+    """Kinds, functions by their own names; what comes again gets a number."""
+    plain = [config.of.rpartition(":")[2] if isinstance(config, FunctionReward) else config.kind for config in configs]
+    return [name if name not in plain[:at] else f"{name}_{at}" for at, name in enumerate(plain)]
+
+
+def _task(config: RewardConfig) -> dict[str, Any] | None:
+    """What a child process is to do; None for what is done here."""
+    if isinstance(config, RegexReward):
+        return {"do": "regex", "pattern": config.pattern, "whole": config.whole}
+    if isinstance(config, MathReward):
+        return {"do": "math"}
+    if isinstance(config, FunctionReward):
+        path, _, name = config.of.rpartition(":")
+        return {"do": "function", "path": path, "name": name, "sha256": config.sha256}
+    return None
