@@ -83,6 +83,15 @@ class OnPolicyConfig(Config):
     running: int = Field(16, ge=1, le=4096, description="Answers that are given at one time.")
 
 
+class HiddenConfig(Config):
+    """How close the student's last hidden states, projected to the teacher's width, come to the teacher's own."""
+
+    weight: float = Field(1.0, gt=0, le=1e6, description="What the distance is multiplied by.")
+    measure: Literal["mse", "cosine"] = Field(
+        "mse", description="mse: mean square of the difference over the teacher's width; cosine: 1 - cosine."
+    )
+
+
 class DistillConfig(FineTuneConfig):
     """How a student learns a teacher's next-token distributions."""
 
@@ -109,6 +118,10 @@ class DistillConfig(FineTuneConfig):
     learn: Learned = Field(
         "assistant",
         description="What of a chat is learned: all turns of the assistant, its last one, or every token.",
+    )
+    hidden: HiddenConfig | None = Field(
+        None,
+        description="Learn the teacher's last hidden states too, through a matrix that is thrown away: {weight: 1}.",
     )
     on_policy: OnPolicyConfig | None = Field(
         None,
@@ -143,6 +156,12 @@ class DistillConfig(FineTuneConfig):
             )
         if self.rest == "renormalise" and self.top_k is None:
             raise ValueError("rest says what becomes of what top_k leaves out: give top_k with it")
+        return self
+
+    @model_validator(mode="after")
+    def _states_are_there(self) -> DistillConfig:
+        if self.hidden is not None and self.top_k is not None:
+            raise ValueError("hidden compares with states that are not kept: leave out top_k, or hidden")
         return self
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ from llmctl.model.kernels import set_backend
 from llmctl.model.transformer import Transformer
 from llmctl.objectives import checkpoint
 from llmctl.objectives.chats import PackedChats
-from llmctl.objectives.distilled import Distillation, HeldOutTaught
+from llmctl.objectives.distilled import PROJECTION_WEIGHT, Distillation, HeldOutTaught, add_projection
 from llmctl.objectives.on_policy import Alone, OnPolicy
 from llmctl.objectives.start import check_same_tokens, longest, open_model, open_tokenizer
 from llmctl.objectives.teachers import Kept, Live, Teaching
@@ -26,6 +26,8 @@ from llmctl.tokens.tokenizer import Tokenizer
 from llmctl.train import launch
 from llmctl.train.launch import environment
 from llmctl.train.loader import RowSource
+
+NEEDS_TEACHER = {"on_policy": "texts that nobody knows before", "hidden": "states to compare that are not kept"}
 
 
 def run(job: Job[DistillConfig]) -> Product:
@@ -40,10 +42,9 @@ def run(job: Job[DistillConfig]) -> Product:
     _check_student(job)
     if config.on_policy is not None and role != "chats":
         raise UsageError("on_policy answers chats, and rows are given", hint="give --chats REF, or leave out on_policy")
-    if config.on_policy is not None and "logprobs" in job.inputs:
-        raise UsageError(
-            "on_policy has texts that nobody knows before, and --logprobs is given", hint="leave out one of them"
-        )
+    for name, reason in NEEDS_TEACHER.items():
+        if getattr(config, name) is not None and "logprobs" in job.inputs:
+            raise UsageError(f"{name} has {reason}, and --logprobs is given", hint="leave out one of them")
     if "logprobs" in job.inputs:
         check_made_for(job.artifact("logprobs"), config, teacher, role, job.inputs[role])
     elif config.top_k is not None:
@@ -111,6 +112,8 @@ def train(job: Job[DistillConfig]) -> Product:
         fraction=config.heldout_fraction,
     )
     model = _student(job, tokenizer)
+    if config.hidden is not None:
+        add_projection(model, read_config(teacher.data / CONFIG_FILE).config.width, config.seed)
     teaching, kept, held = _taught(job, tokenizer, texts)
     objective = Distillation(kept, teaching, config)
     if config.on_policy is not None:
@@ -127,6 +130,8 @@ def train(job: Job[DistillConfig]) -> Product:
         held=texts.held.numbers.size,
         overlong=texts.overlong,
     )
+    if fitted.weights is not None:
+        fitted.weights.pop(PROJECTION_WEIGHT, None)
     return checkpoint.publish(
         job,
         fitted,

@@ -17,10 +17,10 @@ from llmctl.config.load import build
 from llmctl.config.model import ModelConfig
 from llmctl.config.train import PretrainConfig
 from llmctl.model import huggingface
-from llmctl.model.likelihood import Tensors
+from llmctl.model.likelihood import Tensors, hidden_states
 from llmctl.model.transformer import Transformer
 from llmctl.objectives.chats import read_sides
-from llmctl.objectives.distilled import Distillation
+from llmctl.objectives.distilled import Distillation, add_projection, distances, projected
 from llmctl.objectives.start import open_tokenizer
 from llmctl.objectives.teachers import Kept, Live
 from llmctl.objectives.texts import Side
@@ -40,6 +40,8 @@ LOSSES = [
     {"loss": {"name": "reverse_kl", "temperature": 2}},
     {"loss": {"name": "jsd", "beta": 0.3}},
     {"loss": "tvd", "cross_entropy": 0.5},
+    {"loss": "forward_kl", "hidden": {"weight": 0.5}},
+    {"loss": "forward_kl", "hidden": {"measure": "cosine"}},
 ]
 
 
@@ -69,7 +71,8 @@ def loss_and_gradient(objective, model, batches):
         loss = objective.loss(model, Tensors.of(batch, CPU)) / targets
         loss.backward()
         total += loss.item()
-    return total, torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+    gradients = [one.grad for one in model.parameters() if one.grad is not None]  # of a projection, where it is used
+    return total, torch.cat([gradient.flatten() for gradient in gradients])
 
 
 class Laid:
@@ -83,10 +86,11 @@ class Laid:
         return Batch(*(part[indices] for part in (whole.tokens, whole.positions, whole.documents, whole.labels)))
 
 
-@pytest.mark.parametrize("fields", LOSSES, ids=lambda fields: str(fields["loss"]))
+@pytest.mark.parametrize("fields", LOSSES, ids=str)
 def test_packing_padding_accumulation_and_chunks_change_neither_loss_nor_gradient(fields):
     documents = documents_of([7, 3, 1, 9, 5, 4], 6)
     model, config = small_model(), distill(model=SHAPE, **fields)
+    add_projection(model, 12, seed=0)
     teaching = Live(other_model())
     one_row = [packed([documents], sum(map(len, documents)))]
     one_each = packed([[ids] for ids in documents], 12)
@@ -118,11 +122,9 @@ def test_the_loss_is_the_mixture_that_is_said():
     assert entropy.sum().item() == pytest.approx(-ours.gather(-1, batch.labels[wanted][:, None]).sum().item(), rel=1e-5)
 
 
+@torch.no_grad()
 def hidden_logits(model, batch):
-    from llmctl.model.attention import packed as within
-
-    with torch.no_grad():
-        return model.logits(model(batch.tokens, batch.positions, within(batch.documents)))
+    return model.logits(hidden_states(model, batch)[0])
 
 
 def test_a_student_matches_a_table(tmp_path):
@@ -148,17 +150,15 @@ def test_a_student_matches_a_table(tmp_path):
     assert fitted.totals["loss"] < 1e-3
     model.load_state_dict(fitted.weights)
     unseen = Tensors.of(packed([documents_of([24], 1000)], 24), CPU)
-    with torch.no_grad():
-        divergences, _ = Distillation(rows, Live(teacher), config).parts(
-            model, model(unseen.tokens, unseen.positions, attention_of(unseen)), unseen
-        )
-    assert divergences.mean().item() < 1e-3
+    assert divergences_of(Distillation(rows, Live(teacher), config), model, unseen).mean().item() < 1e-3
 
 
-def attention_of(batch):
-    from llmctl.model.attention import packed as within
-
-    return within(batch.documents)
+@torch.no_grad()
+def divergences_of(objective, model, batch):
+    """Of each target."""
+    wanted = batch.labels != IGNORE
+    hidden = hidden_states(model, batch)[0][wanted]
+    return objective.parts(model, hidden, batch.labels[wanted], objective.teaching.seen(batch, wanted))[0]
 
 
 def test_a_fresh_student_of_the_teachers_own_rows(stages, rows, checkpoint):
@@ -259,6 +259,39 @@ def test_rows_carry_what_was_kept_in_any_order():
     )
 
 
+def test_distances_of_hidden_states_in_closed_form():
+    states, teacher = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[4.0, 2.0], [0.0, 2.0]])
+    mse, cosine = (distill(model=SHAPE, hidden={"measure": name}).hidden for name in ("mse", "cosine"))
+    assert distances(states, teacher, mse).tolist() == [2.5, 2.5]
+    assert distances(states, teacher, cosine).tolist() == pytest.approx([1 - 20 / (5 * 20**0.5), 1])
+    doubles = [one.double().requires_grad_() for one in (states, teacher)]
+    for config in (mse, cosine):
+        assert torch.autograd.gradcheck(lambda states, config=config: distances(states, doubles[1], config), doubles[0])
+
+
+def test_a_projection_begins_as_nothing_where_widths_agree():
+    model = small_model()
+    add_projection(model, 8, seed=0)
+    hidden = torch.randn(3, 8)
+    assert projected(model, hidden).equal(hidden)
+    add_projection(model, 12, seed=0)
+    before = projected(model, hidden)
+    add_projection(model, 12, seed=0)
+    assert projected(model, hidden).equal(before)
+    assert before.shape == (3, 12)
+
+
+def test_hidden_states_come_closer_and_the_projection_is_not_published(stages, rows, checkpoint):
+    hidden = {"weight": 2, "measure": "mse"}
+    made = stages("distill", distill(model=FRESH, steps=20, hidden=hidden), input=checkpoint, rows=rows)
+    steps = metrics_of(made, "hidden", "divergence", "loss")
+    assert steps[-1][0] < 0.8 * steps[0][0]
+    assert all(loss == pytest.approx(divergence + 2 * apart, rel=1e-5) for apart, divergence, loss in steps)
+    student = huggingface.load(made.data)
+    assert not any("projection" in name for name, _ in student.named_parameters())
+    assert student.parameters_count() == made.manifest.semantic["parameters"]
+
+
 class Interrupting(Silent):
     """A user who interrupts after the third step; the fourth agrees to it."""
 
@@ -355,6 +388,8 @@ def test_what_was_kept_of_others_is_refused(stages, rows, checkpoint, student, c
         stages("distill", distill(loss={"temperature": 2}), **given)
     with pytest.raises(InputError, match="top_k=4, not 5"):
         stages("distill", distill(top_k=5), **given)
+    with pytest.raises(UsageError, match="hidden has states to compare that are not kept, and --logprobs is given"):
+        stages("distill", distill(hidden={}), **given)
     with pytest.raises(IntegrityError, match="does not hold the log-probabilities of these texts"):
         stages("distill", distill(max_tokens=48, learn="all"), **given)
     with pytest.raises(UsageError, match="logprobs scores one of preferences, chats and rows, and got none"):
@@ -367,6 +402,7 @@ def test_what_was_kept_of_others_is_refused(stages, rows, checkpoint, student, c
         ({"optimizer": "sophia"}, "sophia estimates its curvature from next tokens"),
         ({"loss": "reverse_kl", "rest": "renormalise", "top_k": 4}, "the reverse KL is infinite"),
         ({"rest": "renormalise"}, "give top_k with it"),
+        ({"hidden": {}, "top_k": 4}, "hidden compares with states that are not kept"),
         ({"loss": {"name": "jsd", "beta": 1}}, "loss"),
     ],
 )
