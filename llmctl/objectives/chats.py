@@ -49,9 +49,10 @@ class PackedChats:
         self._layout = fit_whole(np.array([chat.ids.size for chat in chats], dtype=np.int64), seq_len)
         self.count = self._layout.rows
 
-    def chats_of(self, row: int) -> NDArray[np.int64]:
+    def chats_of(self, row: int) -> list[int]:
         """Which chats a row holds, in order."""
-        return self._layout.documents_of(row)
+        found: list[int] = self._layout.documents_of(row).tolist()
+        return found
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         """The rows at `indices`, in that order."""
@@ -62,7 +63,7 @@ class PackedChats:
         labels = np.full(shape, IGNORE, dtype=np.int64)
         for row, index in enumerate(indices):
             at = 0
-            for number, which in enumerate(self.chats_of(int(index)).tolist()):
+            for number, which in enumerate(self.chats_of(int(index))):
                 chat = self.chats[which]
                 place = slice(at, at + chat.ids.size)
                 tokens[row, place], labels[row, place] = chat.ids, chat.labels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import dataclasses
 
 from llmctl.pipeline.stage import Role, Stage
 
@@ -79,8 +79,8 @@ MODEL_STAGES: tuple[Stage, ...] = (
         output="logprobs",
         inputs={
             "input": Role(("checkpoint",), "checkpoint to score with"),
-            "preferences": replace(PREFERENCES, required=False),
-            "chats": replace(CHATS, required=False),
+            "preferences": dataclasses.replace(PREFERENCES, required=False),
+            "chats": dataclasses.replace(CHATS, required=False),
             "rows": Role(("rows",), "packed rows", required=False),
         },
         flags={"--max-tokens": "max_tokens", "--top-k": "top_k", "--precision": "precision"},
@@ -148,7 +148,9 @@ MODEL_STAGES: tuple[Stage, ...] = (
                 files=True,
                 required=False,
             ),
-            "chats": replace(CHATS, required=False, help=f"{CHATS.help}, whose last answers are given anew"),
+            "chats": dataclasses.replace(
+                CHATS, required=False, help=f"{CHATS.help}, whose last answers are given anew"
+            ),
         },
         flags={
             "--samples": "samples",
@@ -179,7 +181,7 @@ MODEL_STAGES: tuple[Stage, ...] = (
         inputs={
             "input": Role(("checkpoint",), "teacher"),
             "student": Role(("checkpoint",), "checkpoint to start from; --model makes a fresh one", required=False),
-            "chats": replace(CHATS, required=False),
+            "chats": dataclasses.replace(CHATS, required=False),
             "rows": Role(("rows",), "packed rows; the teacher's own where left out", required=False),
             "logprobs": Role(
                 ("logprobs",), "what llmctl logprobs kept of the teacher on this very text", required=False
