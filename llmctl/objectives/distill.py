@@ -16,7 +16,7 @@ from llmctl.objectives import checkpoint
 from llmctl.objectives.chats import PackedChats
 from llmctl.objectives.distilled import PROJECTION_WEIGHT, Distillation, HeldOutTaught, add_projection
 from llmctl.objectives.on_policy import Alone, OnPolicy
-from llmctl.objectives.start import check_same_tokens, longest, open_model, open_tokenizer
+from llmctl.objectives.start import check_same_tokens, context_of, longest, open_model, open_tokenizer
 from llmctl.objectives.teachers import Kept, Live, Teaching
 from llmctl.objectives.texts import Texts, read_texts, role_of
 from llmctl.objectives.top_logprobs import check_made_for, check_top_k, taught_sides
@@ -87,8 +87,10 @@ def _length(job: Job[DistillConfig]) -> int:
         UsageError: more was asked for.
     """
     wanted, fresh = job.config.max_tokens, job.config.model
+    context = fresh.context if fresh else context_of(job.artifact("student"))
+    if role_of(job) == "rows":  # of whatever length they are
+        return min(context, context_of(job.artifact()))
     length = longest(job.artifact(), wanted)
-    context = fresh.context if fresh else read_config(job.artifact("student").data / CONFIG_FILE).config.context
     if wanted is not None and wanted > context:
         raise UsageError(f"max_tokens ({wanted}) exceeds the student's context of {context}", hint="give fewer")
     return min(length, context)

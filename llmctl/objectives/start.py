@@ -55,13 +55,18 @@ def fill_id(given: Artifact, tokenizer: Tokenizer) -> int:
     return found
 
 
+def context_of(given: Artifact) -> int:
+    """The most tokens that the checkpoint reads."""
+    return read_config(given.data / CONFIG_FILE).config.context
+
+
 def longest(given: Artifact, max_tokens: int | None) -> int:
     """How many tokens a text may have: what was asked for, or the checkpoint's row length or context.
 
     Raises:
         UsageError: more than the context was asked for.
     """
-    context = read_config(given.data / CONFIG_FILE).config.context
+    context = context_of(given)
     length = max_tokens or int(given.manifest.semantic.get("seq_len", context))
     if length > context:
         raise UsageError(

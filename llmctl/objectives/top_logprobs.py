@@ -21,7 +21,7 @@ from llmctl.model.device import choose_device, product_dtype
 from llmctl.model.likelihood import LOGITS_AT_ONCE, Tensors, hidden_states
 from llmctl.model.transformer import Transformer
 from llmctl.objectives.divergences import likeliest, tempered
-from llmctl.objectives.start import longest, open_model, open_tokenizer
+from llmctl.objectives.start import context_of, longest, open_model, open_tokenizer
 from llmctl.objectives.texts import Side, Texts, read_texts
 from llmctl.pipeline.job import FileFacts, Job, Product
 from llmctl.store.artifact import Artifact, Input
@@ -44,7 +44,7 @@ def score(job: Job[LogprobsConfig]) -> Product:
     """
     given, config = job.artifact(), job.config
     tokenizer = open_tokenizer(given)
-    length = longest(given, config.max_tokens)
+    length = longest(given, config.max_tokens) if "chats" in job.inputs else context_of(given)
     texts = read_texts(job, tokenizer, length, overlong=config.overlong, learn=config.learn)
     check_top_k(config.top_k, tokenizer.vocab_size)
     set_threads(config.threads, 1)

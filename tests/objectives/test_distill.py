@@ -367,6 +367,13 @@ def strange(given, **facts):
     return dataclasses.replace(given, manifest=manifest)
 
 
+def test_rows_may_be_longer_than_those_that_the_teacher_learned_from(stages, rows, checkpoint):
+    teacher = strange(checkpoint, seq_len=16)
+    for top_k in (None, 4):
+        made = stages("distill", distill(model=FRESH, steps=1, top_k=top_k), input=teacher, rows=rows)
+        assert made.manifest.semantic["seq_len"] == 32
+
+
 def test_students_and_rows_of_other_ids_are_refused(stages, rows, checkpoint, student):
     other = strange(student, tokenizer="sha256:0", vocab_size=301)
     with pytest.raises(InputError, match="its tokenizer has 301 ids, not 300") as caught:
