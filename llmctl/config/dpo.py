@@ -8,13 +8,14 @@ from pydantic import Field, field_validator, model_validator
 
 from llmctl.config.base import Config, execution
 from llmctl.config.devices import Device, TrainPrecision
+from llmctl.config.distill import MOST_KEPT, Temperature
 from llmctl.config.optimizers import AdamWConfig, OptimizerConfig
 from llmctl.config.preference import KtoConfig, PreferenceLossConfig, RewardLossConfig, SigmoidConfig, needs_reference
-from llmctl.config.train import AdaptableConfig, FineTuneConfig, MaxTokens, Overlong
+from llmctl.config.train import AdaptableConfig, FineTuneConfig, Learned, MaxTokens, Overlong
 
 
 class LogprobsConfig(Config):
-    """How a reference scores answers, so that a run on them need not keep two models."""
+    """How a reference scores answers, or a teacher texts, so that a run on them need not keep two models."""
 
     max_tokens: MaxTokens = None
     overlong: Overlong = "error"
@@ -25,6 +26,11 @@ class LogprobsConfig(Config):
     base: Literal["full", "nf4"] = Field(
         "full", description="nf4: with the matrices in 4 bits, as the reference of a policy that trains on such a base."
     )
+    top_k: int = Field(
+        default=64, ge=1, le=MOST_KEPT, description="Of chats or rows: likeliest tokens that are kept at each place."
+    )
+    temperature: Temperature = 1.0
+    learn: Learned = Field(default="assistant", description="Of chats: what is scored, as the training on them has it.")
     precision: TrainPrecision = Field("fp32", description="Number format of matrix products.")
     batch_tokens: int = execution(4096, ge=1, description="Tokens in one forward pass.")
     device: Device = execution("auto", description="auto: cuda where there is one.")

@@ -1,4 +1,4 @@
-"""The stage `logprobs`: what a reference model gives the answers of preferences, computed once and kept."""
+"""The stage `logprobs`: what a reference gives answers, or a teacher texts, computed once and kept."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from llmctl.config.dpo import LogprobsConfig
-from llmctl.config.errors import InputError, IntegrityError
+from llmctl.config.errors import InputError, IntegrityError, UsageError
 from llmctl.model.device import choose_device, product_dtype
 from llmctl.model.likelihood import Tensors
+from llmctl.objectives import top_logprobs
 from llmctl.objectives.pair_rows import PackedPairs, answer_logps
 from llmctl.objectives.pairs import Pair, read_pairs
 from llmctl.objectives.start import fill_id, longest, open_model, open_tokenizer
@@ -37,6 +38,22 @@ UNPAIRED = (Column("completion", "completion_tokens"), Column("mismatched", "mis
 
 
 def run(job: Job[LogprobsConfig]) -> Product:
+    """Score preferences for dpo, or chats or rows for distill.
+
+    Raises:
+        InputError: a row that cannot be scored, printed; or one that is malformed.
+        UsageError: none or several of them are given.
+    """
+    given = [role for role in ("preferences", "chats", "rows") if role in job.inputs]
+    if len(given) != 1:
+        raise UsageError(
+            f"logprobs scores one of preferences, chats and rows, and got {' and '.join(given) or 'none'}",
+            hint="give --preferences for dpo, --chats or --rows for distill",
+        )
+    return score_answers(job) if given == ["preferences"] else top_logprobs.score(job)
+
+
+def score_answers(job: Job[LogprobsConfig]) -> Product:
     """Score every answer that fits, in the order of the preferences, held-out ones included.
 
     Raises:

@@ -64,13 +64,18 @@ def fill_id(given: Artifact, tokenizer: Tokenizer) -> int:
     return found
 
 
+def context_of(given: Artifact) -> int:
+    """The most tokens that the checkpoint reads."""
+    return read_config(given.data / CONFIG_FILE).config.context
+
+
 def longest(given: Artifact, max_tokens: int | None) -> int:
     """How many tokens a text may have: what was asked for, or the checkpoint's row length or context.
 
     Raises:
         UsageError: more than the context was asked for.
     """
-    context = read_config(given.data / CONFIG_FILE).config.context
+    context = context_of(given)
     length = max_tokens or int(given.manifest.semantic.get("seq_len", context))
     if length > context:
         raise UsageError(
@@ -79,8 +84,20 @@ def longest(given: Artifact, max_tokens: int | None) -> int:
     return length
 
 
-def check_same_tokens(policy: Artifact, reference: Artifact) -> None:
+def check_same_tokens(
+    policy: Artifact,
+    reference: Artifact,
+    *,
+    templates: bool = True,
+    hint: str = "policy and reference must read the same ids; take the checkpoint that the policy was trained from",
+) -> None:
     """Refuse a reference whose ids or chat template differ from the policy's: their figures would not compare.
+
+    Args:
+        policy: a checkpoint.
+        reference: another.
+        templates: whether their chat templates are looked at.
+        hint: what to do about it.
 
     Raises:
         InputError: naming the first difference.
@@ -94,11 +111,11 @@ def check_same_tokens(policy: Artifact, reference: Artifact) -> None:
         ours.piece_bytes(index) != theirs.piece_bytes(index) for index in range(ours.vocab_size)
     ):
         fault = "has other tokens for the same ids"
-    elif ours.chat_template != theirs.chat_template:
+    elif templates and ours.chat_template != theirs.chat_template:
         fault = "has another chat template"
     else:
         return
     raise InputError(
         f"{reference.ref}: its tokenizer {fault} than that of {policy.ref}",
-        hint="policy and reference must read the same ids; take the checkpoint that the policy was trained from",
+        hint=hint,
     )

@@ -88,3 +88,8 @@ def rows_of_checkpoint(inputs: Mapping[str, Input], find: Find) -> dict[str, Art
         if artifact.kind == "rows":
             return {"rows": artifact}
     return {}
+
+
+def rows_to_learn_from(inputs: Mapping[str, Input], find: Find) -> dict[str, Artifact]:
+    """`rows_of_checkpoint`, where there are no chats to learn from."""
+    return {} if "chats" in inputs else rows_of_checkpoint(inputs, find)

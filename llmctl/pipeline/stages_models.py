@@ -21,6 +21,8 @@ PREFERENCES = Role(
     files=True,
 )
 
+CHATS = Role(("chats",), "chats: an artifact, or a .jsonl or .parquet file", files=True)
+
 MODEL_STAGES: tuple[Stage, ...] = (
     Stage(
         command="pretrain",
@@ -62,7 +64,7 @@ MODEL_STAGES: tuple[Stage, ...] = (
         resumable=True,
         inputs={
             "input": Role(("checkpoint",), "checkpoint to start from"),
-            "chats": Role(("chats",), "chats: an artifact, or a .jsonl or .parquet file", files=True),
+            "chats": CHATS,
         },
         flags={"--epochs": "epochs", "--inspect": "inspect", **TRAINING_FLAGS},
         examples=(
@@ -74,17 +76,22 @@ MODEL_STAGES: tuple[Stage, ...] = (
     ),
     Stage(
         command="logprobs",
-        then="dpo",
-        summary="Score preferences under a reference, for dpo.",
+        summary="Score texts under a model once, for dpo and distill.",
         config="llmctl.config.dpo:LogprobsConfig",
         run="llmctl.objectives.logprobs:run",
         output="logprobs",
         inputs={
             "input": Role(("checkpoint",), "checkpoint to score with"),
-            "preferences": PREFERENCES,
+            "preferences": dataclasses.replace(PREFERENCES, required=False),
+            "chats": dataclasses.replace(CHATS, required=False),
+            "rows": Role(("rows",), "packed rows", required=False),
         },
-        flags={"--max-tokens": "max_tokens", "--precision": "precision"},
-        examples=("llmctl logprobs web.sft --preferences pairs.jsonl",),
+        flags={"--max-tokens": "max_tokens", "--top-k": "top_k", "--precision": "precision"},
+        examples=(
+            "llmctl logprobs web.sft --preferences pairs.jsonl",
+            "llmctl logprobs big.sft --chats chats.jsonl --top-k 64",
+            "llmctl logprobs big.pretrain --rows web.pack temperature=2",
+        ),
     ),
     Stage(
         command="dpo",
@@ -179,6 +186,77 @@ MODEL_STAGES: tuple[Stage, ...] = (
             "llmctl grpo web.sft --prompts sums.jsonl --preset ppo --kl 0.02",
             "llmctl grpo web.sft --prompts ask.jsonl --reward scorer --scorer web.reward --preset rloo",
             "llmctl grpo web.sft --prompts ask.jsonl 'rewards=[number, {kind: length, most: 200, weight: 0.1}]'",
+        ),
+    ),
+    Stage(
+        command="synth",
+        then="sft",
+        summary="Let a teacher answer prompts; keep what passes.",
+        config="llmctl.config.synth:SynthConfig",
+        run="llmctl.objectives.synth:run",
+        output="chats",
+        resumable=True,
+        inputs={
+            "input": Role(("checkpoint",), "teacher"),
+            "prompts": Role(
+                ("prompts",),
+                "prompts, with their answers where rewards look at them: an artifact, or a .jsonl or .parquet file",
+                files=True,
+                required=False,
+            ),
+            "chats": dataclasses.replace(
+                CHATS, required=False, help=f"{CHATS.help}, whose last answers are given anew"
+            ),
+        },
+        flags={
+            "--samples": "samples",
+            "--keep": "keep",
+            "--reward": "rewards",
+            "--max-new-tokens": "max_new_tokens",
+            "--temperature": "temperature",
+            "--limit": "limit",
+            "--seed": "seed",
+        },
+        examples=(
+            "llmctl synth big.sft --prompts questions.jsonl",
+            "llmctl synth big.sft --chats chats.jsonl --temperature 1",
+            "llmctl synth big.sft --prompts sums.jsonl --samples 8 --reward number",
+            "llmctl synth big.sft --prompts sums.jsonl --samples 8 --reward number 'instruction=Think first.'",
+        ),
+    ),
+    Stage(
+        command="distill",
+        then="eval",
+        summary="Fit a smaller model to a teacher's distributions.",
+        config="llmctl.config.distill:DistillConfig",
+        run="llmctl.objectives.distill:run",
+        derive="llmctl.pipeline.derive:rows_to_learn_from",
+        nests=("logprobs",),
+        output="checkpoint",
+        resumable=True,
+        inputs={
+            "input": Role(("checkpoint",), "teacher"),
+            "student": Role(("checkpoint",), "checkpoint to start from; --model makes a fresh one", required=False),
+            "chats": dataclasses.replace(CHATS, required=False),
+            "rows": Role(("rows",), "packed rows; the teacher's own where left out", required=False),
+            "logprobs": Role(
+                ("logprobs",), "what llmctl logprobs kept of the teacher on this very text", required=False
+            ),
+        },
+        flags={
+            "--model": "model.name",
+            "--loss": "loss.name",
+            "--top-k": "top_k",
+            "--epochs": "epochs",
+            "--steps": "steps",
+            **TRAINING_FLAGS,
+        },
+        examples=(
+            "llmctl distill big.pretrain --model tiny",
+            "llmctl distill big.sft --student small.sft --chats chats.jsonl",
+            "llmctl distill big.sft --student small.sft --chats chats.jsonl --top-k 32 loss.temperature=2",
+            "llmctl distill big.sft --student small.sft --chats chats.jsonl --loss jsd cross_entropy=0.3",
+            "llmctl distill big.sft --student small.sft --chats chats.jsonl --loss reverse_kl on_policy.share=0.5",
         ),
     ),
     Stage(

@@ -136,6 +136,10 @@ class HeldOutRows:
         """Those of `HeldOut`."""
         return sums(model, batch, self._lengths.to(batch.tokens.device))
 
+    def sums_of(self, losses: Tensor, targets: Tensor) -> Tensor:
+        """The same of losses that are there already, [N] each."""
+        return sums_of_losses(losses, targets, self._lengths.to(losses.device))
+
     def total(self, values: Sequence[float]) -> HeldOut:
         """The `HeldOut`."""
         return total(values)
@@ -207,7 +211,11 @@ def sums(model: Transformer, batch: Tensors, byte_lengths: Tensor) -> Tensor:
         batch: packed rows.
         byte_lengths: int64 [V], bytes that each id stands for.
     """
-    losses, targets = target_losses(model, batch)
+    return sums_of_losses(*target_losses(model, batch), byte_lengths)
+
+
+def sums_of_losses(losses: Tensor, targets: Tensor, byte_lengths: Tensor) -> Tensor:
+    """`sums` of the loss and id of each target, [N] each."""
     lengths = byte_lengths[targets]
     exact = losses.double()
     return torch.stack(

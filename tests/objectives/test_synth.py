@@ -1,0 +1,191 @@
+"""The stage `synth`: a real teacher answers, and what passes becomes chats that a student can be tuned on."""
+
+import json
+import os
+import signal
+
+import pyarrow.parquet as pq
+import pytest
+
+from llmctl.config.errors import ConfigError, GateError, InputError, UsageError
+from llmctl.config.load import build
+from llmctl.config.synth import SynthConfig
+from llmctl.config.train import SftConfig
+from llmctl.objectives.asked import read_questions
+from llmctl.objectives.synth import Said, chosen
+from llmctl.pipeline.execute import Call, execute
+from llmctl.pipeline.job import Silent
+from llmctl.pipeline.stages import stage_named
+from llmctl.store.artifact import FileInput
+
+from .conftest import QUICK, chat
+
+NUMBERS = ["zero", "one", "two", "three", "four"]
+ALL = [(a, b) for a in NUMBERS for b in NUMBERS]
+
+
+def synth(**fields):
+    return SynthConfig.model_validate({"device": "cpu", "max_new_tokens": 12, **fields})
+
+
+@pytest.fixture(scope="module")
+def teacher(stages, checkpoint, chats):
+    """Answers `b a.` to `a b`, most of the time."""
+    config = {**QUICK, "epochs": 40, "max_tokens": 48, "optimizer": {"lr": 6e-3}, "heldout_fraction": 0}
+    return stages("sft", SftConfig.model_validate(config), input=checkpoint, chats=chats)
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    rows = [{"id": f"p/{n}", "prompt": f"{a} {b}", "answer": f"{b} {a}.", "n": n} for n, (a, b) in enumerate(ALL)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return FileInput.of(path, "prompts")
+
+
+def table(made):
+    return [row for file in made.files(suffix=".parquet") for row in pq.read_table(file).to_pylist()]
+
+
+def dropped(made):
+    return sum(value for name, value in made.manifest.totals.items() if name.startswith("dropped."))
+
+
+def test_a_teachers_answers_take_the_place_of_the_texts(stages, checkpoint, teacher, chats):
+    made = stages("synth", synth(temperature=0), input=teacher, chats=chats)
+    rows, totals = table(made), made.manifest.totals
+    assert (totals["prompts"], totals["answers"]) == (25, 25)
+    assert len(rows) == totals["chats"] == 25 - dropped(made)
+    assert totals["yield"] == totals["chats"] / 25
+    assert totals["generated_tokens"] >= 2 * totals["chats"]
+    given = {row["id"]: row["messages"] for row in map(json.loads, chats.path.read_text().splitlines())}
+    right = 0
+    for row in rows:
+        asked = given[row["document"]]
+        assert row["id"] == f"{row['document']}?answer-0"
+        assert row["messages"][:-1] == asked[:-1]
+        right += row["messages"][-1] == asked[-1]
+    assert right > 10  # chance would be one in 25
+    config = {**QUICK, "steps": 2, "max_tokens": 48}
+    student = stages("sft", SftConfig.model_validate(config), input=checkpoint, chats=made)
+    assert student.manifest.inputs["chats"].digest == made.digest
+
+
+def test_what_a_verifier_rejects_is_counted_and_not_written(stages, teacher, prompts):
+    made = stages("synth", synth(samples=4, temperature=1.5, rewards="exact"), input=teacher, prompts=prompts)
+    totals = made.manifest.totals
+    assert totals["answers"] == 100
+    assert totals["chats"] + dropped(made) == 100
+    assert totals["dropped.wrong"] > 0
+    assert totals["chats"] == 25 - totals["unanswered"]  # one is kept of each
+    for row in table(made):
+        a, b = row["messages"][0]["content"].split()
+        assert row["messages"][1]["content"] == f"{b} {a}."
+    every = stages(
+        "synth", synth(samples=4, temperature=1.5, least=-1, rewards="exact"), input=teacher, prompts=prompts
+    )
+    assert "dropped.wrong" not in every.manifest.totals
+    again = stages("synth", synth(samples=4, temperature=1.5, rewards="exact", seed=1), input=teacher, prompts=prompts)
+    assert again.manifest.totals["dropped.wrong"] != totals["dropped.wrong"] or table(again) != table(made)
+
+
+def test_a_function_of_ones_own_judges_by_the_rows_other_columns(stages, teacher, prompts, tmp_path):
+    path = tmp_path / "judge.py"
+    path.write_text(
+        "def even(completion, answer, prompt, n):\n    return float(n % 2 == 0)\n"
+        "def fails(completion, answer, **fields):\n    raise RuntimeError('no idea')\n"
+    )
+    made = stages("synth", synth(temperature=0, rewards=f"{path}:even"), input=teacher, prompts=prompts)
+    numbers = [int(row["document"].partition("/")[2]) for row in table(made)]
+    assert numbers
+    assert all(number % 2 == 0 for number in numbers)
+    with pytest.raises(GateError, match=r"none of 25 answers passes: .*\d+ no_reward") as caught:
+        stages("synth", synth(temperature=0, rewards=f"{path}:fails"), input=teacher, prompts=prompts)
+    assert "no idea" in caught.value.hint
+
+
+def test_the_instruction_is_asked_and_not_written(stages, teacher, prompts):
+    plain = stages("synth", synth(temperature=0, limit=8), input=teacher, prompts=prompts)
+    asked = stages("synth", synth(temperature=0, limit=8, instruction="one"), input=teacher, prompts=prompts)
+    kept = {"instruction": "one", "keep_instruction": True, "limit": 8, "temperature": 0}
+    with_it = stages("synth", synth(**kept), input=teacher, prompts=prompts)
+    assert asked.manifest.totals["generated_tokens"] == with_it.manifest.totals["generated_tokens"]
+    assert {row["messages"][0]["content"] for row in table(asked)} <= {f"{a} {b}" for a, b in ALL}
+    assert all(row["messages"][0]["content"].endswith("\none") for row in table(with_it))
+    assert [row["messages"][1] for row in table(plain)] != [row["messages"][1] for row in table(asked)]
+
+
+class Interrupting(Silent):
+    def __init__(self):
+        self.notes = []
+
+    def update(self, done, total, unit, **facts):
+        if unit == "prompts" and done == 16:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def test_answered_parts_are_not_asked_again(stages, teacher, prompts):
+    given = {"input": teacher, "prompts": prompts}
+    call = Call(stage_named("synth"), synth(samples=2, seed=5), given)
+    with pytest.raises(KeyboardInterrupt):
+        execute(call, stages.store, Interrupting())
+    progress = Interrupting()
+    progress.update = lambda *given, **facts: None
+    resumed = execute(call, stages.store, progress).artifact
+    assert progress.notes == ["1 of 2 parts were answered before"]
+    whole = execute(Call(stage_named("synth"), synth(samples=2, seed=5), given, force=True), stages.store, Silent())
+    assert resumed.digest == whole.artifact.digest
+    assert resumed.manifest.totals["answers"] == whole.artifact.manifest.totals["answers"] == 50
+
+
+def test_which_answers_are_kept():
+    said = [
+        Said("long right", 9, 1.0),
+        Said("", 0, fault="empty"),
+        Said("right", 3, 1.5),
+        Said("right", 3, 1.5),
+        Said("wrong", 2, 0.0, "wrong"),
+    ]
+    kept, dropped = chosen(said, synth(samples=5))
+    assert [one.text for one in kept] == ["long right"]
+    assert dropped == {"dropped.empty": 1, "dropped.wrong": 1, "dropped.repeated": 1, "dropped.surplus": 1}
+    assert [one.text for one in chosen(said, synth(samples=5, prefer="shortest"))[0]] == ["right"]
+    assert [one.text for one in chosen(said, synth(samples=5, prefer="best", rewards="exact"))[0]] == ["right"]
+    assert [one.text for one in chosen(said, synth(samples=5, keep=5))[0]] == ["long right", "right"]
+
+
+def test_what_cannot_be_asked_is_refused(stages, teacher, prompts, chats, write_chats, tmp_path):
+    with pytest.raises(UsageError, match="synth asks one of prompts and chats, and got neither"):
+        stages("synth", synth(), input=teacher)
+    with pytest.raises(UsageError, match="got --prompts and --chats"):
+        stages("synth", synth(), input=teacher, prompts=prompts, chats=chats)
+    with pytest.raises(InputError, match="chat 2 .* does not end with the assistant"):
+        open_ended = {"id": "b", "messages": [{"role": "user", "content": "one"}]}
+        read_questions({"chats": write_chats([chat(0, "one", "two"), open_ended])})
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "one"}\n{"answer": "two"}\n')
+    with pytest.raises(InputError, match="prompt 2 must be a string or messages"):
+        read_questions({"prompts": FileInput.of(path, "prompts")})
+    path.write_text(json.dumps({"id": "x", "prompt": "one " * 80}) + "\n")
+    with pytest.raises(InputError, match=r"prompt x has \d+ tokens and leaves no room in the context of 64"):
+        stages("synth", synth(), input=teacher, prompts=FileInput.of(path, "prompts"))
+    with pytest.raises(GateError, match="none of 25 answers passes: 25 cut"):
+        stages("synth", synth(max_new_tokens=1), input=teacher, prompts=prompts)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"keep": 2}, "keep .2. is more than samples .1."),
+        ({"samples": 2, "temperature": 0}, "temperature=0 gives the same answer"),
+        ({"prefer": "best"}, "prefer=best compares rewards"),
+        ({"rewards": "scorer"}, "synth takes no reward model"),
+        ({"rewards": "exactly"}, "rewards"),
+    ],
+)
+def test_configurations_that_make_no_sense(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        build(SynthConfig, [fields])
