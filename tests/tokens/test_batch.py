@@ -1,4 +1,6 @@
+from __future__ import annotations
 
+from llmctl.tokens.batch import padded_groups
 
 
 def test_padded_groups_are_bounded_and_complete() -> None:
