@@ -1,4 +1,4 @@
-"""What a teacher is asked: prompts, or chats without the assistant's last turn."""
+"""What a model is asked: prompts, or chats without the assistant's last turn."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class Question:
         document: on which the held-out rule acts.
         source: where it comes from.
         fields: the other columns of its row, for rewards.
+        text: the prompt where it is one text; None where it is a chat.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Question:
     document: str = ""
     source: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict)
+    text: str | None = None
 
 
 def read_questions(inputs: Mapping[str, Input]) -> list[Question]:
@@ -52,7 +54,7 @@ def read_questions(inputs: Mapping[str, Input]) -> list[Question]:
             f"synth asks one of prompts and chats, and got {told}", hint="give --prompts REF or --chats REF"
         )
     source = inputs[given[0]]
-    found = list(_of_chats(source) if given == ["chats"] else _of_prompts(source))
+    found = list(_of_chats(source) if given == ["chats"] else prompts_of(source))
     if not found:
         raise InputError(f"{source.ref} holds no prompt", hint="see llmctl show")
     return found
@@ -71,7 +73,12 @@ def _of_chats(given: Input) -> Iterator[Question]:
         yield Question(row["id"], turns[:-1], turns[-1]["content"], document, row.get("source", ""))
 
 
-def _of_prompts(given: Input) -> Iterator[Question]:
+def prompts_of(given: Input) -> Iterator[Question]:
+    """The questions of a `prompts` artifact or of a file with columns prompt and answer, in their order.
+
+    Raises:
+        InputError: a malformed row, named, or a file of an unknown format.
+    """
     for number, row in enumerate(_rows(given), start=1):
         where, asked, wanted = f"{given.ref}: prompt {number}", row.get("prompt"), row.get("answer")
         if not asked or not isinstance(asked, str | list):
@@ -86,6 +93,7 @@ def _of_prompts(given: Input) -> Iterator[Question]:
             str(row.get("document") or name),
             str(row.get("source") or ""),
             {key: value for key, value in row.items() if key not in OWN_COLUMNS},
+            asked if isinstance(asked, str) else None,
         )
 
 

@@ -123,7 +123,8 @@ class Answering:
             )
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
-        answers = continued(self._strategy.model, requests, config.running)
+        said = continued(self._strategy.model, None, requests, config.running)
+        answers = [one.token_ids for one in said]
         return [_joined(*parts) for parts in zip(chats, prompts, answers, strict=True)]
 
     def __enter__(self) -> Self:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from llmctl.config.errors import InputError
-from llmctl.data.lines import plain_suffix, read_objects
 from llmctl.data.split import is_heldout
-from llmctl.data.tables import read_parquet, read_rows
-from llmctl.objectives.targets import refuse_overlong, shown
-from llmctl.store.artifact import Artifact, Input
+from llmctl.objectives.asked import Question, prompts_of
+from llmctl.objectives.targets import refuse_overlong
+from llmctl.store.artifact import Input
 from llmctl.tokens.chat import render_prompt
 from llmctl.tokens.tokenizer import Tokenizer
-
-OWN_COLUMNS = ("id", "prompt", "answer", "document")
 
 
 @dataclass(frozen=True)
@@ -73,9 +69,9 @@ def read_prompts(
     """
     fitting: list[Prompt] = []
     too_long: list[str] = []
-    for number, row in enumerate(_rows(given), start=1):
+    for number, question in enumerate(prompts_of(given), start=1):
         where = f"{given.ref}: prompt {number}"
-        prompt = _prompt(row, tokenizer, where, f"{given.as_input().digest[7:19]}:{number}", chat=chat)
+        prompt = _prompt(question, tokenizer, where, chat=chat)
         if len(prompt.ids) > longest:
             too_long.append(f"{where} ({prompt.id}) has {len(prompt.ids)} tokens")
         else:
@@ -90,47 +86,17 @@ def read_prompts(
     return Prompts(kept, held, too_long)
 
 
-def _rows(given: Input) -> Iterator[dict[str, Any]]:
-    """Rows of an artifact, whose questions have choices, or of a file with columns of its own.
-
-    Raises:
-        InputError: the file is of an unknown format or damaged.
-    """
-    if isinstance(given, Artifact):
-        for row in read_rows(given):
-            choices = row.pop("choices")
-            yield {**row, "prompt": row.get("question") or row["prompt"], "answer": choices[row["answer"]]}
-        return
-    suffix = plain_suffix(given.path)
-    if suffix == ".parquet":
-        yield from itertools.chain.from_iterable(batch.to_pylist() for batch in read_parquet(given.path))
-    elif suffix in {".jsonl", ".ndjson", ".json"}:
-        yield from (row for _, row in read_objects(given.path))
-    else:
-        raise InputError(f"{given.path}: unknown format", hint="give a .jsonl, .jsonl.gz, .jsonl.zst or .parquet file")
-
-
-def _prompt(row: Mapping[str, Any], tokenizer: Tokenizer, where: str, origin: str, *, chat: bool) -> Prompt:
-    asked, wanted = row.get("prompt"), row.get("answer")
-    if not asked or not isinstance(asked, str | list):
-        raise InputError(f"{where} must be a string or messages: {shown(asked)}", hint='give {"prompt", "answer"}')
-    if isinstance(asked, list) and not chat:
+def _prompt(question: Question, tokenizer: Tokenizer, where: str, *, chat: bool) -> Prompt:
+    text = question.text
+    if text is None and not chat:
         raise InputError(f"{where} is messages, and the policy takes text", hint="chat=true, or a string")
-    if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, str | int | float)):
-        raise InputError(f"{where}: 'answer' must be a string or a number: {shown(wanted)}", hint="mend the row")
     try:
         if chat:
-            ids = render_prompt(tokenizer, [{"role": "user", "content": asked}] if isinstance(asked, str) else asked)
+            ids = render_prompt(tokenizer, question.messages)
         else:
-            ids = [tokenizer.bos_id, *tokenizer.encode(str(asked))]
+            ids = [*tokenizer.text_start, *tokenizer.encode(str(text))]
     except InputError as error:
         raise InputError(f"{where}: {error.what}", hint=error.hint) from None
-    text = asked if isinstance(asked, str) else _spoken(asked)
-    name = str(row.get("id") or origin)
-    fields = {key: value for key, value in row.items() if key not in OWN_COLUMNS}
-    answer = None if wanted is None else str(wanted)
-    return Prompt(name, str(row.get("document") or name), text, tuple(ids), answer, fields)
-
-
-def _spoken(turns: list[Any]) -> str:
-    return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+    if text is None:
+        text = "\n".join(f"{turn['role']}: {turn['content']}" for turn in question.messages)
+    return Prompt(question.id, question.document, text, tuple(ids), question.answer, question.fields)

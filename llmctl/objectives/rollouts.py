@@ -12,22 +12,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 from numpy.typing import NDArray
 
-from llmctl.inference.engine import Engine
-from llmctl.inference.options import Options
 from llmctl.inference.request import Request
 from llmctl.model.transformer import Transformer
 from llmctl.objectives.prompts import Prompt
+from llmctl.objectives.sampling import continued, drawn
 from llmctl.store.files import publish_bytes
-from llmctl.tokens.order import mix64
 from llmctl.tokens.tokenizer import Tokenizer
-from llmctl.train.balance import not_training
 
 Doubles = NDArray[np.float64]
-SEED_SALT = 0x51E5  # so that answers are drawn by other numbers than the order of prompts
-BLOCK_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -73,19 +67,9 @@ def generate(
     requests: Sequence[Request],
     running: int,
 ) -> list[tuple[NDArray[np.int64], Doubles, str, bool]]:
-    """Ids, log-probabilities, text and whether it was cut, of each request, in their order.
-
-    An engine of its own each time: so nothing is left of older weights, and what is computed depends on the requests
-    alone. Answers to one prompt share what the cache holds of it.
-    """
-    torch.set_num_threads(torch.get_num_threads())  # a new thread takes what was set last, which lanes may have
-    longest = max(len(request.prompt_ids) + (request.max_tokens or 0) for request in requests)
-    blocks = -(-longest // BLOCK_TOKENS) + 1
-    options = Options(cache_tokens=min(running, len(requests)) * blocks * BLOCK_TOKENS)
-    with not_training(model), Engine(model, tokenizer, max_running=running, options=options) as engine:
-        completions = engine.generate(requests)
+    """Ids, log-probabilities, text and whether it was cut, of each request, in their order."""
     found = []
-    for said in completions:
+    for said in continued(model, tokenizer, requests, running):
         assert said.logprobs is not None, "asked for"
         logps = np.array([one.logprob for one in said.logprobs], dtype=np.float64)
         cut = said.finish_reason == "length"
@@ -106,7 +90,7 @@ def requests_of(
         max_tokens: of an answer.
         temperature: 0 takes the likeliest token always.
     """
-    seeds = seeds_of(seed, draw, len(prompts) * group)
+    seeds = drawn(seed, draw, np.arange(len(prompts) * group))
     return [
         Request(
             prompt.ids,
@@ -119,13 +103,6 @@ def requests_of(
         for place, (_, prompt) in enumerate(prompts)
         for sample in range(group)
     ]
-
-
-def seeds_of(seed: int, draw: int, count: int) -> NDArray[np.uint64]:
-    """Seeds of the answers of one draw, a function of these numbers alone."""
-    start = mix64(np.array([(seed + SEED_SALT) % 2**64], dtype=np.uint64))
-    of_draw = mix64(start + np.array([draw]).astype(np.uint64))
-    return mix64(of_draw + np.arange(1, count + 1).astype(np.uint64))
 
 
 def table_of(answers: Sequence[Answer], prompts: Sequence[Prompt], group: int, step: int) -> pa.Table:

@@ -90,6 +90,6 @@ def rows_of_checkpoint(inputs: Mapping[str, Input], find: Find) -> dict[str, Art
     return {}
 
 
-def rows_to_learn_from(inputs: Mapping[str, Input], find: Find) -> dict[str, Artifact]:
+def rows_to_learn_from(inputs: Mapping[str, Input], find: Find, _config: Config) -> dict[str, Artifact]:
     """`rows_of_checkpoint`, where there are no chats to learn from."""
     return {} if "chats" in inputs else rows_of_checkpoint(inputs, find)

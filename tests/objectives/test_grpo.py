@@ -227,7 +227,8 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(guesser, copying, who
 def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(guesser, copying, whole, tmp_path):
     job = job_of(tmp_path, guesser, copying)
     words = [str(tmp_path), str(guesser.path), str(copying.path)]
-    process = subprocess.Popen([sys.executable, str(Path(__file__).with_name("grpo_run.py")), *words])
+    command = [sys.executable, "-m", "tests.objectives.grpo_run", *words]
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2])
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline and not list(job.work.glob("step-00000[5-9]")):
         time.sleep(0.002)
