@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "llmctl"
-TOP_DOWN = "cli serve evals objectives inference train model tokens data pipeline store config"
+TOP_DOWN = "cli serve objectives evals inference train model tokens data pipeline store config"
 LAYERS = tuple(TOP_DOWN.split())
 PEERS = {"transformers", "trl", "datatrove", "lm_eval", "peft", "litgpt", "vllm", "openai"}
 HEAVY = {

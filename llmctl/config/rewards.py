@@ -88,6 +88,13 @@ class MathReward(_Reward):
     kind: Literal["math"] = Field(default="math", description="which reward")
 
 
+class TestsReward(_Reward):
+    """1 where the program in the answer passes the tests in the column `tests` of the prompt's row, in the sandbox."""
+
+    kind: Literal["tests"] = Field(default="tests", description="which reward")
+    timeout_s: float = Field(default=3.0, gt=0, le=600, description="seconds that a program may run")
+
+
 class FunctionReward(_Reward):
     """What a function of a Python file of your own gives."""
 
@@ -119,6 +126,7 @@ RewardConfig = Annotated[
     | RepetitionReward
     | ScorerReward
     | MathReward
+    | TestsReward
     | FunctionReward,
     Field(discriminator="kind"),
 ]

@@ -10,6 +10,7 @@ import pytest
 from llmctl.config.errors import ConfigError
 from llmctl.config.grpo import GrpoConfig
 from llmctl.config.load import build
+from llmctl.evals.sandbox.box import Sandbox
 from llmctl.objectives.rewards.registry import Rewards
 from llmctl.objectives.rewards.rules import Sample
 
@@ -179,3 +180,37 @@ def test_mathematics_needs_its_extra():
         assert value_of("math", "1", "1") == "math: ModuleNotFoundError: No module named 'math_verify'"
     else:
         pytest.skip("math-verify is here")
+
+
+@pytest.fixture(scope="module")
+def tested():
+    with Sandbox() as box:
+        if reason := box.refusal():
+            pytest.skip(f"no sandbox here: {reason}")
+    with rewards_of(["tests"]) as rewards:
+        yield rewards
+
+
+def test_programs_by_their_tests(tested):
+    right, wrong = "def double(x):\n    return 2 * x\n", "def double(x):\n    return 3 * x\n"
+    told = f"First I thought of\n```python\n{wrong}```\nbut it is\n```python\n{right}```\nas you see."
+    given = [right, wrong, told, "I cannot.", "import os; os._exit(0)"]
+    tests = {"tests": "assert double(4) == 8"}
+    samples = [Sample("asked", text, fields=tests) for text in given]
+    assert [one.value for one in tested.judge(samples)] == [1.0, 0.0, 1.0, 0.0, 0.0]
+
+
+def test_programs_in_the_form_of_humaneval(tested):
+    fields = {"tests": "def check(f):\n    assert f(2) == LIMIT", "setup": "LIMIT = 4", "entry_point": "twice"}
+    (judged,) = tested.judge([Sample("asked", "def twice(x):\n    return x + x", fields=fields)])
+    assert judged.value == 1.0
+
+
+def test_programs_without_tests_have_no_reward(tested):
+    (none, broken) = tested.judge(
+        [Sample("asked", "pass"), Sample("asked", "def f(): pass", fields={"tests": "f(lambda: 1)"})]
+    )
+    assert math.isnan(none.value)
+    assert none.missing == "tests: the prompt's row has no 'tests'"
+    assert math.isnan(broken.value)  # what the tests cannot send is no fault of the program
+    assert broken.missing.startswith("tests: ")

@@ -49,12 +49,21 @@ def verify(programs: Sequence[Program]) -> list[bool | None]:
         InputError: this system cannot hold programs, and why.
     """
     with Sandbox() as box:
-        if reason := box.refusal():
-            raise InputError(
-                f"programs of a model cannot be run here: {reason}",
-                hint="docs/sandbox.md says what is needed; or leave out the tasks that run programs",
-            )
+        refuse_where_impossible(box, "leave out the tasks that run programs")
         return [None if verdict.score is None else verdict.score == 1.0 for verdict in verdicts(box, programs)]
+
+
+def refuse_where_impossible(box: Sandbox, otherwise: str) -> None:
+    """Say at once that nothing can be run here, and what to do `otherwise`.
+
+    Raises:
+        InputError: so it is, and why.
+    """
+    if reason := box.refusal():
+        raise InputError(
+            f"programs of a model cannot be run here: {reason}",
+            hint=f"docs/sandbox.md says what is needed; or {otherwise}",
+        )
 
 
 def verdicts(box: Sandbox, programs: Sequence[Program]) -> list[Verdict]:

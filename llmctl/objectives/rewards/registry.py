@@ -14,9 +14,11 @@ from llmctl.config.rewards import (
     RegexReward,
     RewardConfig,
     ScorerReward,
+    TestsReward,
 )
 from llmctl.objectives.rewards import rules
 from llmctl.objectives.rewards.guarded import Guarded
+from llmctl.objectives.rewards.programs import Tested
 from llmctl.objectives.rewards.rules import NoRewardError, Sample
 
 RULES: Final[dict[str, Callable[[Sample, Any], float]]] = {
@@ -63,6 +65,11 @@ class Rewards:
             for name, config in zip(self.names, configs, strict=True)
             if (task := _task(config)) is not None
         }
+        self._tested = {
+            name: Tested(config)
+            for name, config in zip(self.names, configs, strict=True)
+            if isinstance(config, TestsReward)
+        }
 
     def judge(self, samples: Sequence[Sample]) -> list[Judged]:
         """Each answer by each reward. A value that is no finite number, or that cannot be had, is missing."""
@@ -82,6 +89,8 @@ class Rewards:
         if isinstance(config, ScorerReward):
             assert self._score is not None, "the stage refuses a scorer without its model"
             return [_finite(value) for value in self._score(samples)]
+        if name in self._tested:
+            return self._tested[name](samples)
         return [self._one(name, config, sample) for sample in samples]
 
     def _one(self, name: str, config: RewardConfig, sample: Sample) -> tuple[float | None, str]:
@@ -95,6 +104,8 @@ class Rewards:
         """End the processes."""
         for guarded in self._guarded.values():
             guarded.close()
+        for tested in self._tested.values():
+            tested.close()
 
     def __enter__(self) -> Self:
         return self
