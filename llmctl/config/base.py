@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -58,3 +59,16 @@ def semantic_values(config: BaseModel) -> dict[str, Any]:
         else:
             values[name] = config.model_dump(mode="json", include={name})[name]
     return values
+
+
+def compiled(pattern: str) -> str:
+    """`pattern`, once Python's re takes it.
+
+    Raises:
+        ValueError: it does not.
+    """
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"no regular expression: {error}") from None
+    return pattern

@@ -47,7 +47,9 @@ class EvalConfig(Config):
     )
     shots: int | None = Field(None, ge=0, le=1000, description="examples before each item, in place of the tasks' own")
     limit: int | None = Field(
-        None, ge=1, description="score only the first N items of each task; the held-out rows are always all scored"
+        None,
+        ge=1,
+        description="score only the first N items of each task or subtask, and all held-out rows",
     )
     samples: dict[str, tuple[int, ...]] = Field({}, description="items to score, from 0, by task")
     chat: bool | Literal["auto"] = Field(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from llmctl.config.base import Config
+from llmctl.config.base import Config, compiled
 
 
 class _Reward(Config):
@@ -41,11 +40,7 @@ class RegexReward(_Reward):
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, value: str) -> str:
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(f"no regular expression: {error}") from None
-        return value
+        return compiled(value)
 
 
 class JsonReward(_Reward):

@@ -9,9 +9,9 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from llmctl.config.base import Config
+from llmctl.config.base import Config, compiled
 from llmctl.config.load import build, read_yaml
 
 OutputType = Literal["multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until"]
@@ -74,6 +74,11 @@ class MetricConfig(Config):
     )
     k: int = Field(default=1, ge=1, le=10_000, description="pass: how many answers may be tried")
 
+    @field_validator("regexes_to_ignore")
+    @classmethod
+    def _compile(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(compiled, value))
+
     @model_validator(mode="after")
     def _follows(self) -> MetricConfig:
         for field, follows in (
@@ -100,6 +105,11 @@ class FilterStep(Config):
     group_select: int = Field(default=0, description="regex: which match; -1 for the last")
     fallback: str = Field(default="[invalid]", description="regex: the answer where nothing matches")
     k: int = Field(default=1, ge=1, description="take_first_k: how many answers to keep")
+
+    @field_validator("regex_pattern")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        return compiled(value)
 
 
 class FilterConfig(Config):
@@ -207,6 +217,8 @@ class TaskConfig(Config):
             raise ValueError("multiple_choice needs doc_to_choice")
         if (self.check is None) != all(metric.metric != "pass" for metric in self.metric_list):
             raise ValueError("check and the metric pass go together")
+        if (most := max(metric.k for metric in self.metric_list)) > self.repeats:
+            raise ValueError(f"pass@{most} needs at least {most} texts of each item, and repeats is {self.repeats}")
         return self
 
     @property

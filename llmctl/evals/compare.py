@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from llmctl.config.errors import InputError
+from llmctl.config.tasks import AGGREGATIONS
 from llmctl.evals import scoring
 from llmctl.evals.results import CHECKPOINT
 from llmctl.store.artifact import Artifact
@@ -67,7 +68,8 @@ def compared(first: Artifact, second: Artifact) -> list[Difference]:
     for key in common:
         one, other = mine[key], theirs[key]
         for metric, value in one["scores"].items():
-            if isinstance(value, int | float) and isinstance(other["scores"].get(metric), int | float):
+            is_number = isinstance(value, int | float) and isinstance(other["scores"].get(metric), int | float)
+            if is_number and metric.partition(",")[0] not in AGGREGATIONS:
                 pair = (float(value), float(other["scores"][metric]), one["prompt"] != other["prompt"])
                 named.setdefault((key[0], metric), []).append(pair)
     tasks = {task for task, _ in named}

@@ -38,6 +38,8 @@ HITS = pa.schema(
     ]
 )
 
+TAUGHT = ("prompt", "question", "choices", "messages", "chosen", "rejected")  # columns of what is no document
+
 
 @dataclass(frozen=True)
 class Hit:
@@ -95,7 +97,11 @@ def _columns(artifact: Artifact) -> Iterator[tuple[list[str], pa.Array]]:
         if artifact.kind == "documents":
             yield ids, batch.column("text")
             continue
-        names = [name for name in ("prompt", "messages", "chosen", "rejected") if name in batch.schema.names]
+        names = [
+            name
+            for name in ("prompt", "question", "choices", "messages", "chosen", "rejected")
+            if name in batch.schema.names
+        ]
         rows = batch.select(names).to_pylist()
         yield ids, pa.array(["\n".join(_texts(row)) for row in rows], pa.string())
 

@@ -55,7 +55,7 @@ def _pattern(source: str) -> re.Pattern[str]:
 def _matched(step: FilterStep, text: str) -> str:
     """The match that the step selects, of several groups the first that is not empty; its fallback where none is."""
     matches = _pattern(step.regex_pattern).findall(text)
-    if not matches:
+    if not -len(matches) <= step.group_select < len(matches):
         return step.fallback
     match = matches[step.group_select]
     if isinstance(match, tuple):

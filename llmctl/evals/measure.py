@@ -187,7 +187,7 @@ def _estimate(metric: MetricConfig, values: Sequence[Any], draws: int) -> tuple[
     if kind == "perplexity":
         return scoring.perplexity(values, draws), None
     if kind == "weighted_perplexity":
-        return Estimate(math.exp(-scoring.weighted(values)), len(values)), None
+        return Estimate(scoring.exponential(-scoring.weighted(values)), len(values)), None
     if kind == "bits_per_byte":
         return Estimate(-scoring.weighted(values) / math.log(2), len(values)), None
     return scoring.mean(values), None

@@ -179,7 +179,7 @@ def by_task(figures: Mapping[str, Figures]) -> dict[str, dict[str, Any]]:
         if metric == "chance":
             continue
         entry = tasks.setdefault(task, {}).setdefault(metric, estimate.as_json())
-        if (guessing := mine.get(f"{task}.chance")) is not None:
+        if metric.startswith("acc") and (guessing := mine.get(f"{task}.chance")) is not None:
             entry["chance"] = guessing.value
         if (floor := untrained.get(name)) is not None:
             entry |= {"untrained": floor.value, "untrained_stderr": floor.stderr}

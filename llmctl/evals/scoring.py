@@ -60,9 +60,14 @@ def softmax(log_likelihoods: Sequence[float]) -> list[float]:
     return [weight / total for weight in weights]
 
 
+def exponential(value: float) -> float:
+    """exp(value); infinite where that overflows, as with a text of thousands of characters that counts as one word."""
+    return math.exp(value) if value < 700 else math.inf
+
+
 def perplexity(log_likelihoods: Sequence[float], draws: int) -> Estimate:
     """exp(-mean), with the error of figures over `draws` samples."""
-    value = math.exp(-math.fsum(log_likelihoods) / len(log_likelihoods))
+    value = exponential(-math.fsum(log_likelihoods) / len(log_likelihoods))
     error = bootstrap(log_likelihoods, lambda means: np.exp(-means), draws)
     return Estimate(value, len(log_likelihoods), error)
 

@@ -285,7 +285,7 @@ def measured_model(
     started = time.perf_counter()
     if data.heldout is not None:
         figures |= results.heldout_figures(_loss(job, engine, data.heldout))
-        _check_finite(figures)
+        _check_finite(job, figures)
     seconds = time.perf_counter() - started
     model = LocalModel(engine, identity, batch_tokens=config.batch_tokens, truncate=config.overlong == "truncate")
     more, tasks = _asked(job, model, data)
@@ -306,7 +306,7 @@ def _asked(job: Job[EvalConfig], model: Model, data: EvaluationData) -> tuple[Fi
             for reason, count in sorted(tasks[-1].skipped.items()):
                 job.progress.note(f"{task.config.task}: {count} of {len(task.items)} items left out: {reason}")
     figures |= group_figures([one for one in config.tasks if isinstance(one, GroupConfig)], figures)
-    _check_finite(figures)
+    _check_finite(job, figures)
     return figures, tasks
 
 
@@ -314,9 +314,13 @@ def _reporter(job: Job[EvalConfig], task: str) -> Callable[[int, int], None]:
     return lambda count, total: job.progress.update(count, total, f"requests of {task}")
 
 
-def _check_finite(figures: Figures) -> None:
-    for name, estimate in figures.items():
-        if not math.isfinite(estimate.value):
+def _check_finite(job: Job[EvalConfig], figures: Figures) -> None:
+    """Refuse what is no number; a perplexity of words too large for one is left out, for it says nothing."""
+    for name, estimate in list(figures.items()):
+        if math.isinf(estimate.value) and name.endswith(".word_perplexity"):
+            job.progress.note(f"{name} is larger than a number can be, and left out")
+            del figures[name]
+        elif not math.isfinite(estimate.value):
             raise InputError(f"{name} is {estimate.value}", hint="the weights have diverged, or hold NaN: train again")
 
 

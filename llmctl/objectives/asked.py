@@ -39,6 +39,11 @@ class Question:
     fields: Mapping[str, Any] = field(default_factory=dict)
     text: str | None = None
 
+    @property
+    def spoken(self) -> str:
+        """All of it as one text, for people and rewards."""
+        return self.text or "\n".join(f"{turn['role']}: {turn['content']}" for turn in self.messages)
+
 
 def read_questions(inputs: Mapping[str, Input]) -> list[Question]:
     """All questions, in their order.

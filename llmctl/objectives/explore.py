@@ -274,7 +274,7 @@ def _divergence(answer: Answer, config: GrpoConfig) -> float:
 def sample_of(answer: Answer, prompt: Prompt) -> Sample:
     """What rewards look at."""
     ids = (*prompt.ids, *answer.ids.tolist())
-    return Sample(prompt.text, answer.text, prompt.answer, answer.ids.size, prompt.fields, ids)
+    return Sample(prompt.text, answer.text.strip(), prompt.answer, answer.ids.size, prompt.fields, ids)
 
 
 def _figures(answers: Sequence[Answer], group: int) -> dict[str, float]:

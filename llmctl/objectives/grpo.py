@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from llmctl.config.errors import UsageError
+from llmctl.config.errors import InputError, UsageError
 from llmctl.config.grpo import GrpoConfig
 from llmctl.config.rewards import ScorerReward
 from llmctl.data.rollouts import FILE
@@ -22,6 +24,7 @@ from llmctl.objectives.rewards.scorer import scorer_of
 from llmctl.objectives.rollouts import gathered
 from llmctl.objectives.start import check_same_tokens, fill_id, longest, open_model, open_tokenizer
 from llmctl.pipeline.job import FileFacts, Job, Product
+from llmctl.store.artifact import Artifact
 from llmctl.train import launch
 from llmctl.train.loop import fit
 
@@ -52,7 +55,7 @@ def train(job: Job[GrpoConfig]) -> Product:
         overlong=config.overlong,
     )
     _tell(job, prompts, length)
-    model = open_model(given, tokenizer)
+    model = open_model(given, tokenizer, config.base)
     start = adapter.begin(model, config.lora, config.seed)
     if config.policy.baseline == "value":
         scoring.add_head(model)
@@ -69,12 +72,20 @@ def train(job: Job[GrpoConfig]) -> Product:
         "prompts": len(prompts.kept),
         "dropped.overlong": len(prompts.overlong),
         "answers": rows,
-        "logprob_gap": objective.largest_gap,
+        "logprob_gap": _largest_gap(job.metrics_file),
     }
-    facts = checkpoint.tuned_facts(given, length, None)
+    asked_about = job.inputs["prompts"]
+    about_held = isinstance(asked_about, Artifact) and "heldout_fraction" in asked_about.manifest.semantic
+    facts = checkpoint.tuned_facts(given, length, 0.0 if about_held else None)  # a quiz asks about what was held out
     facts["chat"] = bool(given.manifest.semantic.get("chat")) if config.chat == "auto" else config.chat
     product = checkpoint.publish_tuned(job, fitted, model, start, semantic=facts, totals=totals)
     return Product(product.schema, product.semantic, product.totals, {**product.files, FILE: FileFacts(rows=rows)})
+
+
+def _largest_gap(metrics: Path) -> float:
+    """Of the whole run, what went before an interrupt among it."""
+    with open(metrics, encoding="utf-8") as lines:
+        return max((json.loads(line).get("logprob_gap", 0.0) for line in lines), default=0.0)
 
 
 def _steps(config: GrpoConfig, prompts: int) -> int:
@@ -92,7 +103,8 @@ def _reference(job: Job[GrpoConfig]) -> Any:
     policy = job.artifact()
     given = job.artifact("reference") if "reference" in job.inputs else policy
     check_same_tokens(policy, given)
-    model = open_model(given, open_tokenizer(given)).to(choose_device(job.config.device)).eval()
+    base = job.config.base if given.digest == policy.digest else "full"  # what it starts from is what it stays close to
+    model = open_model(given, open_tokenizer(given), base).to(choose_device(job.config.device)).eval()
     return model.requires_grad_(False)
 
 
@@ -106,7 +118,11 @@ def _scorer(job: Job[GrpoConfig]) -> Score | None:
     if not wanted:
         return None
     given = job.artifact("scorer")
-    check_same_tokens(job.artifact(), given)
+    if (head := given.manifest.semantic.get("head", scoring.HEAD)) != scoring.HEAD:
+        raise InputError(
+            f"{given.ref} scores {head}, not whole answers", hint="train one with llmctl reward --preferences"
+        )
+    check_same_tokens(job.artifact(), given, hint="policy and reward model must read the same ids")
     return scorer_of(given.data, choose_device(job.config.device), torch.float32)
 
 

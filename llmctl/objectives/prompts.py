@@ -97,6 +97,4 @@ def _prompt(question: Question, tokenizer: Tokenizer, where: str, *, chat: bool)
             ids = [*tokenizer.text_start, *tokenizer.encode(str(text))]
     except InputError as error:
         raise InputError(f"{where}: {error.what}", hint=error.hint) from None
-    if text is None:
-        text = "\n".join(f"{turn['role']}: {turn['content']}" for turn in question.messages)
-    return Prompt(question.id, question.document, text, tuple(ids), question.answer, question.fields)
+    return Prompt(question.id, question.document, question.spoken, tuple(ids), question.answer, question.fields)

@@ -109,6 +109,8 @@ class PolicyObjective:
                 losses = losses + policy.kl.weight * (away * lost.ratios if policy.kl.unbiased else away)
         figures: Sequence[Tensor] = (lost.clipped.double(), lost.ratios.detach(), away)
         noted = dict(summed(self.names, figures))
+        if policy.kl.weight == 0:
+            del noted["kl"]  # nothing looked at a reference
         if policy.baseline == "value":
             off = value_losses(scoring.scores(model, states).double(), values, returns, policy.value.clip)
             losses = losses + policy.value.weight * off

@@ -168,8 +168,7 @@ class Asking:
         said = [Said(one.text.strip(), len(one.token_ids), fault=_fault(one)) for one in answers]
         if not self._rewards.names:
             return said
-        asked = str(question.messages[-1]["content"])
-        samples = [Sample(asked, one.text, question.answer, one.tokens, question.fields) for one in said]
+        samples = [Sample(question.spoken, one.text, question.answer, one.tokens, question.fields) for one in said]
         judged = self._rewards.judge([sample for sample, one in zip(samples, said, strict=True) if not one.fault])
         found = iter(judged)
         return [one if one.fault else self._verdict(one, next(found)) for one in said]

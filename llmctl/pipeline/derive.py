@@ -9,7 +9,7 @@ from llmctl.config.errors import InputError
 from llmctl.config.evals import EvalConfig
 from llmctl.store.artifact import Artifact, Input
 
-LEARNED = ("documents", "chats", "preferences")
+LEARNED = ("documents", "chats", "preferences", "prompts")
 Find = Callable[[str], Artifact]
 """The artifact of the same store with this digest; an `InputError` where there is none."""
 

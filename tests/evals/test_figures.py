@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from llmctl.config.tasks import FilterConfig, TaskConfig
 from llmctl.evals import scoring
@@ -156,3 +157,28 @@ def test_significance_by_hand() -> None:
     assert normal(1.959964, 1.0) == pytest.approx(0.05, abs=1e-6)
     assert normal(0.0, 0.0) is None
     assert np.isclose(scoring.softmax([0.0, math.log(3)])[1], 0.75)
+
+
+def test_what_a_task_cannot_measure_is_refused_before_anything_is_asked() -> None:
+    check = {"kind": "code", "program": "{{completion}}", "test": "t"}
+    with pytest.raises(ValidationError, match="pass@4 needs at least 4 texts"):
+        task(output_type="generate_until", metric_list=[{"metric": "pass", "k": 4}], check=check, repeats=2)
+    with pytest.raises(ValidationError, match="no regular expression"):
+        task(
+            output_type="generate_until",
+            metric_list=["exact_match"],
+            filter_list=[{"name": "a", "filter": [{"function": "regex", "regex_pattern": "(("}]}],
+        )
+    with pytest.raises(ValidationError, match="no regular expression"):
+        task(output_type="generate_until", metric_list=[{"metric": "exact_match", "regexes_to_ignore": ["["]}])
+
+
+def test_a_match_that_is_not_there_gives_the_fallback() -> None:
+    step = {"function": "regex", "regex_pattern": r"\d+", "group_select": 2}
+    config = FilterConfig.model_validate({"name": "third", "filter": [step]})
+    assert filtered(["1 2 3", "1 2"], config) == ["3", "[invalid]"]
+
+
+def test_a_perplexity_beyond_numbers_is_infinite() -> None:
+    assert scoring.exponential(3.0) == math.exp(3.0)
+    assert scoring.exponential(5000.0) == math.inf

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from llmctl.inference.request import Request
 from llmctl.model import huggingface, scoring
 from llmctl.model.kernels import attend_through
 from llmctl.objectives.grpo import train
+from llmctl.objectives.start import open_model, open_tokenizer
 from llmctl.pipeline.execute import Call, execute
 from llmctl.pipeline.job import Job, Silent
 from llmctl.pipeline.stages import stage_named
@@ -366,6 +368,34 @@ def test_adapters_learn_too(stages, guesser, copying):
     made = stages("grpo", given, input=guesser, prompts=copying)
     assert made.kind == "adapter"
     assert all(row["logprob_gap"] < 1e-4 for row in metrics_of(made) if "logprob_gap" in row)
+
+
+def test_a_policy_learns_on_the_base_in_four_bits_that_its_adapter_names(stages, guesser, copying):
+    made = stages("grpo", grpo(steps=1, lora={"rank": 4, "base": "nf4"}), input=guesser, prompts=copying)
+    row = answers_in(made)[0]  # said before the first update: the adapter adds nothing yet
+    ids = torch.tensor([[*row["prompt_ids"], *row["ids"]]])
+    said = {}
+    for base in ("full", "nf4"):
+        model = open_model(guesser, open_tokenizer(guesser), base).eval()
+        attend = attend_through("sdpa", torch.zeros_like(ids, dtype=torch.int32), one_each=True)
+        with torch.no_grad():
+            hidden = model(ids, torch.arange(ids.shape[1])[None], attend)[0, len(row["prompt_ids"]) - 1 : -1]
+            logps = model.logits(hidden).log_softmax(-1)
+        said[base] = logps[range(len(row["ids"])), row["ids"]].tolist()
+    assert row["logprobs"] == pytest.approx(said["nf4"], abs=1e-4)
+    assert row["logprobs"] != pytest.approx(said["full"], abs=1e-4)
+
+
+def test_a_model_of_steps_is_no_judge_of_whole_answers(stages, guesser, copying):
+    facts = guesser.manifest.model_copy(update={"semantic": {**guesser.manifest.semantic, "head": "steps"}})
+    with pytest.raises(InputError, match="scores steps, not whole answers"):
+        stages(
+            "grpo",
+            grpo(steps=1, rewards="scorer"),
+            input=guesser,
+            prompts=copying,
+            scorer=replace(guesser, manifest=facts),
+        )
 
 
 @pytest.mark.parametrize(

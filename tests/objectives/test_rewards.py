@@ -201,6 +201,9 @@ def test_programs_by_their_tests(tested):
 
 
 def test_programs_in_the_form_of_humaneval(tested):
+    unsaid = {"tests": "assert twice(2) == 4", "setup": None, "entry_point": None}  # as a table has what a row lacks
+    (judged,) = tested.judge([Sample("asked", "def twice(x):\n    return x + x", fields=unsaid)])
+    assert judged.value == 1.0
     fields = {"tests": "def check(f):\n    assert f(2) == LIMIT", "setup": "LIMIT = 4", "entry_point": "twice"}
     (judged,) = tested.judge([Sample("asked", "def twice(x):\n    return x + x", fields=fields)])
     assert judged.value == 1.0

@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from llmctl.config.rewards import TestsReward
+from llmctl.evals.checks import Program
 from llmctl.evals.sandbox.box import Sandbox
 from llmctl.evals.sandbox.verify import refuse_where_impossible, verdicts
 from llmctl.objectives.rewards.rules import NoRewardError, Sample
 
 FENCED = re.compile(r"^```[^\n`]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
-COLUMN = "tests"
-
-
-@dataclass(frozen=True)
-class Program:
-    """A program and its tests, as `verify` asks for them; `setup` and `entry_point` are columns that a row may have."""
-
-    source: str
-    test: str
-    timeout_s: float
-    setup: str = ""
-    entry_point: str = ""
-    reference: str = ""
+COLUMNS = ("tests", "setup", "entry_point")  # of the row; the last two may be missing
 
 
 class Tested:
@@ -57,10 +45,11 @@ class Tested:
         self._box.close()
 
     def _program(self, sample: Sample) -> Program:
-        test, *others = (sample.fields.get(name, "") for name in (COLUMN, "setup", "entry_point"))
-        if not isinstance(test, str) or not test.strip():
-            raise NoRewardError(f"the prompt's row has no {COLUMN!r}")
-        return Program(program_in(sample.completion), test, self._timeout_s, *map(str, others))
+        test, setup, entry_point = (str(sample.fields.get(name) or "") for name in COLUMNS)
+        if not test.strip():
+            raise NoRewardError(f"the prompt's row has no {COLUMNS[0]!r}")
+        source = program_in(sample.completion)
+        return Program(source, test, entry_point=entry_point, setup=setup, reference="", timeout_s=self._timeout_s)
 
 
 def program_in(text: str) -> str:
