@@ -1,69 +1,14 @@
-"""Generated programs that are run against a test: what is handed to the verifier of a task's `check.kind`, and back."""
+"""Generated programs that are run against a test: what the sandbox is asked, and what its verdicts are worth."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Sequence
 
-from llmctl.config.errors import UsageError
 from llmctl.config.tasks import CheckConfig
 from llmctl.evals.items import Item
+from llmctl.evals.sandbox.verify import Program
 from llmctl.evals.templates import Field
-from llmctl.pipeline.stage import load
-
-
-@dataclass(frozen=True)
-class Program:
-    """One program and its test.
-
-    Attributes:
-        source: what the model wrote, with what belongs before it.
-        test: what it must pass.
-        entry_point: the function that is tested; empty where the test says it.
-        setup: trusted source that the test needs.
-        reference: a right program, which tells what functions and classes are the program's; may be empty.
-        timeout_s: how long it may run.
-    """
-
-    source: str
-    test: str
-    entry_point: str
-    setup: str
-    reference: str
-    timeout_s: float
-
-
-class Verifier(Protocol):
-    """Runs programs where they can do no harm."""
-
-    def __call__(self, programs: Sequence[Program]) -> list[bool | None]:
-        """Whether each passes, in order; None where it could not be run, which is neither right nor wrong.
-
-        Raises:
-            LlmctlError: nothing can be run here, and why.
-        """
-        ...
-
-
-VERIFIERS: Mapping[str, str] = {"code": "llmctl.evals.sandbox.verify:verify"}
-"""`module:function` of the verifier of each kind."""
-
-
-def verifier_of(kind: str) -> Verifier:
-    """The verifier of a kind.
-
-    Raises:
-        UsageError: this build has none.
-    """
-    try:
-        found: Verifier = load(VERIFIERS[kind])
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            f"nothing here can check {kind}: {error}", hint="leave out the tasks that run programs"
-        ) from error
-    return found
 
 
 def programs_of(config: CheckConfig, task: str, item: Item, answers: Sequence[str]) -> list[Program]:

@@ -12,6 +12,9 @@ from llmctl.config.tasks import TaskConfig
 from llmctl.data.raw import raw_rows
 from llmctl.evals.haystack import haystack_rows
 from llmctl.evals.items import Asker, Item, Row
+from llmctl.evals.math_answers import verified
+from llmctl.evals.sandbox.box import Sandbox
+from llmctl.evals.sandbox.verify import refuse_where_impossible
 from llmctl.evals.shots import Shots
 from llmctl.store.artifact import Input
 from llmctl.tokens.tokenizer import Tokenizer
@@ -51,6 +54,20 @@ def check_data(config: EvalConfig, data: Mapping[str, Input]) -> None:
         raise UsageError(
             f"no data for {', '.join(missing)}", hint=f"nothing is downloaded: --data {missing[0]}=FILE names it"
         )
+
+
+def check_able(config: EvalConfig) -> None:
+    """Refuse tasks that cannot be scored here, before anything is asked.
+
+    Raises:
+        InputError: programs cannot be run here, and why.
+        UsageError: a package is missing.
+    """
+    if any(task.check is not None for task in config.all_tasks):
+        with Sandbox() as box:
+            refuse_where_impossible(box, "leave out the tasks that run programs")
+    if any(metric.metric == "math_verify" for task in config.all_tasks for metric in task.metric_list):
+        verified("1", "1")
 
 
 def loaded(

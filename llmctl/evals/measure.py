@@ -13,13 +13,14 @@ from llmctl.config.evals import EvalConfig
 from llmctl.config.tasks import AGGREGATIONS, GroupConfig, MetricConfig, TaskConfig
 from llmctl.evals import scoring
 from llmctl.evals.cache import RefusedError, RequestCache, answered
-from llmctl.evals.checks import passes, programs_of, verifier_of
+from llmctl.evals.checks import passes, programs_of
 from llmctl.evals.filters import FIRST, each
 from llmctl.evals.items import Item
 from llmctl.evals.load import Loaded
 from llmctl.evals.local import TOO_LONG
 from llmctl.evals.metrics import Named, Outcome, Value, loss_curve, outcome_of
 from llmctl.evals.requests import Answer, Likely, Model, Skipped, Written, key_of
+from llmctl.evals.sandbox.verify import verify
 from llmctl.evals.scoring import Estimate
 
 UNCHECKED = "unchecked"
@@ -111,7 +112,7 @@ def _check(config: TaskConfig, samples: Sequence[Sample]) -> None:
     for sample in asked:
         texts = [one.text for one in sample.answers if isinstance(one, Written)]
         programs.append(programs_of(config.check, config.task, sample.item, each(texts, way)))
-    verdicts = iter(verifier_of(config.check.kind)([program for some in programs for program in some]))
+    verdicts = iter(verify([program for some in programs for program in some]))
     for sample, some in zip(asked, programs, strict=True):
         found = [next(verdicts) for _ in some]
         right = [verdict for verdict in found if verdict is not None]

@@ -17,7 +17,7 @@ from llmctl.config.evals import EvalConfig
 from llmctl.config.tasks import GroupConfig
 from llmctl.evals import contamination, report, results
 from llmctl.evals.cache import RequestCache
-from llmctl.evals.load import Loaded, check_data, loaded
+from llmctl.evals.load import Loaded, check_able, check_data, loaded
 from llmctl.evals.local import LocalModel
 from llmctl.evals.measure import Figures, Measured, group_figures, measured
 from llmctl.evals.questions import CHOICES, item_of, read_questions
@@ -59,6 +59,7 @@ def run(job: Job[EvalConfig]) -> Product:
     """
     config = job.config
     check_data(config, job.group("data"))
+    check_able(config)
     found = Found()
     if config.server.url:
         data = _served(job, found)

@@ -76,7 +76,7 @@ def answer_batches(
         lanes: how many micro-batches are computed at a time.
     """
     policy = config.policy
-    counted = np.array([not (one.missing or (policy.mask_truncated and one.truncated)) for one in answers])
+    counted = np.array([one.counts(policy) for one in answers])
     lengths = torch.tensor([one.ids.size for one in answers])
     weights = token_weights(
         lengths,

@@ -106,8 +106,13 @@ def _rows(given: Input) -> Iterator[dict[str, Any]]:
     """Rows of an artifact, whose questions have choices, or of a file with columns of its own."""
     if isinstance(given, Artifact):
         for row in read_rows(given):
-            choices = row.pop("choices")
-            yield {**row, "prompt": row.get("question") or row["prompt"], "answer": choices[row["answer"]]}
+            choices, right = row.pop("choices"), row["answer"]
+            if not 0 <= right < len(choices):
+                raise InputError(
+                    f"{given.ref}: question {row['id']} has answer {right}, but {len(choices)} choices",
+                    hint="answer is the index of the right choice, from 0",
+                )
+            yield {**row, "prompt": row.get("question") or row["prompt"], "answer": choices[right]}
         return
     suffix = plain_suffix(given.path)
     if suffix == ".parquet":

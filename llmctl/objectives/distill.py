@@ -49,6 +49,7 @@ def run(job: Job[DistillConfig]) -> Product:
         check_made_for(job.artifact("logprobs"), config, teacher, role, job.inputs[role])
     elif config.top_k is not None:
         check_top_k(config.top_k, int(teacher.manifest.semantic["vocab_size"]))
+        _texts(job, open_tokenizer(teacher))  # what is wrong with them is told before the teacher works
         wanted = LogprobsConfig(
             max_tokens=_length(job) if role == "chats" else None,
             overlong=config.overlong,
@@ -63,6 +64,18 @@ def run(job: Job[DistillConfig]) -> Product:
         kept = job.nested("logprobs", wanted, {"input": teacher, role: job.inputs[role]})
         job = dataclasses.replace(job, inputs={**job.inputs, "logprobs": kept})
     return launch.start(job, "llmctl.objectives.distill:train")
+
+
+def _texts(job: Job[DistillConfig], tokenizer: Tokenizer) -> Texts:
+    config = job.config
+    return read_texts(
+        job,
+        tokenizer,
+        _length(job),
+        overlong=config.overlong,
+        learn=config.learn,
+        fraction=config.heldout_fraction,
+    )
 
 
 def _check_student(job: Job[DistillConfig]) -> None:
@@ -106,14 +119,7 @@ def train(job: Job[DistillConfig]) -> Product:
     """
     teacher, config = job.artifact(), job.config
     tokenizer = open_tokenizer(teacher)
-    texts = read_texts(
-        job,
-        tokenizer,
-        _length(job),
-        overlong=config.overlong,
-        learn=config.learn,
-        fraction=config.heldout_fraction,
-    )
+    texts = _texts(job, tokenizer)
     model = _student(job, tokenizer)
     if config.hidden is not None:
         add_projection(model, read_config(teacher.data / CONFIG_FILE).config.width, config.seed)

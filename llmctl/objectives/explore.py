@@ -100,7 +100,7 @@ class Explorer:
         self.fresh = within == 0
         order = rows_of_step(self._plan.seed, step, self._config.batch_rows, len(answers))
         config = self._config
-        counted = [one for one in answers if _counts(one, config)]
+        counted = [one for one in answers if one.counts(config.policy)]
         return answer_batches(
             [answers[at] for at in order],
             self._asked.prompts,
@@ -253,11 +253,6 @@ def _with(answer: Answer, name: str, values: Doubles) -> Answer:
     """The answer with log-probabilities under that name."""
     changes: dict[str, Any] = {name: values}
     return dataclasses.replace(answer, **changes)
-
-
-def _counts(answer: Answer, config: GrpoConfig) -> bool:
-    """Whether an answer's tokens are among those that a loss is a mean over."""
-    return not answer.missing and not (config.policy.mask_truncated and answer.truncated)
 
 
 def _tells(group: Sequence[Answer]) -> bool:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from llmctl.config.policy import PolicyConfig
 from llmctl.inference.request import Request
 from llmctl.model.transformer import Transformer
 from llmctl.objectives.prompts import Prompt
@@ -59,6 +60,10 @@ class Answer:
     values: Doubles | None = None
     returns: Doubles | None = None
     advantages: Doubles | None = None
+
+    def counts(self, policy: PolicyConfig) -> bool:
+        """Whether its tokens are among those that a loss is a mean over."""
+        return not (self.missing or (policy.mask_truncated and self.truncated))
 
 
 def generate(

@@ -80,10 +80,10 @@ def run(job: Job[SynthConfig]) -> Product:
         job.progress.note(f"{len(done)} of {len(parts)} parts were answered before")
     if len(done) < len(parts):
         with (
+            Rewards(config.rewards, config.reward_timeout_s) as rewards,
             open_engine(
                 teacher.data, device=config.device, precision=config.precision, max_running=config.running
             ) as engine,
-            Rewards(config.rewards, config.reward_timeout_s) as rewards,
         ):
             asking = Asking(engine, rewards, config)
             asking.check(questions)

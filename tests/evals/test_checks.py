@@ -8,8 +8,9 @@ import json
 import pytest
 
 from llmctl.config.tasks import TaskConfig, read_task
-from llmctl.evals.checks import passes, programs_of, verifier_of
+from llmctl.evals.checks import passes, programs_of
 from llmctl.evals.items import Item
+from llmctl.evals.sandbox.verify import verify
 from tests.conftest import DATA
 
 HUMANEVAL = DATA / "humaneval" / "HumanEval.jsonl.gz"
@@ -24,7 +25,7 @@ def shipped(name: str) -> TaskConfig:
 def verified(config: TaskConfig, row: dict[str, object], *answers: str) -> list[bool | None]:
     assert config.check is not None
     programs = programs_of(config.check, config.task, Item("", 0, "0", row, ()), answers)
-    return verifier_of(config.check.kind)(programs)
+    return verify(programs)
 
 
 @pytest.mark.skipif(not HUMANEVAL.exists(), reason=f"no {HUMANEVAL}")

@@ -18,8 +18,8 @@ import pytest
 from llmctl.config.collect import CollectConfig
 from llmctl.config.errors import ConfigError, GateError, InputError, UsageError
 from llmctl.config.evals import EvalConfig
-from llmctl.evals.checks import Program
 from llmctl.evals.local import LocalModel
+from llmctl.evals.sandbox.verify import Program
 from llmctl.pipeline.execute import Call, execute
 from llmctl.pipeline.stages import stage_named
 from llmctl.store.artifact import Artifact, FileInput
@@ -244,7 +244,8 @@ def test_programs_are_handed_to_the_verifier_and_no_verdict_is_no_score(
         handed.extend(programs)
         return [verdict for number in range(3) for verdict in verdicts[number]]
 
-    monkeypatch.setattr("llmctl.evals.measure.verifier_of", lambda kind: verify if kind == "code" else None)
+    monkeypatch.setattr("llmctl.evals.measure.verify", verify)
+    monkeypatch.setattr("llmctl.evals.load.refuse_where_impossible", lambda *_: None)  # the same where no sandbox is
     rows = [{"prompt": f"def f{n}():", "name": f"f{n}"} for n in range(3)]
     artifact = evals.run({"tasks": str(tmp_path / "code.yaml")}, code=file_of(tmp_path / "code.jsonl", rows))
     totals = artifact.manifest.totals

@@ -6,40 +6,33 @@ import ast
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any
 
 from llmctl.config.errors import InputError
 from llmctl.evals.sandbox.box import Sandbox
 from llmctl.evals.sandbox.verdict import Verdict
 
 
-class Program(Protocol):
-    """What is checked."""
+@dataclass(frozen=True)
+class Program:
+    """One program and its test.
 
-    @property
-    def source(self) -> str:
-        """The program: what the model wrote, with what belongs before it. It is not trusted."""
+    Attributes:
+        source: what the model wrote, with what belongs before it.
+        test: what it must pass.
+        entry_point: the function that is tested; empty where the test says it.
+        setup: trusted source that the test needs.
+        reference: a right program, which tells what functions and classes are the program's; may be empty.
+        timeout_s: how long it may run.
+    """
 
-    @property
-    def test(self) -> str:
-        """Source that calls the program and raises where an answer is wrong."""
-
-    @property
-    def entry_point(self) -> str:
-        """The function that `check` of the tests is called with, as in HumanEval; empty where the tests call it."""
-
-    @property
-    def setup(self) -> str:
-        """Trusted source that the tests need: imports and helpers. In HumanEval it is the prompt."""
-
-    @property
-    def reference(self) -> str:
-        """A right program, as MBPP has it: it tells which functions and classes are the program's. May be empty."""
-
-    @property
-    def timeout_s(self) -> float:
-        """How long it may run."""
+    source: str
+    test: str
+    entry_point: str
+    setup: str
+    reference: str
+    timeout_s: float
 
 
 def verify(programs: Sequence[Program]) -> list[bool | None]:

@@ -6,9 +6,8 @@ import re
 from collections.abc import Sequence
 
 from llmctl.config.rewards import TestsReward
-from llmctl.evals.checks import Program
 from llmctl.evals.sandbox.box import Sandbox
-from llmctl.evals.sandbox.verify import refuse_where_impossible, verdicts
+from llmctl.evals.sandbox.verify import Program, refuse_where_impossible, verdicts
 from llmctl.objectives.rewards.rules import NoRewardError, Sample
 
 FENCED = re.compile(r"^```[^\n`]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
