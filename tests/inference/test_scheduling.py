@@ -59,7 +59,9 @@ def same(ours: Sequence[Completion], theirs: Sequence[Completion]) -> None:
         assert one.finish_reason == other.finish_reason
         for a, b in ((one.logprobs, other.logprobs), (one.prompt_logprobs, other.prompt_logprobs)):
             numbers = [[entry.logprob for entry in some or () if entry is not None] for some in (a, b)]
-            assert numbers[0] == pytest.approx(numbers[1], abs=1e-5, rel=1e-5)
+            assert numbers[0] == pytest.approx(
+                numbers[1], abs=1e-5, rel=3e-5
+            )  # torch's products, without AVX-512, round by the batch
 
 
 def on_the_border(model: Transformer, request: Request, tokens: Sequence[int], other: int) -> bool:

@@ -20,8 +20,6 @@ from llmctl.evals.sandbox.box import Sandbox
 from llmctl.evals.sandbox.verdict import Limits
 from tests.evals.sandbox.attacks import ATTACKS, BOMBS, PREAMBLE
 
-LAUNCHER = 2  # processes that stay
-
 
 @dataclass(frozen=True)
 class Canary:
@@ -61,6 +59,8 @@ def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Canary]:
 def quiet(box: Sandbox) -> Iterator[None]:
     """No signal reaches this process, and nothing is left of a run: no process, no mount."""
     mounts = Path("/proc/self/mounts").read_text(encoding="utf-8")
+    assert box.refusal() is None  # the launcher runs
+    there = len(psutil.Process().children(recursive=True))  # with it, and with what other tests left in this process
     got: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
     try:
@@ -69,9 +69,9 @@ def quiet(box: Sandbox) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
     assert got == []
     until = time.monotonic() + 2  # a supervisor ends just after its report
-    while len(left := psutil.Process().children(recursive=True)) > LAUNCHER and time.monotonic() < until:
+    while len(left := psutil.Process().children(recursive=True)) > there and time.monotonic() < until:
         time.sleep(0.01)
-    assert len(left) == LAUNCHER
+    assert len(left) <= there
     assert Path("/proc/self/mounts").read_text(encoding="utf-8") == mounts
 
 
