@@ -34,7 +34,8 @@ def main() -> None:
     runs = parser.parse_args().runs
     seconds: dict[str, list[float]] = {name: [] for name in STAGES}
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "against.jsonl").write_text(json.dumps({"text": "What is a question of an exam?"}) + "\n")
+        asked = {"text": "What is asked in an exam about this page?"}
+        Path(folder, "against.jsonl").write_text(json.dumps(asked) + "\n")
         for turn in range(runs + 1):  # the first turn fills the file cache
             for name, words in STAGES.items():
                 command = [sys.executable, "-m", "llmctl", *words]
