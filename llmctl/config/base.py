@@ -72,3 +72,10 @@ def compiled(pattern: str) -> str:
     except re.error as error:
         raise ValueError(f"no regular expression: {error}") from None
     return pattern
+
+
+def named(value: Any, default: str) -> Any:
+    """A block that says which of several it is by `name`: given by that name alone, or without it for the default."""
+    if isinstance(value, str):
+        return {"name": value}
+    return {"name": default, **value} if isinstance(value, dict) else value

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from llmctl.config.base import Config
+from llmctl.config.base import Config, named
 from llmctl.config.model import ModelConfig
 from llmctl.config.optimizers import AdamWConfig, OptimizerConfig
 from llmctl.config.train import FineTuneConfig, Learned
@@ -135,9 +135,7 @@ class DistillConfig(FineTuneConfig):
     @field_validator("loss", mode="before")
     @classmethod
     def _loss_by_name(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"name": value}
-        return {"name": "forward_kl", **value} if isinstance(value, dict) else value
+        return named(value, "forward_kl")
 
     @model_validator(mode="after")
     def _optimizer_reads_gradients_alone(self) -> DistillConfig:

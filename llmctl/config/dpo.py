@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from llmctl.config.base import Config, execution
+from llmctl.config.base import Config, execution, named
 from llmctl.config.devices import Device, TrainPrecision
 from llmctl.config.distill import MOST_KEPT, Temperature
 from llmctl.config.optimizers import AdamWConfig, OptimizerConfig
@@ -65,9 +65,7 @@ class DpoConfig(PreferenceTrainConfig, AdaptableConfig):
     @field_validator("loss", mode="before")
     @classmethod
     def _loss_by_name(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"name": value}
-        return {"name": "sigmoid", **value} if isinstance(value, dict) else value
+        return named(value, "sigmoid")
 
     @property
     def unpaired(self) -> bool:

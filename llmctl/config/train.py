@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 
 from llmctl.config.averages import AverageConfig
-from llmctl.config.base import INTEGER_LIMIT, Config, execution
+from llmctl.config.base import INTEGER_LIMIT, Config, execution, named
 from llmctl.config.batches import Batches, BatchRampConfig
 from llmctl.config.devices import AttentionBackend, Device, TrainPrecision
 from llmctl.config.dial import DialConfig, dialled, laid_under
@@ -34,15 +34,6 @@ Overlong = Annotated[
     Literal["error", "drop"],
     Field(description="What is longer than max_tokens stops the run, or is dropped and counted."),
 ]
-
-
-def _named(value: Any, default: str) -> Any:
-    """A bare name stands for a block of that name, and a block without a name is of the default kind."""
-    if isinstance(value, str):
-        return {"name": value}
-    if isinstance(value, dict) and "name" not in value:
-        return {"name": default, **value}
-    return value
 
 
 class TrainConfig(Config):
@@ -140,19 +131,19 @@ class TrainConfig(Config):
     @classmethod
     def _optimizer_by_name(cls, value: Any) -> Any:
         """What a block leaves out comes from the stage's own default, not from the optimizer's."""
-        value = _named(value, "adamw")
+        value = named(value, "adamw")
         own = cls.model_fields["optimizer"].get_default().model_dump()
         return {**own, **value} if isinstance(value, dict) and value["name"] == own["name"] else value
 
     @field_validator("schedule", mode="before")
     @classmethod
     def _schedule_by_name(cls, value: Any) -> Any:
-        return _named(value, "cosine")
+        return named(value, "cosine")
 
     @field_validator("average", mode="before")
     @classmethod
     def _average_by_name(cls, value: Any) -> Any:
-        return None if value is None else _named(value, "ema")
+        return None if value is None else named(value, "ema")
 
     @model_validator(mode="after")
     def _trackers_have_a_place(self) -> TrainConfig:

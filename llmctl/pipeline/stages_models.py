@@ -15,6 +15,7 @@ TRAINING_FLAGS = {
     "--keep": "keep",
     "--seed": "seed",
 }
+REFERENCE = Role(("checkpoint",), "checkpoint to stay close to; the one to start from where left out", required=False)
 PREFERENCES = Role(
     ("preferences",),
     "answers, chosen and rejected or judged: an artifact, a .jsonl or .parquet file, or its URL",
@@ -107,9 +108,7 @@ MODEL_STAGES: tuple[Stage, ...] = (
         inputs={
             "input": Role(("checkpoint",), "checkpoint to start from"),
             "preferences": PREFERENCES,
-            "reference": Role(
-                ("checkpoint",), "checkpoint to stay close to; the one to start from where left out", required=False
-            ),
+            "reference": REFERENCE,
             "logprobs": Role(
                 ("logprobs",), "what llmctl logprobs made of the reference; computed where left out", required=False
             ),
@@ -161,9 +160,7 @@ MODEL_STAGES: tuple[Stage, ...] = (
             "prompts": Role(
                 ("prompts",), "prompts, each with its answer: an artifact, or a .jsonl or .parquet file", files=True
             ),
-            "reference": Role(
-                ("checkpoint",), "checkpoint to stay close to; the one to start from where left out", required=False
-            ),
+            "reference": REFERENCE,
             "scorer": Role(("checkpoint",), "reward model, for the reward scorer", required=False),
         },
         flags={

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from llmctl.config.errors import InputError
 from llmctl.config.lessons import ChatsConfig
 from llmctl.data.lessons.documentation import Entry, read_entries, split_entries
 from llmctl.data.lessons.draw import pick, sample
-from llmctl.data.table_writer import RowsDigest, TableWriter
-from llmctl.data.tables import CHATS, SCHEMA_NAMES, SPLIT_PREFIXES
-from llmctl.pipeline.job import FileFacts, Job, Product
+from llmctl.data.lessons.sides import write_sides
+from llmctl.data.tables import CHATS, SCHEMA_NAMES
+from llmctl.pipeline.job import Job, Product
 
 QUESTIONS = {
     "function": (
@@ -89,14 +88,7 @@ def run_chats(job: Job[ChatsConfig]) -> Product:
     if not learned:
         raise InputError("every entry is held out", hint="give more documents or a smaller heldout_fraction")
     sides = {"train": _side(learned, owners, config), "heldout": _side(heldout, owners, config)}
-    files: dict[str, FileFacts] = {}
-    digest = RowsDigest()
-    for split, chats in sides.items():
-        with TableWriter(job.out, CHATS, prefix=SPLIT_PREFIXES[split]) as writer:
-            writer.write_rows(chats)
-        written = writer.close() if chats else {}
-        files |= {name: replace(facts, split=split) for name, facts in written.items()}
-        digest.merge(writer.digest.hexdigest(), writer.digest.rows)
+    files, digest = write_sides(job.out, CHATS, sides)
     totals: dict[str, int | float | str] = {
         "chats": len(sides["train"]),
         "heldout_chats": len(sides["heldout"]),

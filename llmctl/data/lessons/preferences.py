@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 from llmctl.config.errors import InputError
@@ -12,9 +11,9 @@ from llmctl.data.lessons.chats import QUESTIONS
 from llmctl.data.lessons.documentation import Entry, read_entries, split_entries
 from llmctl.data.lessons.draw import pick, sample
 from llmctl.data.lessons.near import Answers
-from llmctl.data.table_writer import RowsDigest, TableWriter
-from llmctl.data.tables import PREFERENCES, SCHEMA_NAMES, SPLIT_PREFIXES
-from llmctl.pipeline.job import FileFacts, Job, Product
+from llmctl.data.lessons.sides import write_sides
+from llmctl.data.tables import PREFERENCES, SCHEMA_NAMES
+from llmctl.pipeline.job import Job, Product
 
 
 def run_preferences(job: Job[PreferencesConfig]) -> Product:
@@ -33,14 +32,7 @@ def run_preferences(job: Job[PreferencesConfig]) -> Product:
             f"none of {len(learned)} entries to learn from has another with a different answer of its length",
             hint="give more documents or a smaller heldout_fraction",
         )
-    files: dict[str, FileFacts] = {}
-    digest = RowsDigest()
-    for split, rows in sides.items():
-        with TableWriter(job.out, PREFERENCES, prefix=SPLIT_PREFIXES[split]) as writer:
-            writer.write_rows(rows)
-        written = writer.close() if rows else {}
-        files |= {name: replace(facts, split=split) for name, facts in written.items()}
-        digest.merge(writer.digest.hexdigest(), writer.digest.rows)
+    files, digest = write_sides(job.out, PREFERENCES, sides)
     totals: dict[str, int | float | str] = {
         "preferences": len(sides["train"]),
         "heldout_preferences": len(sides["heldout"]),

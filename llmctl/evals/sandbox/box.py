@@ -14,10 +14,10 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeVar
 
 from llmctl.evals.sandbox import judge
 from llmctl.evals.sandbox.inside import trouble
@@ -29,6 +29,7 @@ _CHECKER_EXTRA_S = 0.4  # the tests' process outlives the program's, so that it 
 _CHECKER_EXTRA_BYTES = 512 * MIB
 _LOST_PATIENCE_S = 0.2
 _READ_BYTES = 1 << 16
+Found = TypeVar("Found", Verdict, Output)
 
 
 class Sandbox:
@@ -106,17 +107,24 @@ class Sandbox:
             "classes": list(classes),
         }
         wanted = limits or self.limits
+        return self._within(
+            lambda launcher: self._checked(launcher, program, message, wanted),
+            lambda reason: Verdict("missing", message=reason),
+        )
+
+    def _within(self, asked: Callable[[Launcher], Found], missing: Callable[[str], Found]) -> Found:
+        """What `asked` finds once there is a place and a launcher; `missing` where there is none, or it breaks."""
         with self._places:
             began = time.monotonic()
             try:
                 launcher = self._ready()
             except RefusedError as error:
-                return Verdict("missing", message=str(error))
+                return missing(str(error))
             try:
-                found = self._checked(launcher, program, message, wanted)
+                found = asked(launcher)
             except (OSError, StuckError) as error:
                 self._drop(launcher)
-                return Verdict("missing", message=str(error), seconds=time.monotonic() - began)
+                return replace(missing(str(error)), seconds=time.monotonic() - began)
             return replace(found, seconds=time.monotonic() - began, isolation=launcher.isolation)
 
     def _checked(self, launcher: Launcher, program: str, message: dict[str, Any], limits: Limits) -> Verdict:
@@ -140,19 +148,11 @@ class Sandbox:
         self, program: str, stdin: str = "", *, arguments: Sequence[str] = (), limits: Limits | None = None
     ) -> Output:
         """Run `program` as `python program.py ARGUMENTS` with `stdin` as standard input."""
-        wanted = limits or self.limits
-        with self._places:
-            began = time.monotonic()
-            try:
-                launcher = self._ready()
-            except RefusedError as error:
-                return Output("missing", reason=str(error))
-            try:
-                output = self._output(launcher, {"program": program, "arguments": list(arguments)}, stdin, wanted)
-            except (OSError, StuckError) as error:
-                self._drop(launcher)
-                return Output("missing", reason=str(error), seconds=time.monotonic() - began)
-            return replace(output, seconds=time.monotonic() - began, isolation=launcher.isolation)
+        wanted, message = limits or self.limits, {"program": program, "arguments": list(arguments)}
+        return self._within(
+            lambda launcher: self._output(launcher, message, stdin, wanted),
+            lambda reason: Output("missing", reason=reason),
+        )
 
     def _output(self, launcher: Launcher, message: dict[str, Any], stdin: str, limits: Limits) -> Output:
         out, their_out = os.pipe()
