@@ -47,11 +47,13 @@ def stage_command(stage: Stage) -> Callable[..., None]:
 
     def body(given: Given) -> None:
         sink = Sink(stage.command, as_json=given.options["as_json"], quiet=given.options["quiet"])
-        from llmctl.train.launch import environment, leave
+        from llmctl.train.ranks import environment
 
         if environment().world_size == 1:
             guarded(sink, lambda: _run(stage, given, sink))
             return
+        from llmctl.train.launch import leave
+
         try:
             guarded(sink, lambda: _run_as_rank(stage, given, sink))
         except typer.Exit as done:
@@ -63,7 +65,8 @@ def stage_command(stage: Stage) -> Callable[..., None]:
 
 def _run_as_rank(stage: Stage, given: Given, sink: Sink) -> None:
     """Under a launcher every rank gets here: rank 0 runs the command, the others do what it says."""
-    from llmctl.train.launch import dismiss, environment, follow
+    from llmctl.train.launch import dismiss, follow
+    from llmctl.train.ranks import environment
 
     if environment().rank > 0:
         follow()

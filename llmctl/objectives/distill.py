@@ -24,8 +24,8 @@ from llmctl.pipeline.job import Job, Product
 from llmctl.store.artifact import Artifact
 from llmctl.tokens.tokenizer import Tokenizer
 from llmctl.train import launch
-from llmctl.train.launch import environment
 from llmctl.train.loader import RowSource
+from llmctl.train.ranks import environment
 
 NEEDS_TEACHER = {"on_policy": "texts that nobody knows before", "hidden": "states to compare that are not kept"}
 

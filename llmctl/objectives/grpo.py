@@ -27,6 +27,7 @@ from llmctl.pipeline.job import FileFacts, Job, Product
 from llmctl.store.artifact import Artifact
 from llmctl.train import launch
 from llmctl.train.loop import fit
+from llmctl.train.ranks import environment
 
 
 def run(job: Job[GrpoConfig]) -> Product:
@@ -41,7 +42,7 @@ def train(job: Job[GrpoConfig]) -> Product:
         InputError: a prompt is malformed or leaves no room for an answer, or no answer gets a reward.
         UsageError: a launcher started ranks, or a model is given that nothing looks at.
     """
-    if launch.environment().world_size > 1:
+    if environment().world_size > 1:
         raise UsageError("grpo trains in a single process", hint="start llmctl without a launcher")
     given, config = job.artifact(), job.config
     tokenizer = open_tokenizer(given)

@@ -26,9 +26,9 @@ from llmctl.model.sequence import SharedRows
 from llmctl.model.transformer import Transformer
 from llmctl.train.disk import own_folder
 from llmctl.train.float8 import use_float8
-from llmctl.train.launch import Ranks
 from llmctl.train.muon import Muon
 from llmctl.train.optimizers import build_optimizer, described, set_rate
+from llmctl.train.ranks import Ranks
 from llmctl.train.recompute import recompute
 from llmctl.train.scaling import unscale
 from llmctl.train.shards import Layout, Piece

@@ -15,8 +15,8 @@ from llmctl.model.transformer import Transformer
 from llmctl.train.elementwise import Sophia
 from llmctl.train.float8 import use_float8
 from llmctl.train.lanes import Lanes, lanes_of
-from llmctl.train.launch import environment
 from llmctl.train.optimizers import build_optimizer, described, set_rate
+from llmctl.train.ranks import environment
 from llmctl.train.recompute import recompute
 from llmctl.train.scaling import unscale
 from llmctl.train.shards import Layout

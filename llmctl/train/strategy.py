@@ -15,7 +15,7 @@ from torch import Tensor, distributed
 from llmctl.config.devices import cores
 from llmctl.config.train import TrainConfig
 from llmctl.model.transformer import Transformer
-from llmctl.train.launch import meeting_point
+from llmctl.train.ranks import meeting_point
 from llmctl.train.states import Trained
 
 Call = Callable[[Transformer], Tensor]

@@ -12,13 +12,14 @@ from llmctl.pipeline.processes import end_with_stdin
 from llmctl.pipeline.stage import load
 from llmctl.store.files import publish_bytes
 from llmctl.train import launch
+from llmctl.train.ranks import environment
 
 
 def main(words: list[str]) -> int:
     """Run the job that the file `words[-1]` describes; rank 0 leaves the product beside it."""
     end_with_stdin()
     path = Path(next(word for word in words if not word.startswith("--local_rank")))
-    rank = launch.environment().rank
+    rank = environment().rank
     try:
         job, entry = spec.rebuild(json.loads(path.read_bytes()), leads=rank == 0)
         product = load(entry)(job)

@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import xxhash
-from datasketch import MinHash
+from datasketch import MinHash, MinHashLSH
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmctl.data.dedup import kernel
 from llmctl.data.dedup.kernel import normalise, shared, shingles
-from llmctl.data.dedup.minhash import Signer, bands_and_rows
+from llmctl.data.dedup.minhash import FALSE_NEGATIVE_WEIGHT, FALSE_POSITIVE_WEIGHT, FOUND, Signer, bands_and_rows
 from tests.data import shingle_reference as reference
 from tests.data.shingle_reference import as_shingles
 
@@ -80,7 +80,9 @@ def test_permutations_bands_and_rows_are_those_of_datasketch() -> None:
         signer = Signer.drawn(permutations, seed)
         drawn = MinHash(num_perm=permutations, seed=seed, scheme="affine32").permutations
         assert np.array_equal(np.array([signer.factors, signer.addends]), drawn)
-    assert bands_and_rows(0.8, 160) == (24, 6)
+    for (threshold, permutations), found in FOUND.items():
+        index = MinHashLSH(threshold, permutations, weights=(FALSE_POSITIVE_WEIGHT, FALSE_NEGATIVE_WEIGHT))
+        assert (index.b, index.r) == bands_and_rows(threshold, permutations) == found
     assert bands_and_rows(0.5, 128) == (42, 3)
     assert bands_and_rows(1.0, 128) == (2, 64), "where datasketch's best would be a single band"
 

@@ -10,8 +10,8 @@ from synthetic_run import VOCAB, WIDE, Counting, curve, make_job
 from llmctl.model.transformer import Transformer
 from llmctl.pipeline.job import Product
 from llmctl.tokens.batch import IGNORE, PADDING_DOCUMENT, Batch
-from llmctl.train.launch import environment
 from llmctl.train.loop import fit
+from llmctl.train.ranks import environment
 
 LONGEST = 18
 

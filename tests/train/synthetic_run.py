@@ -141,7 +141,7 @@ def train_to_divergence(job):
 def train_counting_orthogonalisations(job):
     """As `train`; each rank leaves the number of its Newton-Schulz calls in the output folder."""
     from llmctl.train import muon
-    from llmctl.train.launch import environment
+    from llmctl.train.ranks import environment
 
     calls, real = [], muon.newton_schulz
 
@@ -158,7 +158,7 @@ def train_counting_orthogonalisations(job):
 
 def hang_on_rank_1(job):
     """Rank 1 never comes back from the forward pass of its third step."""
-    from llmctl.train.launch import environment
+    from llmctl.train.ranks import environment
 
     class Hanging(Counting):
         seen = 0
@@ -175,7 +175,7 @@ def hang_on_rank_1(job):
 
 
 def die_on_rank_1(job):
-    from llmctl.train.launch import environment
+    from llmctl.train.ranks import environment
 
     if environment().rank == 1:
         raise RuntimeError("rank 1 gives up")
@@ -185,9 +185,10 @@ def die_on_rank_1(job):
 def main(words):
     """`[--local_rank=N] DIRECTORY FIELDS`: alone, or as one of a launcher's ranks."""
     from llmctl.train import launch
+    from llmctl.train.ranks import environment
 
     directory, fields = [word for word in words if not word.startswith("--local_rank")]
-    if launch.environment().rank:
+    if environment().rank:
         launch.follow()
     else:
         launch.start(make_job(directory, **ast.literal_eval(fields)), "synthetic_run:train")

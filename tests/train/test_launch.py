@@ -10,7 +10,7 @@ from llmctl.config.errors import ElsewhereError, GateError, InputError, LlmctlEr
 from llmctl.pipeline import spec
 from llmctl.train import launch
 from llmctl.train.guards import DivergedError
-from llmctl.train.launch import Ranks, environment, meeting_point
+from llmctl.train.ranks import Ranks, environment, meeting_point
 
 
 def test_environment_of_the_two_launchers():
@@ -57,7 +57,7 @@ def test_under_other_launchers_nothing_is_changed():
 
 
 def test_asking_who_one_is_imports_no_torch():
-    code = "import sys, llmctl.train.launch as l; l.environment(); print('torch' in sys.modules)"
+    code = "import sys, llmctl.train.ranks as r; r.environment(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

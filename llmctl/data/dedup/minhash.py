@@ -1,7 +1,7 @@
 """MinHash: the permutations, and the keys that near duplicates share (Broder 1997).
 
-Permutations, bands and rows are datasketch's (scheme `affine32`), which is imported late: it loads scipy for half a
-second. Signatures are computed by kernel.c, bit-equal to datasketch's on the same hashes.
+Permutations, bands and rows are datasketch's (scheme `affine32`), which is imported where a threshold asks for it: it
+loads scipy for half a second. Signatures are computed by kernel.c, bit-equal to datasketch's on the same hashes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ Signatures = npt.NDArray[np.uint32]
 
 # Candidates are verified, so a missed pair costs far more than a needless comparison.
 FALSE_POSITIVE_WEIGHT, FALSE_NEGATIVE_WEIGHT = 0.001, 0.999
+FOUND = {(0.8, 160): (24, 6)}  # the bands and rows of the defaults, which need not wait for scipy
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio, odd: a bijection modulo 2^64
 
 
@@ -33,12 +34,10 @@ class Signer:
 
     @classmethod
     def drawn(cls, permutations: int, seed: int) -> Signer:
-        """The permutations that datasketch draws: odd factors, so that each is a bijection of 32-bit numbers."""
-        from datasketch import MinHash
-
-        drawn = MinHash(num_perm=permutations, seed=seed, scheme="affine32").permutations
-        factors, addends = (np.asarray(part, dtype=np.uint32) for part in drawn)
-        return cls(factors, addends)
+        """The permutations of datasketch, drawn as it does: odd factors make each a bijection of 32-bit numbers."""
+        generator = np.random.RandomState(seed)
+        factors = 2 * generator.randint(0, 1 << 31, permutations, dtype=np.uint32) + np.uint32(1)
+        return cls(factors, generator.randint(0, 1 << 32, permutations, dtype=np.uint32))
 
     def __call__(self, given: Shingles) -> Signatures:
         """uint32 [documents, permutations]; all ones for a document without shingles."""
@@ -92,6 +91,8 @@ def bands_and_rows(threshold: float, permutations: int) -> tuple[int, int]:
     Two sets of similarity s share a band with probability 1 - (1 - s^rows)^bands (Leskovec, Rajaraman and Ullman,
     Mining of Massive Datasets, 3.4). Where one band would be best, which datasketch refuses, it is two.
     """
+    if (threshold, permutations) in FOUND:
+        return FOUND[threshold, permutations]
     from datasketch import MinHashLSH
 
     try:
