@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: as many files as there are cores run side by side
+
 import pytest
 from hypothesis import settings
 
@@ -28,7 +30,7 @@ DATA = Path(os.environ.get("LLMCTL_TEST_DATA", Path(__file__).parents[2] / "shar
 def environment(**extra: str) -> dict[str, str]:
     """This process's environment without any llmctl setting of the developer's own."""
     clean = {key: value for key, value in os.environ.items() if not key.startswith("LLMCTL_")}
-    return {**clean, "HOME": "/nonexistent", "NO_COLOR": "1", "OMP_NUM_THREADS": "2", **extra}
+    return {**clean, "HOME": "/nonexistent", "NO_COLOR": "1", **extra}
 
 
 @pytest.fixture

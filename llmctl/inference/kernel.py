@@ -2,7 +2,7 @@
 
 What lies between the products torch runs as several operations that wait for one another, and its attention of single
 queries in bfloat16 takes ten times as long as reading the keys does. Products of few rows read weights at the speed of
-memory here, at half of it through oneDNN.
+memory here, at half of it through oneDNN; and a row's result does not depend on the rows beside it.
 """
 
 from __future__ import annotations
@@ -100,15 +100,6 @@ def _parallel() -> ctypes.c_void_p | None:
 def serves(x: Tensor) -> bool:
     """Whether the kernel takes numbers of this kind, where they are."""
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
-
-
-def outruns_torch() -> bool:
-    """Whether `linear` is faster than torch on this processor: its loops are written for vectors of AVX-512.
-
-    Without those it made 7 GFLOP/s on one core, and torch 17 for one row and 70 for 512 (fp32, an EPYC with AVX2).
-    """
-    level: int = compiled.library(__file__, BUILDS[0]).level()
-    return level >= BUILDS.index("kernel_avx512")
 
 
 def serves_heads(data: Tensor) -> bool:

@@ -10,103 +10,143 @@
 
 #define PANEL 32                   /* outputs whose weights lie together */
 #define HIGH ((int32_t)0xFFFF0000) /* the later number of a pair of bfloat16 */
+/* A vector here is one register, unlike `lanes`, which GCC keeps in memory where it takes several; and as many rows are
+   served at once as leave their sums, two or four vectors each, in registers. */
 #if defined(__AVX512F__)
-#define ROWS 12 /* that are served at once: two vectors of sums each */
+#define BYTES 64
+#define ROWS 12
 #elif defined(__AVX__)
-#define ROWS 2
+#define BYTES 32
+#define ROWS 6
 #else
-#define ROWS 4
+#define BYTES 16
+#define ROWS 3
 #endif
+#define STRETCH 128 /* numbers of a row that are made floats at a time */
+#define WIDE (BYTES / 4)
+#define PARTS(rows) (PANEL / WIDE == 2 || (rows) > 3 ? 2 : 4)
 
-/* Add what is to be added to the sums of one row and panel, and store them. */
-INLINE void finish(const Linear *job, int64_t panel, int64_t row, const lanes *sums, int kind) {
-    const int64_t column = panel * PANEL, at = row * job->outputs + column;
-    if (job->outputs - column >= PANEL) {
-        for (int half = 0; half < 2; half++) {
-            lanes sum = sums[half];
-            if (job->bias) sum += load(job->bias, column + half * LANES, kind);
-            if (job->residual) sum += load(job->residual, at + half * LANES, kind);
-            store(job->out, at + half * LANES, sum, kind);
+typedef float wide __attribute__((vector_size(BYTES), aligned(4), may_alias));
+typedef int32_t whole_wide __attribute__((vector_size(BYTES), aligned(4), may_alias));
+
+/* Add what is to be added to the sums of one row and some outputs, and store them. */
+INLINE void finish(const Linear *job, int64_t column, int64_t row, const float *sums, const int count, int kind) {
+    for (int done = 0; done < count; done += LANES) {
+        const int64_t first = column + done, at = row * job->outputs + first;
+        if (job->outputs - first >= LANES) {
+            lanes sum = *(const loose_lanes *)(sums + done);
+            if (job->bias) sum += load(job->bias, first, kind);
+            if (job->residual) sum += load(job->residual, at, kind);
+            store(job->out, at, sum, kind);
+            continue;
         }
-        return;
-    }
-    for (int64_t i = 0; i < job->outputs - column; i++) {
-        float sum = sums[i / LANES][i % LANES];
-        if (job->bias) sum += one(job->bias, column + i, kind);
-        if (job->residual) sum += one(job->residual, at + i, kind);
-        store_one(job->out, at + i, sum, kind);
+        for (int64_t i = 0; i < job->outputs - first; i++) {
+            float sum = sums[done + i];
+            if (job->bias) sum += one(job->bias, first + i, kind);
+            if (job->residual) sum += one(job->residual, at + i, kind);
+            store_one(job->out, at + i, sum, kind);
+        }
     }
 }
 
-/* `rows` rows from `first` on times one panel. Every row's sums are made in the same order, whatever runs beside it. */
-INLINE void product(const Linear *job, int64_t panel, int64_t first, const int rows, const int kind) {
+/* `rows` rows from `first` on times `parts` vectors of a panel's outputs from `column` on, whose weights are at `k = 0`.
+   Every row's sums are made in the same order, whatever runs beside it. */
+INLINE void product(const Linear *job, int64_t panel, int column, int64_t first, const int rows, const int parts,
+                    const int kind) {
     const int64_t K = job->width;
-    lanes sums[ROWS][2];
+    wide sums[ROWS][4];
 #pragma GCC unroll 12
-    for (int r = 0; r < rows; r++) sums[r][0] = sums[r][1] = all(0.0f);
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int p = 0; p < parts; p++) sums[r][p] = (wide){0};
     if (kind == FLOAT) {
-        const float *weight = (const float *)job->weight + panel * K * PANEL, *x[ROWS];
-#pragma GCC unroll 12
-        for (int r = 0; r < rows; r++) x[r] = (const float *)job->x + (first + r) * K;
+        const float *weight = (const float *)job->weight + panel * K * PANEL + column;
+        const float *x = (const float *)job->x + first * K;
         for (int64_t k = 0; k < K; k++) {
-            const lanes left = *(const loose_lanes *)(weight + k * PANEL);
-            const lanes right = *(const loose_lanes *)(weight + k * PANEL + LANES);
+            wide some[4];
+#pragma GCC unroll 4
+            for (int p = 0; p < parts; p++) some[p] = *(const wide *)(weight + k * PANEL + p * WIDE);
 #pragma GCC unroll 12
             for (int r = 0; r < rows; r++) {
-                const lanes factor = all(x[r][k]);
-                sums[r][0] += factor * left;
-                sums[r][1] += factor * right;
+                const wide factor = x[r * K + k] - (wide){0};
+#pragma GCC unroll 4
+                for (int p = 0; p < parts; p++) sums[r][p] += factor * some[p];
             }
         }
     } else {
-        const uint32_t *weight = (const uint32_t *)job->weight + panel * (K / 2) * PANEL;
-        const uint16_t *x[ROWS];
-#pragma GCC unroll 12
-        for (int r = 0; r < rows; r++) x[r] = (const uint16_t *)job->x + (first + r) * K;
+        const uint32_t *weight = (const uint32_t *)job->weight + panel * (K / 2) * PANEL + column;
+        const uint16_t *x = (const uint16_t *)job->x + first * K;
+#if defined(__AVX512BF16__)
         for (int64_t k = 0; k < K / 2; k++) {
-            const whole_lanes left = *(const loose_whole_lanes *)(weight + k * PANEL);
-            const whole_lanes right = *(const loose_whole_lanes *)(weight + k * PANEL + LANES);
+            whole_wide some[4];
+#pragma GCC unroll 4
+            for (int p = 0; p < parts; p++) some[p] = *(const whole_wide *)(weight + k * PANEL + p * WIDE);
 #pragma GCC unroll 12
             for (int r = 0; r < rows; r++) {
                 int32_t pair;
-                memcpy(&pair, x[r] + 2 * k, sizeof pair);
-#if defined(__AVX512BF16__)
-                const __m512i factors = _mm512_set1_epi32(pair);
-                sums[r][0] = (lanes)_mm512_dpbf16_ps((__m512)sums[r][0], (__m512bh)factors, (__m512bh)left);
-                sums[r][1] = (lanes)_mm512_dpbf16_ps((__m512)sums[r][1], (__m512bh)factors, (__m512bh)right);
-#else
-                const whole_lanes factors = pair - (whole_lanes){0};
-                const lanes low = (lanes)(factors << 16), high = (lanes)(factors & HIGH);
-                sums[r][0] += low * (lanes)(left << 16);
-                sums[r][0] += high * (lanes)(left & HIGH);
-                sums[r][1] += low * (lanes)(right << 16);
-                sums[r][1] += high * (lanes)(right & HIGH);
-#endif
+                memcpy(&pair, x + r * K + 2 * k, sizeof pair);
+                const __m512bh factors = (__m512bh)_mm512_set1_epi32(pair);
+#pragma GCC unroll 4
+                for (int p = 0; p < parts; p++)
+                    sums[r][p] = (wide)_mm512_dpbf16_ps((__m512)sums[r][p], factors, (__m512bh)some[p]);
             }
         }
+#else
+        for (int64_t from = 0; from < K; from += STRETCH) {
+            const int64_t length = K - from < STRETCH ? K - from : STRETCH;
+            float factors[ROWS][STRETCH];
+            for (int r = 0; r < rows; r++)
+                for (int64_t i = 0; i < length; i++) factors[r][i] = one(x, r * K + from + i, BFLOAT16);
+            for (int64_t k = 0; k < length / 2; k++) {
+                const uint32_t *pairs = weight + (from / 2 + k) * PANEL;
+                /* The earlier numbers of the pairs, then the later ones: both at once would not fit the registers. */
+#pragma GCC unroll 2
+                for (int later = 0; later < 2; later++) {
+                    wide some[4];
+#pragma GCC unroll 4
+                    for (int p = 0; p < parts; p++) {
+                        const whole_wide both = *(const whole_wide *)(pairs + p * WIDE);
+                        some[p] = later ? (wide)(both & HIGH) : (wide)(both << 16);
+                    }
+#pragma GCC unroll 12
+                    for (int r = 0; r < rows; r++) {
+                        const wide factor = factors[r][2 * k + later] - (wide){0};
+#pragma GCC unroll 4
+                        for (int p = 0; p < parts; p++) sums[r][p] += factor * some[p];
+                    }
+                }
+            }
+        }
+#endif
     }
 #pragma GCC unroll 12
-    for (int r = 0; r < rows; r++) finish(job, panel, first + r, sums[r], kind);
+    for (int r = 0; r < rows; r++) {
+        float held[PANEL];
+#pragma GCC unroll 4
+        for (int p = 0; p < parts; p++) *(wide *)(held + p * WIDE) = sums[r][p];
+        finish(job, panel * PANEL + column, first + r, held, parts * WIDE, kind);
+    }
+}
+
+/* `rows` rows from `first` on times one panel. */
+INLINE void panel_product(const Linear *job, int64_t panel, int64_t first, const int rows) {
+    for (int column = 0; column < PANEL; column += PARTS(rows) * WIDE)
+        if (job->kind == FLOAT)
+            product(job, panel, column, first, rows, PARTS(rows), FLOAT);
+        else
+            product(job, panel, column, first, rows, PARTS(rows), BFLOAT16);
 }
 
 /* Take one panel after the other until none is left; several threads may. */
 static void linear_some(void *given) {
     Linear *job = given;
-    const int64_t panels = (job->outputs + PANEL - 1) / PANEL, whole = job->rows - job->rows % ROWS;
+    const int64_t panels = (job->outputs + PANEL - 1) / PANEL;
     int64_t panel;
     while ((panel = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < panels) {
-        for (int64_t row = 0; row < whole; row += ROWS)
-            if (job->kind == FLOAT)
-                product(job, panel, row, ROWS, FLOAT);
-            else
-                product(job, panel, row, ROWS, BFLOAT16);
-        int64_t row = whole;
-#define SOME(count)                                      \
-    for (; job->rows - row >= count; row += count)       \
-        if (job->kind == FLOAT)                          \
-            product(job, panel, row, count, FLOAT);    \
-        else                                             \
-            product(job, panel, row, count, BFLOAT16);
+        int64_t row = 0;
+#define SOME(count) \
+    for (; job->rows - row >= count; row += count) panel_product(job, panel, row, count);
+        SOME(ROWS)
 #if ROWS > 8
         SOME(8)
 #endif

@@ -178,7 +178,7 @@ def prepare(model: Transformer, weights: Weights) -> Transformer:
 def _maker(model: Transformer, weights: Weights) -> MakeLinear | None:
     """What makes a layer's replacement; None where nothing is to be replaced."""
     if weights == "plain":
-        return _packed if kernel.serves(model.output_weight) and kernel.outruns_torch() else None
+        return _packed if kernel.serves(model.output_weight) else None
     return _int8 if weights == "int8" else _int4
 
 

@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from llmctl.inference import kernel
 from llmctl.inference.conversation import open_engine
 from llmctl.inference.engine import Engine
 from llmctl.inference.linears import GROUP, Int4Linear, Int8Linear, PackedLinear, prepare
@@ -103,13 +102,11 @@ def test_coarse_weights_change_log_probabilities_a_little(weights: str) -> None:
 
 
 def test_the_formats_are_options_of_the_engine(checkpoint: Path) -> None:
-    plain = PackedLinear if kernel.outruns_torch() else nn.Linear
-    for weights, kind in (("plain", plain), ("int8", Int8Linear), ("int4", Int4Linear)):
+    for weights, kind in (("plain", PackedLinear), ("int8", Int8Linear), ("int4", Int4Linear)):
         options = Options(weights=weights, cache_bits=8)  # type: ignore[arg-type]
         with open_engine(checkpoint, device="cpu", precision="fp32", options=options) as engine:
             layer = getattr(engine.model.layers[0], "block", engine.model.layers[0])
-            projection = "q_proj" if kind is nn.Linear else "qkv_proj"
-            assert isinstance(getattr(layer.self_attn, projection), kind)
+            assert isinstance(layer.self_attn.qkv_proj, kind)
             assert engine._scheduler.cache.data.dtype == torch.int8
             assert len(engine.generate([Request([1], max_tokens=5, stop_ids=())])[0].token_ids) == 5
 

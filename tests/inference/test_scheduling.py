@@ -2,7 +2,7 @@
 
 import random
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmctl.inference import kernel
 from llmctl.inference.engine import Engine
 from llmctl.inference.linears import prepare
 from llmctl.inference.options import Options
@@ -91,15 +90,6 @@ def same_but_for_borders(
             assert on_the_border(model, request, one.token_ids[: place + 1], other.token_ids[place])
 
 
-@pytest.fixture(scope="module")
-def own_products() -> Iterator[None]:
-    """Our products, which compute a row in the same way in every batch, where torch's are the faster ones too."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernel, "outruns_torch", lambda: True)
-        yield
-
-
-@pytest.mark.usefixtures("own_products")
 @pytest.mark.parametrize("shape", SHAPES)
 @settings(max_examples=3)
 @given(seed=st.integers(0, 10_000), step=st.integers(1, 60), prefixes=st.booleans())
