@@ -6,18 +6,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from llmctl.config.devices import Device, Precision
 from llmctl.inference.engine import DEFAULT, Engine
 from llmctl.inference.linears import prepare
 from llmctl.inference.options import Options
 from llmctl.inference.request import Completion, Request
 from llmctl.model import huggingface
-from llmctl.model.device import choose_device
+from llmctl.model.device import DTYPES, choose_device
 from llmctl.tokens.chat import render_prompt
-
-DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def open_engine(

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 
 from llmctl.config.errors import UsageError
+
+DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The formats of numbers by the names that options give them."""
 
 
 def choose_device(wanted: str, local_rank: int = 0) -> torch.device:
@@ -25,4 +30,4 @@ def product_dtype(precision: str) -> torch.dtype | None:
 
     In fp8 it is that of the products which are not in 8 bits, and of what goes into and comes out of the others.
     """
-    return {"fp16": torch.float16, "fp32": None}.get(precision, torch.bfloat16)
+    return None if precision == "fp32" else DTYPES.get(precision, torch.bfloat16)

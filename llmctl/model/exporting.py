@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import torch
-
 from llmctl.config.errors import UsageError
 from llmctl.config.inout import ExportConfig
 from llmctl.model import gguf, huggingface
 from llmctl.model.config_json import GENERATION_FILE, TOKEN_IDS, generation_json, read_object
+from llmctl.model.device import DTYPES
 from llmctl.model.families import OWN
 from llmctl.model.formats.gguf_writer import Format
 from llmctl.model.tokenizer_files import copy_tokenizer
@@ -22,7 +21,6 @@ from llmctl.store.artifact import Artifact
 from llmctl.tokens.gguf_metadata import tokenizer_metadata
 
 GGUF_FORMATS: Final[dict[str, Format]] = {"fp32": "F32", "bf16": "BF16", "fp16": "F16", "q8_0": "Q8_0"}
-DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 
 

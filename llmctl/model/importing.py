@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 
-from llmctl.config.inout import ImportConfig, WeightType
+from llmctl.config.inout import ImportConfig
 from llmctl.config.model import ModelConfig
 from llmctl.model import adapters, gguf, huggingface
 from llmctl.model.config_json import GENERATION_FILE, TOKEN_IDS, generation_json, read_object
+from llmctl.model.device import DTYPES
 from llmctl.model.families import OWN, Family
 from llmctl.model.located import README, Located, locate
 from llmctl.model.tokenizer_files import keep_tokenizer, tokenizer_facts, tokenizer_product, write_tokenizer
@@ -23,12 +23,6 @@ from llmctl.pipeline.job import Job, Product
 from llmctl.tokens.gguf import from_gguf
 
 CHECKPOINT_SCHEMA = "llmctl.checkpoint/1"
-DTYPES: Final[dict[WeightType, torch.dtype | None]] = {
-    "keep": None,
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
 TOKENS_KEY = "tokenizer.ggml.tokens"
 GGUF_IDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 NAME_ENDING = re.compile(r"\.gguf$|\.json$|\.model$|\.tiktoken$", re.IGNORECASE)
@@ -73,7 +67,7 @@ def run(job: Job[ImportConfig]) -> Product:
         ids=model.ids,
         generation=model.generation,
         preferred=model.family,
-        dtype=DTYPES[job.config.dtype],
+        dtype=DTYPES.get(job.config.dtype),
         shard_bytes=job.config.shard_bytes,
         wrote=lambda done: job.progress.update(done, total, "bytes"),
     )
