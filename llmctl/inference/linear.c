@@ -30,7 +30,7 @@ typedef float wide __attribute__((vector_size(BYTES), aligned(4), may_alias));
 typedef int32_t whole_wide __attribute__((vector_size(BYTES), aligned(4), may_alias));
 
 /* Add what is to be added to the sums of one row and some outputs, and store them. */
-INLINE void finish(const Linear *job, int64_t column, int64_t row, const float *sums, const int count, int kind) {
+static void finish(const Linear *job, int64_t column, int64_t row, const float *sums, int count, int kind) {
     for (int done = 0; done < count; done += LANES) {
         const int64_t first = column + done, at = row * job->outputs + first;
         if (job->outputs - first >= LANES) {
@@ -48,6 +48,12 @@ INLINE void finish(const Linear *job, int64_t column, int64_t row, const float *
         }
     }
 }
+
+#if !defined(__AVX512BF16__)
+static void widen(const uint16_t *x, float *out, int64_t count) {
+    for (int64_t i = 0; i < count; i++) out[i] = one(x, i, BFLOAT16);
+}
+#endif
 
 /* `rows` rows from `first` on times `parts` vectors of a panel's outputs from `column` on, whose weights are at `k = 0`.
    Every row's sums are made in the same order, whatever runs beside it. */
@@ -95,8 +101,7 @@ INLINE void product(const Linear *job, int64_t panel, int column, int64_t first,
         for (int64_t from = 0; from < K; from += STRETCH) {
             const int64_t length = K - from < STRETCH ? K - from : STRETCH;
             float factors[ROWS][STRETCH];
-            for (int r = 0; r < rows; r++)
-                for (int64_t i = 0; i < length; i++) factors[r][i] = one(x, r * K + from + i, BFLOAT16);
+            for (int r = 0; r < rows; r++) widen(x + r * K + from, factors[r], length);
             for (int64_t k = 0; k < length / 2; k++) {
                 const uint32_t *pairs = weight + (from / 2 + k) * PANEL;
                 /* The earlier numbers of the pairs, then the later ones: both at once would not fit the registers. */
