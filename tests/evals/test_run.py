@@ -7,7 +7,7 @@ import json
 import statistics
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,17 @@ import pytest
 from llmctl.config.collect import CollectConfig
 from llmctl.config.errors import ConfigError, GateError, InputError, UsageError
 from llmctl.config.evals import EvalConfig
+from llmctl.evals.gates import check_gates
 from llmctl.evals.local import LocalModel
+from llmctl.evals.sandbox.verdict import Verdict
 from llmctl.evals.sandbox.verify import Program
+from llmctl.pipeline.evaluations import names_figure
 from llmctl.pipeline.execute import Call, execute
 from llmctl.pipeline.stages import stage_named
-from llmctl.store.artifact import Artifact, FileInput
-from llmctl.store.manifest import InputEntry, Manifest, Producer, RunInfo
-from llmctl.store.store import Store
-from tests.evals.test_stage import Notes
-from tests.evals.tiny import file_of, text, write_checkpoint
+from llmctl.store.artifact import Artifact
+from llmctl.store.manifest import InputEntry
+from tests.evals.evaluations import ROWS, Evals, samples
+from tests.evals.tiny import file_of, text
 
 MINE = """\
 task: mine
@@ -36,19 +38,6 @@ doc_to_choice: options
 doc_to_target: right
 metric_list: [acc, acc_norm, ece]
 """
-ROWS = [{"question": text(n, 5), "options": [text(3 * n, 2), text(3 * n + 1, 3)], "right": n % 2} for n in range(20)]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    folder = tmp_path_factory.mktemp("run")
-    write_checkpoint(folder, seed=5, context=128).rename(folder / "data")
-    producer = Producer(command="t", op_version=1, llmctl="0", argv=[], config={}, action_key="t")
-    manifest = Manifest(
-        kind="checkpoint", schema="t", digest="sha256:" + "5" * 64, files=[], totals={}, semantic={}, producer=producer,
-        inputs={}, run=RunInfo(id="t", started="", finished="", host=""), license=[],
-    )  # fmt: skip
-    return Artifact(folder, manifest, "tested@v1")
 
 
 @pytest.fixture
@@ -56,30 +45,6 @@ def mine(tmp_path: Path) -> str:
     path = tmp_path / "mine.yaml"
     path.write_text(MINE)
     return str(path)
-
-
-class Evals:
-    """Evaluations into one store."""
-
-    def __init__(self, root: Path, checkpoint: Artifact) -> None:
-        self.store, self.checkpoint, self.notes = Store.open(root, create=True), checkpoint, Notes()
-
-    def run(self, config: Mapping[str, Any], rows: Any = ROWS, **data: FileInput) -> Artifact:
-        path = self.store.root.parent / "rows.jsonl"
-        given = {f"data.{name}": value for name, value in data.items()} or {"data.mine": file_of(path, rows)}
-        inputs = given if "server" in config else {"input": self.checkpoint, **given}
-        settings = EvalConfig.model_validate({"device": "cpu", "tasks": "mine", **config})
-        return execute(Call(stage_named("eval"), settings, inputs), self.store, self.notes).artifact
-
-
-@pytest.fixture
-def evals(tmp_path: Path, checkpoint: Artifact) -> Evals:
-    return Evals(tmp_path / "artifacts", checkpoint)
-
-
-def samples(artifact: Artifact) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = pq.read_table(artifact.file("samples-00000.parquet")).to_pylist()
-    return rows
 
 
 def test_a_task_is_a_file_and_ten_lines_and_every_sample_is_kept(evals: Evals, mine: str) -> None:
@@ -115,8 +80,38 @@ def test_a_gate_that_is_not_met_exits_6_and_the_figures_are_there(evals: Evals, 
     with pytest.raises(GateError):  # from the cache too
         evals.run({"tasks": mine, "min": "acc=0.99"})
     evals.run({"tasks": mine, "min": "acc=0.0,mine.acc_norm=0"})
-    with pytest.raises(UsageError, match=r"min names 'mine.accuracy', and there is no such figure"):
+
+
+def test_a_gate_on_no_figure_is_told_before_anything_runs(
+    evals: Evals, mine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmctl.evals.stage.open_engine", lambda *_, **__: pytest.fail("the model was opened"))
+    with pytest.raises(UsageError, match="--min names 'mine.accuracy', and there is no such figure") as raised:
         evals.run({"tasks": mine, "min": {"mine.accuracy": 0.5}})
+    assert raised.value.hint.startswith("did you mean mine.acc? the figures are heldout.loss, ")
+    assert raised.value.hint.endswith("mine.acc, mine.acc_norm, mine.ece")
+    with pytest.raises(UsageError, match="--min names 'yours.acc'"):
+        evals.run({"tasks": mine, "min": "acc=0.1,yours.acc=0.5"})
+
+
+def test_gates_mean_a_figure_by_every_filter_or_by_one() -> None:
+    config = EvalConfig.model_validate({"tasks": "gsm8k,mmlu", "draws": 2, "budget": "8,16", "min": "mmlu/law.acc=0.1"})
+    check_gates(config, has_choices=False, has_scorer=False)
+    for gate, is_known in {
+        "gsm8k.exact_match=0.3": True, "gsm8k.exact_match,strict-match=0.3,acc=1": True, "vote@2,8_tokens=0": True,
+        "gsm8k.best@2,8_tokens=0": False, "vote@4=0": False, "gsm8k.exact_match,lax=0": False, "law.acc=0": False,
+    }.items():  # fmt: skip
+        gated = EvalConfig.model_validate({**config.model_dump(), "min": gate})
+        if is_known:
+            check_gates(gated, has_choices=False, has_scorer=False)
+        else:
+            with pytest.raises(UsageError, match="there is no such figure"):
+                check_gates(gated, has_choices=False, has_scorer=False)
+    assert [names_figure("gsm8k.exact_match", f"gsm8k.exact_match{way}") for way in ("", ",lax", "s")] == [
+        True,
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -238,9 +233,10 @@ def test_programs_are_handed_to_the_verifier_and_no_verdict_is_no_score(
 ) -> None:
     (tmp_path / "code.yaml").write_text(CODE)
     handed: list[Program] = []
-    verdicts = {0: [True, False, False], 1: [None, True, None], 2: [True, True, True]}
+    passed, failed, missing = Verdict("passed"), Verdict("failed", "AssertionError"), Verdict("missing")
+    verdicts = {0: [passed, failed, failed], 1: [missing, passed, missing], 2: [passed, passed, passed]}
 
-    def verify(programs: Sequence[Program]) -> list[bool | None]:
+    def verify(programs: Sequence[Program]) -> list[Verdict]:
         handed.extend(programs)
         return [verdict for number in range(3) for verdict in verdicts[number]]
 
@@ -252,7 +248,9 @@ def test_programs_are_handed_to_the_verifier_and_no_verdict_is_no_score(
     assert (totals["code.scored"], totals["code.skipped.unchecked"]) == (2, 1)
     assert totals["code.pass@1"] == pytest.approx((1 / 3 + 1) / 2)
     assert totals["code.pass@2"] == pytest.approx((2 / 3 + 1) / 2)
+    assert totals["code.oracle_pass@2"] == totals["code.pass@2"]
     kept = samples(artifact)
+    assert kept[1]["verdicts"] == ["missing", "passed", "missing"]
     for program, (row, number) in zip(handed, ((row, n) for row in kept for n in range(3)), strict=True):
         assert program.source == rows[row["number"]]["prompt"] + row["texts"][number]
         assert (program.test, program.entry_point) == (f"assert f{row['number']}", f"f{row['number']}")
