@@ -308,7 +308,7 @@ MODEL_STAGES: tuple[Stage, ...] = (
         fetch="llmctl.evals.remote:fetch",
         sources="llmctl.evals.remote:sources",
         gate="llmctl.pipeline.evaluations:check_figures",
-        op_version=4,
+        op_version=5,
         output="eval",
         resumable=True,
         inputs={
@@ -319,6 +319,7 @@ MODEL_STAGES: tuple[Stage, ...] = (
             "choices": Role(
                 ("prompts",), "multiple-choice questions: an artifact or a .jsonl file", required=False, files=True
             ),
+            "scorer": Role(("checkpoint",), "reward model that chooses among --draws", required=False),
             "data": Role(
                 ("prompts", "documents", "chats"),
                 "data of a task, TASK=FILE, or of its examples, TASK.SPLIT=FILE; repeat it",
@@ -332,6 +333,8 @@ MODEL_STAGES: tuple[Stage, ...] = (
             "--tasks": "tasks",
             "--shots": "shots",
             "--limit": "limit",
+            "--draws": "draws",
+            "--budget": "budget",
             "--chat": "chat",
             "--overlong": "overlong",
             "--min": "min",
@@ -340,15 +343,19 @@ MODEL_STAGES: tuple[Stage, ...] = (
             "--forbid-contamination": "forbid_contamination",
             "--batch-tokens": "batch_tokens",
             "--weights": "weights",
+            "--variants": "variants",
         },
         examples=(
             "llmctl eval web.pretrain",
             "llmctl eval web.sft --choices questions.jsonl",
             "llmctl eval web.sft --tasks piqa,arc_easy --data piqa=piqa.jsonl --data arc_easy=arc.parquet",
             "llmctl eval web.sft --tasks gsm8k --data gsm8k=test.jsonl --data gsm8k.train=train.jsonl --limit 200",
+            "llmctl eval web.sft --tasks gsm8k --data gsm8k=test.jsonl --shots 0 --draws 8 --scorer web.reward",
+            "llmctl eval web.sft --tasks gsm8k --data gsm8k=test.jsonl --shots 0 --budget 32,64,128,256",
             "llmctl eval web.sft --tasks mine.yaml --data mine=mine.jsonl --min mine.acc=0.5",
             "llmctl eval --model http://127.0.0.1:8000/v1 --tasks gsm8k --shots 0 --data gsm8k=test.jsonl",
             "llmctl eval web.sft --weights int4",
+            "llmctl eval web.sft --variants int8,int4",
         ),
     ),
 )
