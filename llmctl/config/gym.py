@@ -40,6 +40,8 @@ class GymConfig(Config):
             given = {"tasks": given}
         if not isinstance(given, dict):
             return given
+        if "name" in given and "tasks" not in given:  # what a text beside other settings of a block becomes
+            given = {"tasks" if key == "name" else key: value for key, value in given.items()}
         try:
             found = metadata.version(PACKAGE)
         except metadata.PackageNotFoundError:
