@@ -7,10 +7,12 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from llmctl.config.base import execution
+from llmctl.config.gym import GymConfig
 from llmctl.config.optimizers import AdamWConfig, OptimizerConfig
 from llmctl.config.policy import PRESETS, PolicyConfig, Preset
 from llmctl.config.rewards import ExactReward, RewardConfig, listed
 from llmctl.config.schedules import ConstantConfig, ScheduleConfig
+from llmctl.config.tools import ToolsConfig
 from llmctl.config.train import AdaptableConfig
 
 Missing = Literal["leave_out", "stop"]
@@ -54,6 +56,10 @@ class GrpoConfig(AdaptableConfig):
         le=100,
         description="How many batches of prompts may be tried to fill a rollout with groups whose rewards differ.",
     )
+    gym: GymConfig | None = Field(
+        None, description="Prompts that reasoning-gym makes, in place of --prompts: names of its tasks, or a block."
+    )
+    tools: ToolsConfig = Field(default=ToolsConfig(), description="What the policy may call while it answers.")
     chat: bool | Literal["auto"] = Field(
         "auto", description="Put prompts through the chat template; auto: where the checkpoint was trained on chats."
     )
@@ -81,6 +87,8 @@ class GrpoConfig(AdaptableConfig):
         if not isinstance(given, dict):
             return given
         joined = _under(PRESETS.get(given.get("preset", "grpo"), {}), given)
+        if given.get("gym") and "rewards" not in given:
+            joined["rewards"] = "gym"
         if "batch_rows" not in given:  # one step for each rollout
             sizes = [joined.get(name, cls.model_fields[name].default) for name in ("group", "prompts_per_rollout")]
             if all(str(size).isdecimal() for size in sizes):
@@ -115,6 +123,8 @@ class GrpoConfig(AdaptableConfig):
             raise ValueError(f"leave out {' and '.join(taken)}: grpo trains in one process, in micro_batch_tokens")
         if self.policy.baseline == "value" and self.lora is not None:
             raise ValueError("a value head is no adapter: leave out lora, or take another baseline")
+        if self.tools.names and self.chat is False:
+            raise ValueError("tools are called in chats: leave out chat=false")
         if self.optimizer.name == "sophia":
             raise ValueError(
                 "sophia estimates its curvature from next tokens, not from rewards: take another optimizer"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Sequence
@@ -17,13 +18,15 @@ from numpy.typing import NDArray
 
 from llmctl.config.errors import GateError, InputError
 from llmctl.config.grpo import GrpoConfig
+from llmctl.inference.request import Request
 from llmctl.model.transformer import Transformer
 from llmctl.objectives.advantages import deviations, group_advantages, overlong_penalty
 from llmctl.objectives.answer_rows import Measure, answer_batches, expected, logps_at, score
 from llmctl.objectives.prompts import Prompt
 from llmctl.objectives.rewards.registry import Rewards
 from llmctl.objectives.rewards.rules import Sample
-from llmctl.objectives.rollouts import Answer, Doubles, answers_of, generate, requests_of, table_of, write
+from llmctl.objectives.rollouts import Answer, Doubles, Drawn, answers_of, generate, requests_of, table_of, write
+from llmctl.objectives.tools.talk import Talks
 from llmctl.objectives.valued import token_penalties, valued
 from llmctl.pipeline.job import Job
 from llmctl.tokens.batch import Batch
@@ -47,6 +50,7 @@ class Asked:
         rewards: judge.
         reference: the model to stay close to; None where there is none.
         pad_id: what fills rows.
+        talks: run the policy's calls; None where there are no tools.
     """
 
     job: Job[GrpoConfig]
@@ -55,6 +59,18 @@ class Asked:
     rewards: Rewards
     reference: Transformer | None
     pad_id: int
+    talks: Talks | None = None
+
+    def said(self, model: Transformer, requests: Sequence[Request]) -> list[Drawn]:
+        """What `model` says to each request, in their order, with its calls made where there are tools."""
+        draw = functools.partial(generate, model, self.tokenizer, running=self.job.config.running)
+        return draw(requests) if self.talks is None else self.talks.converse(draw, requests)
+
+    def close(self) -> None:
+        """End what runs beside the run."""
+        self.rewards.close()
+        if self.talks is not None:
+            self.talks.close()
 
 
 class Explorer:
@@ -106,7 +122,7 @@ class Explorer:
             self._asked.prompts,
             config,
             pad_id=self._asked.pad_id,
-            rollout_tokens=sum(one.ids.size for one in counted) / config.steps_per_pass,
+            rollout_tokens=sum(one.size for one in counted) / config.steps_per_pass,
             lanes=1 if self._strategy.lanes is None else self._strategy.lanes.count,
         )
 
@@ -171,10 +187,10 @@ class Explorer:
             temperature=config.temperature,
         )
         begun = time.perf_counter()
-        said = generate(self.model, asked.tokenizer, requests, config.running)
+        said = asked.said(self.model, requests)
         seconds = time.perf_counter() - begun
         owners = [number for number, _ in prompts for _ in range(config.group)]
-        answers = [Answer(owner, *one) for owner, one in zip(owners, said, strict=True)]
+        answers = [Answer.of(owner, one) for owner, one in zip(owners, said, strict=True)]
         return self._judged(self._scored(answers)), seconds
 
     def _scored(self, answers: list[Answer]) -> list[Answer]:
@@ -199,7 +215,7 @@ class Explorer:
         """With rewards: those of the registry, less what is taken off for length and for leaving the reference."""
         config, prompts = self._config, self._asked.prompts
         judged = self._asked.rewards.judge([sample_of(answer, prompts[answer.prompt]) for answer in answers])
-        lengths = torch.tensor([answer.ids.size for answer in answers])
+        lengths = torch.tensor([answer.size for answer in answers])
         penalties = overlong_penalty(lengths, config.max_new_tokens, config.policy.overlong_tokens).tolist()
         found = []
         for answer, one, penalty in zip(answers, judged, penalties, strict=True):
@@ -241,7 +257,7 @@ class Explorer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._asked.rewards.close()
+        self._asked.close()
 
 
 def rollout_file(work: Path, number: int) -> Path:
@@ -267,9 +283,11 @@ def _divergence(answer: Answer, config: GrpoConfig) -> float:
 
 
 def sample_of(answer: Answer, prompt: Prompt) -> Sample:
-    """What rewards look at."""
+    """What rewards look at: the last turn, where there are several, and all of them as the field `turns`."""
     ids = (*prompt.ids, *answer.ids.tolist())
-    return Sample(prompt.text, answer.text.strip(), prompt.answer, answer.ids.size, prompt.fields, ids)
+    said = [{"role": turn.role, "content": turn.text} for turn in answer.turns]
+    fields = {**prompt.fields, "turns": said} if said else prompt.fields
+    return Sample(prompt.text, answer.text.strip(), prompt.answer, answer.size, fields, ids)
 
 
 def _figures(answers: Sequence[Answer], group: int) -> dict[str, float]:
@@ -277,7 +295,7 @@ def _figures(answers: Sequence[Answer], group: int) -> dict[str, float]:
     rewards = torch.tensor([one.reward for one in answers], dtype=torch.float64).view(-1, group)
     known = rewards[~rewards.isnan()]
     spread = deviations(rewards)
-    tokens = sum(one.ids.size for one in answers)
+    tokens = sum(one.size for one in answers)
     found: dict[str, Any] = {
         "reward": float(known.mean()),
         "reward_std": float(spread.mean()),
@@ -289,6 +307,11 @@ def _figures(answers: Sequence[Answer], group: int) -> dict[str, float]:
         # The mean of -log p over what was drawn from p is an unbiased estimate of p's entropy.
         "entropy": -math.fsum(value for one in answers for value in one.logps.tolist()) / tokens,
     }
+    calls = [turn for one in answers for turn in one.turns if turn.role == "tool"]
+    if any(one.turns for one in answers):
+        found["tool_calls"] = len(calls) / len(answers)
+        found["tool_tokens"] = sum(one.ids.size - one.size for one in answers) / len(answers)
+        found["tool_failed"] = sum(turn.failed for turn in calls) / max(1, len(calls))
     for name in answers[0].parts:
         values = [value for one in answers if (value := one.parts[name]) is not None]
         if values:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from llmctl.data.rollouts import FILE
 from llmctl.model import scoring
 from llmctl.model.device import choose_device
 from llmctl.objectives import adapter, checkpoint
+from llmctl.objectives.asked import Question, prompts_of
 from llmctl.objectives.explore import FOLDER, Asked
+from llmctl.objectives.gym import gym_questions
 from llmctl.objectives.heldout_prompts import HeldOutPrompts
 from llmctl.objectives.prompts import Prompts, read_prompts
 from llmctl.objectives.rewarded import PolicyObjective
@@ -23,8 +26,10 @@ from llmctl.objectives.rewards.registry import Rewards, Score
 from llmctl.objectives.rewards.scorer import scorer_of
 from llmctl.objectives.rollouts import gathered
 from llmctl.objectives.start import check_same_tokens, fill_id, longest, open_model, open_tokenizer
+from llmctl.objectives.tools.talk import Talks
 from llmctl.pipeline.job import FileFacts, Job, Product
 from llmctl.store.artifact import Artifact
+from llmctl.tokens.tokenizer import Tokenizer
 from llmctl.train import launch
 from llmctl.train.loop import fit
 from llmctl.train.ranks import environment
@@ -47,21 +52,27 @@ def train(job: Job[GrpoConfig]) -> Product:
     given, config = job.artifact(), job.config
     tokenizer = open_tokenizer(given)
     length = longest(given, config.max_tokens)
+    chat = bool(given.manifest.semantic.get("chat")) if config.chat == "auto" else config.chat
+    talks = _talks(config, tokenizer, length, chat=chat)
+    questions, source = _questions(job)
     prompts = read_prompts(
-        job.inputs["prompts"],
+        questions,
+        source,
         tokenizer,
-        chat=bool(given.manifest.semantic.get("chat")) if config.chat == "auto" else config.chat,
+        chat=chat,
         longest=length - config.max_new_tokens,
         fraction=config.heldout_fraction,
         overlong=config.overlong,
+        tools=() if talks is None else talks.tools.for_template,
     )
     _tell(job, prompts, length)
+    rewards = Rewards(config.rewards, config.reward_timeout_s, _scorer(job))
+    rewards.check(prompts.kept)
     model = open_model(given, tokenizer, config.base)
     start = adapter.begin(model, config.lora, config.seed)
     if config.policy.baseline == "value":
         scoring.add_head(model)
-    rewards = Rewards(config.rewards, config.reward_timeout_s, _scorer(job))
-    asked = Asked(job, tokenizer, prompts.kept, rewards, _reference(job), fill_id(given, tokenizer))
+    asked = Asked(job, tokenizer, prompts.kept, rewards, _reference(job), fill_id(given, tokenizer), talks)
     objective = PolicyObjective(asked, config)
     steps = config.steps or _steps(config, len(prompts.kept))
     held = HeldOutPrompts(asked, prompts.held, config) if prompts.held else None
@@ -75,12 +86,41 @@ def train(job: Job[GrpoConfig]) -> Product:
         "answers": rows,
         "logprob_gap": _largest_gap(job.metrics_file),
     }
-    asked_about = job.inputs["prompts"]
+    asked_about = job.inputs.get("prompts")
     about_held = isinstance(asked_about, Artifact) and "heldout_fraction" in asked_about.manifest.semantic
     facts = checkpoint.tuned_facts(given, length, 0.0 if about_held else None)  # a quiz asks about what was held out
-    facts["chat"] = bool(given.manifest.semantic.get("chat")) if config.chat == "auto" else config.chat
+    facts["chat"] = chat
     product = checkpoint.publish_tuned(job, fitted, model, start, semantic=facts, totals=totals)
     return Product(product.schema, product.semantic, product.totals, {**product.files, FILE: FileFacts(rows=rows)})
+
+
+def _talks(config: GrpoConfig, tokenizer: Tokenizer, length: int, *, chat: bool) -> Talks | None:
+    """What runs the policy's calls, where it may make any.
+
+    Raises:
+        InputError: the checkpoint's chats cannot hold them, or this system cannot run them.
+        UsageError: the policy does not speak in chats.
+    """
+    if not config.tools.names:
+        return None
+    if not chat:
+        raise UsageError("tools are called in chats, and the policy takes text", hint="chat=true, or train it by sft")
+    return Talks(tokenizer, config.tools, length)
+
+
+def _questions(job: Job[GrpoConfig]) -> tuple[Iterable[Question], str]:
+    """What is asked, and where it comes from.
+
+    Raises:
+        UsageError: of prompts and gym both are given, or neither.
+    """
+    gym = job.config.gym
+    if ("prompts" in job.inputs) == (gym is not None):
+        told = "neither" if gym is None else "both"
+        raise UsageError(f"grpo takes one of prompts and gym, and got {told}", hint="give --prompts REF or --gym TASKS")
+    if gym is not None:
+        return gym_questions(gym), "reasoning-gym"
+    return prompts_of(job.inputs["prompts"]), job.inputs["prompts"].ref
 
 
 def _largest_gap(metrics: Path) -> float:

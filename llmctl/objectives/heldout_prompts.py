@@ -16,7 +16,7 @@ from llmctl.model.likelihood import Tensors
 from llmctl.model.transformer import Transformer
 from llmctl.objectives.explore import Asked, sample_of
 from llmctl.objectives.prompts import Prompt
-from llmctl.objectives.rollouts import Answer, generate, requests_of
+from llmctl.objectives.rollouts import Answer, requests_of
 from llmctl.tokens.batch import IGNORE, PADDING_DOCUMENT, Batch
 from llmctl.train.local import Local
 from llmctl.train.strategy import Strategy
@@ -96,8 +96,8 @@ class HeldOutPrompts:
         numbers = [int(number) for batch in batches for number in batch.beside["prompt"]]
         some = [(number, self.prompts[number]) for number in numbers]
         requests = requests_of(some, 1, self.config.seed, 0, max_tokens=self.config.max_new_tokens, temperature=0.0)
-        said = generate(strategy.model, self.asked.tokenizer, requests, self.config.running)
-        samples = [sample_of(Answer(number, *one), prompt) for (number, prompt), one in zip(some, said, strict=True)]
+        said = self.asked.said(strategy.model, requests)
+        samples = [sample_of(Answer.of(number, one), prompt) for (number, prompt), one in zip(some, said, strict=True)]
         judged = self.asked.rewards.judge(samples)
         self._rewards.update((number, one.value) for number, one in zip(numbers, judged, strict=True))
 

@@ -85,6 +85,7 @@ def run(job: Job[SynthConfig]) -> Product:
                 teacher.data, device=config.device, precision=config.precision, max_running=config.running
             ) as engine,
         ):
+            rewards.check([one for part in parts for one in part])
             asking = Asking(engine, rewards, config)
             asking.check(questions)
             for number in (number for number in range(len(parts)) if number not in done):

@@ -158,7 +158,10 @@ MODEL_STAGES: tuple[Stage, ...] = (
         inputs={
             "input": Role(("checkpoint",), "checkpoint to start from"),
             "prompts": Role(
-                ("prompts",), "prompts, each with its answer: an artifact, or a .jsonl or .parquet file", files=True
+                ("prompts",),
+                "prompts, each with its answer: an artifact, or a .jsonl or .parquet file",
+                files=True,
+                required=False,
             ),
             "reference": REFERENCE,
             "scorer": Role(("checkpoint",), "reward model, for the reward scorer", required=False),
@@ -166,6 +169,8 @@ MODEL_STAGES: tuple[Stage, ...] = (
         flags={
             "--preset": "preset",
             "--reward": "rewards",
+            "--gym": "gym",
+            "--tools": "tools.names",
             "--group": "group",
             "--prompts-per-rollout": "prompts_per_rollout",
             "--max-new-tokens": "max_new_tokens",
@@ -183,6 +188,9 @@ MODEL_STAGES: tuple[Stage, ...] = (
             "llmctl grpo web.sft --prompts sums.jsonl --preset ppo --kl 0.02",
             "llmctl grpo web.sft --prompts ask.jsonl --reward scorer --scorer web.reward --preset rloo",
             "llmctl grpo web.sft --prompts ask.jsonl 'rewards=[number, {kind: length, most: 200, weight: 0.1}]'",
+            "llmctl grpo web.sft --prompts ask.jsonl 'rewards=[{kind: judge, url: http://127.0.0.1:8001/v1}]'",
+            "llmctl grpo web.sft --prompts sums.jsonl --reward number --tools calculator,python",
+            "llmctl grpo web.sft --gym chain_sum,leg_counting gym.prompts=500",
         ),
     ),
     Stage(

@@ -345,6 +345,17 @@ def test_what_has_no_reward_is_left_out_or_ends_the_run(stages, guesser, copying
         stages("grpo", grpo(**given), input=guesser, prompts=copying)
 
 
+def test_what_cannot_be_judged_is_told_before_the_first_answer(guesser, copying, tmp_path):
+    (tmp_path / "own.py").write_text("import no_such_module")
+    rewards = f"{tmp_path}/own.py:score"
+    job = job_of(tmp_path, guesser, copying, rewards=rewards)
+    with pytest.raises(InputError, match="reward score: ModuleNotFoundError: No module named 'no_such_module'"):
+        train(job)
+    assert not list(job.work.iterdir())
+    with pytest.raises(UsageError, match="takes one of prompts and gym, and got neither"):
+        train(replace(job, inputs={"input": guesser}))
+
+
 def test_a_reward_model_judges(stages, guesser, copying, write_preferences):
     pairs = [{"prompt": f"{n}", "chosen": "1", "rejected": "4"} for n in range(5)]
     fields = {**QUICK, "max_tokens": 32, "steps": 10, "heldout_fraction": 0, "optimizer": {"lr": 3e-3}}
