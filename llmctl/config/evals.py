@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from llmctl.config.base import INTEGER_LIMIT, Config, execution
 from llmctl.config.devices import Device, Precision, Weights
+from llmctl.config.servers import ServerConfig
 from llmctl.config.tasks import AnyTask, GroupConfig, TaskConfig, read_tasks
 
 RESULTS_FILE = "results.json"
@@ -27,15 +28,6 @@ def _gates(value: Any) -> Any:
         return value
     pairs = [str(one).partition("=") for one in value]
     return {name.strip(): least.strip() for name, _, least in pairs}
-
-
-class ServerConfig(Config):
-    """An OpenAI-compatible server that is measured in place of a checkpoint."""
-
-    url: str = Field(default="", description="measure this server in place of REF: its address, up to /v1")
-    name: str = Field(default="", description="which of the server's models; its first where left out")
-    key_variable: str = Field(default="", description="environment variable that holds the server's key")
-    timeout_s: float = execution(600.0, gt=0, le=86400, description="how long one request may take")
 
 
 class EvalConfig(Config):

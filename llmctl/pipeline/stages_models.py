@@ -188,13 +188,17 @@ MODEL_STAGES: tuple[Stage, ...] = (
     Stage(
         command="synth",
         then="sft",
-        summary="Let a teacher answer prompts; keep what passes.",
+        summary="Let a teacher make data; keep what passes.",
         config="llmctl.config.synth:SynthConfig",
-        run="llmctl.objectives.synth:run",
+        run="llmctl.objectives.synth.stage:run",
+        decides="llmctl.config.synth:kind_of",
+        fetch="llmctl.objectives.synth.teacher:fetch",
+        sources="llmctl.objectives.synth.teacher:sources",
+        op_version=2,
         output="chats",
         resumable=True,
         inputs={
-            "input": Role(("checkpoint",), "teacher"),
+            "input": Role(("checkpoint",), "teacher", instead="server.url"),
             "prompts": Role(
                 ("prompts",),
                 "prompts, with their answers where rewards look at them: an artifact, or a .jsonl or .parquet file",
@@ -204,8 +208,22 @@ MODEL_STAGES: tuple[Stage, ...] = (
             "chats": dataclasses.replace(
                 CHATS, required=False, help=f"{CHATS.help}, whose last answers are given anew"
             ),
+            "documents": Role(
+                ("documents",), "documents to ask about, for --way questions", required=False, files=True
+            ),
+            "scorer": Role(("checkpoint",), "reward model, for the reward scorer", required=False),
+            "against": Role(
+                ("prompts", "documents", "chats"),
+                "an evaluation set, NAME=FILE, whose words must not be in what is made; repeat it",
+                required=False,
+                files=True,
+                many=True,
+                option=True,
+            ),
         },
         flags={
+            "--way": "way.name",
+            "--teacher": "server.url",
             "--samples": "samples",
             "--keep": "keep",
             "--reward": "rewards",
@@ -217,8 +235,12 @@ MODEL_STAGES: tuple[Stage, ...] = (
         examples=(
             "llmctl synth big.sft --prompts questions.jsonl",
             "llmctl synth big.sft --chats chats.jsonl --temperature 1",
-            "llmctl synth big.sft --prompts sums.jsonl --samples 8 --reward number",
-            "llmctl synth big.sft --prompts sums.jsonl --samples 8 --reward number 'instruction=Think first.'",
+            "llmctl synth big.sft --prompts sums.jsonl --samples 8 --reward number --against gsm8k=test.jsonl",
+            "llmctl synth big.sft --prompts sums.jsonl --samples 8 --reward number --way thoughts prefer=shortest",
+            "llmctl synth --teacher http://127.0.0.1:8000/v1 --prompts tasks.jsonl --way self_instruct way.times=500",
+            "llmctl synth big.sft --documents web.clean --way questions way.passage_words=150",
+            "llmctl synth big.sft --prompts ask.jsonl --way preferences --samples 4 --reward judge.py:score",
+            "llmctl synth big.sft --prompts ask.jsonl --way revisions way.constitution=principles.txt",
         ),
     ),
     Stage(
