@@ -249,6 +249,7 @@ MODEL_STAGES: tuple[Stage, ...] = (
         summary="Fit a smaller model to a teacher's distributions.",
         config="llmctl.config.distill:DistillConfig",
         run="llmctl.objectives.distill:run",
+        decides="llmctl.config.lora:kind_of",
         derive="llmctl.pipeline.derive:rows_to_learn_from",
         nests=("logprobs",),
         output="checkpoint",
@@ -276,6 +277,8 @@ MODEL_STAGES: tuple[Stage, ...] = (
             "llmctl distill big.sft --student small.sft --chats chats.jsonl --top-k 32 loss.temperature=2",
             "llmctl distill big.sft --student small.sft --chats chats.jsonl --loss jsd cross_entropy=0.3",
             "llmctl distill big.sft --student small.sft --chats chats.jsonl --loss reverse_kl on_policy.share=0.5",
+            "llmctl distill other.sft --student small.sft --chats chats.jsonl --loss uld cross_entropy=0.4",
+            "llmctl distill big.sft --student small.sft --chats chats.jsonl 'lora={rank: 16, alpha: 32}'",
         ),
     ),
     Stage(
