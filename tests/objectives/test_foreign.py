@@ -14,10 +14,14 @@ from llmctl.config.tokens import PackConfig, TokenizeConfig
 from llmctl.config.train import PretrainConfig
 from llmctl.model import huggingface
 from llmctl.model.likelihood import Tensors, hidden_states
-from llmctl.objectives.chats import read_sides
+from llmctl.objectives.chats import Chat, read_sides
 from llmctl.objectives.distilled import Distillation
 from llmctl.objectives.foreign import NOWHERE, PLACES, Foreign, read_foreign, shared_places
 from llmctl.objectives.start import fill_id, open_model, open_tokenizer
+from llmctl.pipeline.derive import rows_of_checkpoint
+from llmctl.pipeline.execute import Call, execute
+from llmctl.pipeline.job import Silent
+from llmctl.pipeline.stages import stage_named
 from llmctl.store.artifact import FileInput
 from llmctl.tokens.batch import IGNORE
 
@@ -78,6 +82,23 @@ def test_turns_are_matched_one_by_one(checkpoint, student, write_chats):
     ends = [int(place) for place in np.flatnonzero(np.isin(one.labels, ours.stop_ids))]
     assert len(ends) == 2
     assert [int(found[place]) for place in ends] == np.flatnonzero(np.isin(other.labels, theirs.stop_ids)).tolist()
+
+
+def said(tokenizer, text):
+    """A chat of nothing but an answer, as a template with white space of its own has it."""
+    ids = np.array([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id], dtype=np.int64)
+    return Chat("", ids, np.array([*ids[1:], IGNORE], dtype=np.int64))
+
+
+def test_white_space_around_an_answer_shifts_no_place_and_other_words_share_none(checkpoint, student):
+    ours, theirs = open_tokenizer(student), open_tokenizer(checkpoint)
+    one, other = said(ours, "two and one make three."), said(theirs, "\n two and one make three. ")
+    found, before, there = shared_places(one, other, ours, theirs), turns(one.labels, ours), turns(other.labels, theirs)
+    shared = [place for place in before if found[place] != NOWHERE]
+    assert len(shared) > 3
+    assert all(there[int(found[place])].lstrip() == before[place] for place in shared)
+    assert found[max(before)] >= 0  # the end of the turn, behind the last byte
+    assert (shared_places(one, said(theirs, "two and one make four."), ours, theirs) == NOWHERE).all()
 
 
 @pytest.fixture(scope="module")
@@ -148,10 +169,25 @@ def test_a_student_learns_from_a_teacher_that_reads_other_tokens(stages, checkpo
     assert totals["chats"] + totals["heldout_chats"] == 25
     assert totals["heldout_divergence"] < metrics_of(made, "heldout_divergence")[0][0]
     assert huggingface.load(made.data).vocab_size == 288
+    behind = rows_of_checkpoint({"input": made}, stages.store.find)["rows"]
+    assert behind.manifest.semantic["tokenizer"] == facts["tokenizer"]  # the student's, not the teacher's
     short = uld(overlong="drop", max_tokens=40)
     assert (
         stages("distill", short, input=checkpoint, student=student, chats=chats).manifest.totals["dropped.overlong"] > 0
     )
+
+
+@pytest.mark.slow
+def test_ranks_compute_what_one_process_does(stages, checkpoint, student, chats):
+    config = {"steps": 3, "clip_norm": 1e9, "cross_entropy": 0.4, "batch_rows": 4}
+    given = {"input": checkpoint, "student": student, "chats": chats}
+    alone = stages("distill", uld(**config), **given)
+    call = Call(stage_named("distill"), uld(**config, zero=1, nproc=2), given, force=True)
+    both = execute(call, stages.store, Silent()).artifact
+    names = ("loss", "grad_norm", "divergence", "cross_entropy")
+    assert metrics_of(both, *names) == [pytest.approx(row, rel=1e-4) for row in metrics_of(alone, *names)]
+    for name in ("heldout_divergence", "compared"):
+        assert both.manifest.totals[name] == pytest.approx(alone.manifest.totals[name], rel=1e-4)
 
 
 def test_what_uld_cannot_compare_is_refused(stages, rows, checkpoint, student, chats):

@@ -18,7 +18,7 @@ from llmctl.objectives.rewards.rules import Sample
 from llmctl.objectives.sampling import drawn
 from llmctl.objectives.synth.said import Ask, Dropped, Said, chosen
 from llmctl.objectives.synth.sieve import Sieve
-from llmctl.objectives.synth.tally import ANSWERS, Tally
+from llmctl.objectives.synth.tally import ANSWERS, QUESTIONS, REVISIONS, TASKS, Tally
 from llmctl.objectives.synth.teacher import Teacher
 
 Numbered = tuple[int, Question]
@@ -27,7 +27,7 @@ ScoredIds = Callable[[Sequence[Message], str], tuple[int, ...]]
 """Ids of a chat with its answer, as a reward model reads them."""
 Fault = Callable[[Question, Said], str]
 """What is wrong with an answer to a question; empty where nothing is."""
-SALTS = {ANSWERS: 0, "tasks": 1, "questions": 2, "critiques": 3, "revisions": 4}
+SALTS = {ANSWERS: 0, TASKS: 1, QUESTIONS: 2, "critiques": 3, REVISIONS: 4}
 """So that steps draw other numbers for the same question."""
 ROUNDS = 64  # most of them
 
@@ -101,17 +101,20 @@ class Desk:
         self.tally.enter(step, [one.text for several in said for one in several])
         return said
 
-    def uncontaminated(
-        self, asked: Sequence[Numbered], step: str = "questions", *, enter: bool = True
-    ) -> list[Numbered]:
-        """The questions that stand in no evaluation set; the others are dropped before they are asked."""
+    def uncontaminated(self, asked: Sequence[Numbered], *, enter: bool = True) -> list[Numbered]:
+        """The questions that stand in no evaluation set; the others are dropped before they are asked.
+
+        Args:
+            asked: the questions.
+            enter: whether they come into the step now; such as a teacher made have done so before.
+        """
         texts = [question.spoken for _, question in asked]
         if enter:
-            self.tally.enter(step, texts)
+            self.tally.enter(QUESTIONS, texts)
         spoiled = self._sieve.contaminated(texts)
         for (_, question), bad in zip(asked, spoiled, strict=True):
             if bad:
-                self.tally.drop(step, "contaminated", Said(question.spoken, 0), question)
+                self.tally.drop(QUESTIONS, "contaminated", Said(question.spoken, 0), question)
         return [one for one, bad in zip(asked, spoiled, strict=True) if not bad]
 
     def answered(
@@ -148,7 +151,7 @@ class Desk:
         *,
         judged: bool = True,
     ) -> list[Said]:
-        """Each answer with its reward, or with what is wrong with it."""
+        """Each answer with its reward, or with what is wrong with it; arguments as for `answered`."""
         sifted = [one if one.fault else replace(one, fault=fault(question, one)) for one in self._sieve.sifted(said)]
         if not judged or not self._rewards.names:
             return sifted

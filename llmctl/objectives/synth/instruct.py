@@ -17,6 +17,7 @@ from llmctl.objectives.asked import Message, Question, read_questions
 from llmctl.objectives.synth.answers import chats, instructed
 from llmctl.objectives.synth.desk import Desk, Numbered
 from llmctl.objectives.synth.said import Said
+from llmctl.objectives.synth.tally import QUESTIONS, TASKS
 from llmctl.store.artifact import Input
 
 NUMBERED = re.compile(r"^\s*(?:task\s+)?\d+\s*[.):]\s*(.*)$", re.IGNORECASE)
@@ -76,18 +77,18 @@ class SelfInstruct:
             self._known = Known(self._way.most_similar, [*self._given, *self.made])
         known = self._known
         found: list[Numbered] = []
-        for (number, unit), (one,) in zip(units, desk.ask_step("tasks", units, 1, self._asked), strict=True):
+        for (number, unit), (one,) in zip(units, desk.ask_step(TASKS, units, 1, self._asked), strict=True):
             if one.fault:
-                desk.tally.drop("tasks", one.fault, one, unit)
+                desk.tally.drop(TASKS, one.fault, one, unit)
                 continue
             tasks = tasks_in(one.text)[:PLACES]
-            desk.tally.enter("questions", tasks)
+            desk.tally.enter(QUESTIONS, tasks)
             for place, text in enumerate(tasks):
                 task = Question(
                     f"{unit.id}.{place}", [{"role": "user", "content": text}], None, "", unit.source, {}, text
                 )
                 if known.holds(text):
-                    desk.tally.drop("questions", "near_duplicate", Said(text, 0), task)
+                    desk.tally.drop(QUESTIONS, "near_duplicate", Said(text, 0), task)
                     continue
                 known.add(text)
                 self.made.append(text)

@@ -16,6 +16,7 @@ from llmctl.objectives.synth.answers import chats
 from llmctl.objectives.synth.desk import Desk, Numbered
 from llmctl.objectives.synth.instruct import PLACES
 from llmctl.objectives.synth.said import Said
+from llmctl.objectives.synth.tally import QUESTIONS
 from llmctl.store.artifact import Input
 
 MARKS = re.compile(r"^(?:\d+[.)]\s*|[-*]\s+|(?:question|q)\s*:\s*)+", re.IGNORECASE)  # before a question
@@ -86,7 +87,7 @@ class Passages:
         known = self._known
         found: list[Numbered] = []
         for (number, unit), said in zip(
-            units, desk.ask_step("questions", units, self._way.per_passage, self._asked), strict=True
+            units, desk.ask_step(QUESTIONS, units, self._way.per_passage, self._asked), strict=True
         ):
             for place, one in enumerate(said):
                 text = question_in(one.text)
@@ -94,7 +95,7 @@ class Passages:
                 if not fault and known.holds(text):
                     fault = "near_duplicate"
                 if fault:
-                    desk.tally.drop("questions", fault, one, unit)
+                    desk.tally.drop(QUESTIONS, fault, one, unit)
                     continue
                 known.add(text)
                 self.made.append(text)

@@ -21,8 +21,8 @@ from llmctl.objectives.synth.answers import Answers, chats, instructed, preferen
 from llmctl.objectives.synth.desk import Desk, Numbered, said_by_assistant, turns_of
 from llmctl.objectives.synth.instruct import PLACES
 from llmctl.objectives.synth.said import Ask, Dropped, Said, chosen
+from llmctl.objectives.synth.tally import REVISIONS
 
-STEP = "revisions"
 CRITIQUE = "Say where your last answer fails this principle: {principle}"
 REVISE = "Write your last answer anew so that it keeps to this principle, and nothing else: {principle}"
 
@@ -65,7 +65,7 @@ class Revisions(Answers):
         """The chats, or the preferences, of one part."""
         asked = desk.uncontaminated(units)
         drafts = list(self._begun(asked, desk))
-        desk.tally.enter(STEP, [draft.first.text for draft in drafts])
+        desk.tally.enter(REVISIONS, [draft.first.text for draft in drafts])
         for turn in range(self._way.rounds):
             drafts = self._revised(drafts, turn, desk)
         for question, own in itertools.groupby(drafts, key=lambda draft: draft.question):
@@ -92,7 +92,7 @@ class Revisions(Answers):
         sound = [at for at, critique in enumerate(critiques) if not critique.fault]
         written = self._asked(
             [going[at] for at in sound], [spoken[at] for at in sound], [principles[at].revise for at in sound],
-            STEP, turn, desk,
+            REVISIONS, turn, desk,
         )  # fmt: skip
         last = {**dict(enumerate(critiques)), **dict(zip(sound, written, strict=True))}
         found = iter(replace(draft, last=last[at]) for at, draft in enumerate(going))
@@ -123,7 +123,7 @@ class Revisions(Answers):
         said = desk.sifted(question, [draft.last for draft in drafts])
         messages = instructed(question.messages, self._config.instructed if self._config.keep_instruction else "")
         if self._way.write == "chats":
-            yield from chats(question, messages, said, desk, STEP)
+            yield from chats(question, messages, said, desk, REVISIONS)
             return
         pairs = list(zip(said, drafts, strict=True))
         firsts = {one.text: draft.first for one, draft in reversed(pairs)}  # of equal texts the first stays
@@ -135,7 +135,7 @@ class Revisions(Answers):
             ]
             return chosen(marked, self._config)
 
-        for number, one in enumerate(desk.kept(question, said, changed, STEP)):
+        for number, one in enumerate(desk.kept(question, said, changed, REVISIONS)):
             row = preference(question, messages, one.text, firsts[one.text].text, None)
             yield {**row, "id": f"{row['id']}-{number}"}
 

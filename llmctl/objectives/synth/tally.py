@@ -9,8 +9,11 @@ from llmctl.data.funnel import FUNNEL_FORMAT, excerpt
 from llmctl.objectives.asked import Question
 from llmctl.objectives.synth.said import Said
 
+TASKS: Final = "tasks"
+QUESTIONS: Final = "questions"
 ANSWERS: Final = "answers"
-STEPS: Final = ("tasks", "questions", ANSWERS, "revisions")
+REVISIONS: Final = "revisions"
+STEPS: Final = (TASKS, QUESTIONS, ANSWERS, REVISIONS)
 """In the order in which they follow each other; no way has all of them."""
 REASONS: Final = (
     "refused",
