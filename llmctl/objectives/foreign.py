@@ -96,6 +96,8 @@ def read_foreign(
     ]
     refuse_overlong(overlong, config.overlong, min(longest, theirs[1]))
     split = sum(fits[: len(found.kept)])
+    if not split:
+        raise InputError(f"{given.ref} holds no chat to learn from", hint="see llmctl show, and max_tokens")
     kept = [pair for pair, fit in zip(pairs, fits, strict=True) if fit]
     sides = Sides([one for one, _ in kept[:split]], [one for one, _ in kept[split:]], overlong, found.heldout_fraction)
     texts = packed_sides(sides, longest, filling, config.heldout_fraction)

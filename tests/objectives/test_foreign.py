@@ -198,6 +198,8 @@ def test_what_uld_cannot_compare_is_refused(stages, rows, checkpoint, student, c
         stages("distill", uld(model=FRESH), input=checkpoint, chats=chats)
     with pytest.raises(InputError, match="chat 1 has .* tokens of the student's and .* of the teacher's, more than 8"):
         stages("distill", uld(max_tokens=8), **given, chats=chats)
+    with pytest.raises(InputError, match="holds no chat to learn from"):
+        stages("distill", uld(max_tokens=8, overlong="drop"), **given, chats=chats)
     with pytest.raises(InputError, match="its tokenizer has 288 ids, not 300") as raised:
         stages("distill", uld(loss="tvd"), **given, chats=chats)
     assert "--loss uld teaches across tokenizers" in raised.value.hint
