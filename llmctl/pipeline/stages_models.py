@@ -199,18 +199,9 @@ MODEL_STAGES: tuple[Stage, ...] = (
         resumable=True,
         inputs={
             "input": Role(("checkpoint",), "teacher", instead="server.url"),
-            "prompts": Role(
-                ("prompts",),
-                "prompts, with their answers where rewards look at them: an artifact, or a .jsonl or .parquet file",
-                files=True,
-                required=False,
-            ),
-            "chats": dataclasses.replace(
-                CHATS, required=False, help=f"{CHATS.help}, whose last answers are given anew"
-            ),
-            "documents": Role(
-                ("documents",), "documents to ask about, for --way questions", required=False, files=True
-            ),
+            "prompts": Role(("prompts",), "prompts, with answers where rewards look", required=False, files=True),
+            "chats": dataclasses.replace(CHATS, required=False, help=f"{CHATS.help}; last answers are given anew"),
+            "documents": Role(("documents",), "what --way questions asks about", required=False, files=True),
             "scorer": Role(("checkpoint",), "reward model, for the reward scorer", required=False),
             "against": Role(
                 ("prompts", "documents", "chats"),
@@ -234,7 +225,6 @@ MODEL_STAGES: tuple[Stage, ...] = (
         },
         examples=(
             "llmctl synth big.sft --prompts questions.jsonl",
-            "llmctl synth big.sft --chats chats.jsonl --temperature 1",
             "llmctl synth big.sft --prompts sums.jsonl --samples 8 --reward number --against gsm8k=test.jsonl",
             "llmctl synth big.sft --prompts sums.jsonl --samples 8 --reward number --way thoughts prefer=shortest",
             "llmctl synth --teacher http://127.0.0.1:8000/v1 --prompts tasks.jsonl --way self_instruct way.times=500",
