@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from llmctl.config.base import INTEGER_LIMIT, Config, execution
 from llmctl.config.devices import Device, Precision, Weights
+from llmctl.config.servers import ServerConfig
 from llmctl.config.tasks import AnyTask, GroupConfig, TaskConfig, read_tasks
 
 RESULTS_FILE = "results.json"
@@ -40,15 +41,6 @@ def _numbers(value: Any) -> Any:
 def _words(value: Any) -> Any:
     """`int8,int4` for [int8, int4]."""
     return [one.strip() for one in value.split(",") if one.strip()] if isinstance(value, str) else value
-
-
-class ServerConfig(Config):
-    """An OpenAI-compatible server that is measured in place of a checkpoint."""
-
-    url: str = Field(default="", description="measure this server in place of REF: its address, up to /v1")
-    name: str = Field(default="", description="which of the server's models; its first where left out")
-    key_variable: str = Field(default="", description="environment variable that holds the server's key")
-    timeout_s: float = execution(600.0, gt=0, le=86400, description="how long one request may take")
 
 
 class EvalConfig(Config):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from llmctl.config.base import Config, compiled
-from llmctl.config.evals import ServerConfig
+from llmctl.config.base import Config, compiled, digest_of
+from llmctl.config.servers import ServerConfig
 
 
 class _Reward(Config):
@@ -185,14 +183,7 @@ class FunctionReward(_Reward):
     def _of_these_bytes(cls, given: Any) -> Any:
         if not isinstance(given, dict) or not isinstance(given.get("of"), str):
             return given
-        path = Path(given["of"].rpartition(":")[0])
-        try:
-            found = hashlib.sha256(path.read_bytes()).hexdigest()
-        except OSError as error:
-            raise ValueError(f"cannot read {path}: {error.strerror}") from None
-        if given.get("sha256") not in (None, "", found):
-            raise ValueError(f"{path} is not the file that it was: its SHA-256 differs")
-        return {**given, "sha256": found}
+        return {**given, "sha256": digest_of(given["of"].rpartition(":")[0], given.get("sha256"))}
 
 
 RewardConfig = Annotated[

@@ -16,7 +16,8 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from llmctl.config.errors import InputError, UsageError
-from llmctl.config.evals import EvalConfig, ServerConfig
+from llmctl.config.evals import EvalConfig
+from llmctl.config.servers import ServerConfig
 from llmctl.evals.requests import Answer, Apart, Generation, Likelihood, Likely, Request, Rolling, Skipped, Written
 from llmctl.pipeline.job import Progress
 from llmctl.store.manifest import sha256_of
@@ -33,7 +34,16 @@ PASSING = ("created", "permission")  # of a model's card: the time of the server
 
 
 class FailedError(Exception):
-    """The server gave no answer, and why."""
+    """The server gave no answer.
+
+    Args:
+        why: in words, behind one of the reasons above.
+        status: of HTTP; 0 where it did not come to that.
+    """
+
+    def __init__(self, why: str, status: int = 0) -> None:
+        super().__init__(why)
+        self.status = status
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,7 @@ class Connection:
         """
         parts = urlsplit(config.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(f"{config.url!r} is no address of a server", hint="write --model http://host:port/v1")
+            raise UsageError(f"{config.url!r} is no address of a server", hint="write http://host:port/v1")
         key = os.environ.get(config.key_variable, "") if config.key_variable else ""
         if config.key_variable and not key:
             raise UsageError(f"${config.key_variable} is not set", hint="it must hold the server's key")
@@ -82,11 +92,11 @@ class Connection:
             time.sleep(WAIT_S * 2**attempt)
         text = content.decode(errors="replace")
         if status != http.client.OK:
-            raise FailedError(f"{SERVER_ERROR}: HTTP {status}: {_said(text)}")
+            raise FailedError(f"{SERVER_ERROR}: HTTP {status}: {_said(text)}", status)
         try:
             return json.loads(text)
         except ValueError:
-            raise FailedError(f"{BAD_ANSWER}: no JSON: {text[:SHOWN]!r}") from None
+            raise FailedError(f"{BAD_ANSWER}: no JSON: {text[:SHOWN]!r}", status) from None
 
     def _exchange(self, path: str, body: Mapping[str, Any] | None) -> tuple[int, bytes]:
         parts = urlsplit(self.config.url)
@@ -151,8 +161,12 @@ def sources(config: EvalConfig, fetched: Fetched) -> tuple[str, dict[str, str]]:
     """The default name and the digest of the server's model: of all that it says of it, as `card_of` gives it."""
     if fetched.card is None:
         return "", {}
-    name = re.sub(r"[^a-z0-9]+", "-", str(fetched.card["id"]).lower()).strip("-") or "server"
-    return f"{name[:40]}.eval", {"server": sha256_of(dict(fetched.card))}
+    return f"{name_of(fetched.card)}.eval", {"server": sha256_of(dict(fetched.card))}
+
+
+def name_of(card: Mapping[str, Any]) -> str:
+    """The server's model as the first part of an artifact's name."""
+    return (re.sub(r"[^a-z0-9]+", "-", str(card["id"]).lower()).strip("-") or "server")[:40]
 
 
 class RemoteModel:

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
-from llmctl.config.errors import InputError, UsageError
+from llmctl.config.errors import UsageError
 from llmctl.config.grpo import GrpoConfig
-from llmctl.config.rewards import ScorerReward
 from llmctl.data.rollouts import FILE
 from llmctl.model import scoring
 from llmctl.model.device import choose_device
@@ -23,7 +22,7 @@ from llmctl.objectives.heldout_prompts import HeldOutPrompts
 from llmctl.objectives.prompts import Prompts, read_prompts
 from llmctl.objectives.rewarded import PolicyObjective
 from llmctl.objectives.rewards.registry import Rewards, Score
-from llmctl.objectives.rewards.scorer import scorer_of
+from llmctl.objectives.rewards.scorer import check_scorer, scorer_of
 from llmctl.objectives.rollouts import gathered
 from llmctl.objectives.start import check_same_tokens, fill_id, longest, open_model, open_tokenizer
 from llmctl.objectives.tools.talk import Talks
@@ -151,18 +150,10 @@ def _reference(job: Job[GrpoConfig]) -> Any:
 
 def _scorer(job: Job[GrpoConfig]) -> Score | None:
     """The reward model, where one of the rewards asks for it."""
-    wanted = any(isinstance(reward, ScorerReward) for reward in job.config.rewards)
-    if wanted != ("scorer" in job.inputs):
-        if wanted:
-            raise UsageError("the reward scorer needs a reward model", hint="give --scorer REF")
-        raise UsageError("no reward looks at --scorer", hint="leave it out, or add scorer to the rewards")
-    if not wanted:
+    given = job.artifact("scorer") if "scorer" in job.inputs else None
+    check_scorer(job.config.rewards, given)
+    if given is None:
         return None
-    given = job.artifact("scorer")
-    if (head := given.manifest.semantic.get("head", scoring.HEAD)) != scoring.HEAD:
-        raise InputError(
-            f"{given.ref} scores {head}, not whole answers", hint="train one with llmctl reward --preferences"
-        )
     check_same_tokens(job.artifact(), given, hint="policy and reward model must read the same ids")
     return scorer_of(given.data, choose_device(job.config.device), torch.float32)
 

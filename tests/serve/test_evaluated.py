@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmctl.config.evals import ServerConfig
+from llmctl.config.servers import ServerConfig
 from llmctl.config.tasks import GenerationConfig
 from llmctl.evals.local import LocalModel
 from llmctl.evals.remote import RemoteModel, card_of
