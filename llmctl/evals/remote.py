@@ -35,6 +35,10 @@ class FailedError(Exception):
     """The server gave no answer, and why."""
 
 
+class RefusedError(FailedError):
+    """It will answer no such request, however often it is asked."""
+
+
 @dataclass(frozen=True)
 class Connection:
     """How the server is reached.
@@ -81,7 +85,10 @@ class Connection:
             time.sleep(WAIT_S * 2**attempt)
         text = content.decode(errors="replace")
         if status != http.client.OK:
-            raise FailedError(f"{SERVER_ERROR}: HTTP {status}: {_said(text)}")
+            kind = (
+                RefusedError if http.client.BAD_REQUEST <= status < http.client.INTERNAL_SERVER_ERROR else FailedError
+            )
+            raise kind(f"{SERVER_ERROR}: HTTP {status}: {_said(text)}")
         try:
             return json.loads(text)
         except ValueError:
