@@ -45,6 +45,11 @@ class FailedError(Exception):
         super().__init__(why)
         self.status = status
 
+    @property
+    def refuses(self) -> bool:
+        """Whether it will answer no such request, however often it is asked."""
+        return http.client.BAD_REQUEST <= self.status < http.client.INTERNAL_SERVER_ERROR
+
 
 @dataclass(frozen=True)
 class Connection:

@@ -62,10 +62,13 @@ def answer_batches(
     pad_id: int,
     rollout_tokens: float,
     lanes: int = 1,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> list[Batch]:
-    """Micro-batches of a step, those of the longest answers first; none where nothing in them has a gradient.
+    """A rank's micro-batches of a step, those of the longest answers first; none where none has a gradient.
 
-    The weight of each token is that of the whole step, whatever is left out here and however it is dealt.
+    The weight of each token is that of the whole step, whatever is left out here and however it is dealt. Every rank
+    has as many micro-batches as the others, a last one without targets where they do not come out even.
 
     Args:
         answers: of the step.
@@ -74,6 +77,8 @@ def answer_batches(
         pad_id: what fills rows.
         rollout_tokens: see `token_weights`.
         lanes: how many micro-batches are computed at a time.
+        rank: whose part is wanted.
+        ranks: that the step is dealt to.
     """
     policy = config.policy
     counted = np.array([one.counts(policy) for one in answers])
@@ -89,14 +94,26 @@ def answer_batches(
     active = [at for at, one in enumerate(answers) if counted[at] and (one.advantage != 0 or held)]
     sizes = [len(prompts[answers[at].prompt].ids) + answers[at].ids.size - 1 for at in active]
     groups = padded_groups(sizes, config.micro_batch_tokens)
-    while len(groups) < min(lanes, len(active)):  # no lane idles
+    while len(groups) < min(lanes * ranks, len(active)):  # no lane idles
         groups.sort(key=len)
         most = groups.pop()
         groups += [most[: len(most) // 2], most[len(most) // 2 :]]
-    return [
-        _batch([answers[active[at]] for at in group], prompts, config, pad_id, weights[active][group] * len(active))
-        for group in groups
-    ]
+
+    def made(group: list[int]) -> Batch:
+        some = [answers[active[at]] for at in group]
+        return _batch(some, prompts, config, pad_id, weights[active][group] * len(active))
+
+    own = [made(group) for group in groups[rank::ranks]]
+    idle = -(-len(groups) // ranks) - len(own)
+    return [*own, *(_blank(pad_id) for _ in range(idle))]
+
+
+def _blank(pad_id: int) -> Batch:
+    """A row of padding, for a rank that has nothing left while others have."""
+    nothing = np.zeros((1, 1), dtype=np.int64)
+    documents = np.full((1, 1), PADDING_DOCUMENT, dtype=np.int32)
+    beside = {name: np.zeros((1, 1)) for name in BESIDE}
+    return Batch(nothing + pad_id, nothing, documents, nothing + IGNORE, nothing[0], beside)
 
 
 def _batch(

@@ -20,10 +20,12 @@ from llmctl.objectives.explore import FOLDER, Asked
 from llmctl.objectives.gym import gym_questions
 from llmctl.objectives.heldout_prompts import HeldOutPrompts
 from llmctl.objectives.prompts import Prompts, read_prompts
+from llmctl.objectives.replay import Replay
 from llmctl.objectives.rewarded import PolicyObjective
 from llmctl.objectives.rewards.registry import Rewards, Score
 from llmctl.objectives.rewards.scorer import check_scorer, scorer_of
 from llmctl.objectives.rollouts import gathered
+from llmctl.objectives.served import Server
 from llmctl.objectives.start import check_same_tokens, fill_id, longest, open_model, open_tokenizer
 from llmctl.objectives.tools.talk import Talks
 from llmctl.pipeline.job import FileFacts, Job, Product
@@ -35,19 +37,17 @@ from llmctl.train.ranks import environment
 
 
 def run(job: Job[GrpoConfig]) -> Product:
-    """Train in this process; the configuration and `Explorer` refuse ranks."""
+    """Train here, or with ranks."""
     return launch.start(job, "llmctl.objectives.grpo:train")
 
 
 def train(job: Job[GrpoConfig]) -> Product:
-    """Roll out, judge, learn, and publish the policy with all that it said.
+    """What every rank runs: roll out, judge, learn, and publish the policy with all that it said.
 
     Raises:
         InputError: a prompt is malformed or leaves no room for an answer, or no answer gets a reward.
-        UsageError: a launcher started ranks, or a model is given that nothing looks at.
+        UsageError: a model or a server is given that nothing looks at.
     """
-    if environment().world_size > 1:
-        raise UsageError("grpo trains in a single process", hint="start llmctl without a launcher")
     given, config = job.artifact(), job.config
     tokenizer = open_tokenizer(given)
     length = longest(given, config.max_tokens)
@@ -71,13 +71,21 @@ def train(job: Job[GrpoConfig]) -> Product:
     start = adapter.begin(model, config.lora, config.seed)
     if config.policy.baseline == "value":
         scoring.add_head(model)
-    asked = Asked(job, tokenizer, prompts.kept, rewards, _reference(job), fill_id(given, tokenizer), talks)
-    objective = PolicyObjective(asked, config)
     steps = config.steps or _steps(config, len(prompts.kept))
+    replay = Replay(job, prompts.kept) if "replay" in job.inputs else None
+    if replay is not None:
+        replay.check_enough(steps)
+        if config.server.url:
+            raise UsageError("a replay draws nothing, and server.url is given", hint="leave out one of them")
+    reference = None if replay is not None and replay.keeps_reference else _reference(job)
+    server = Server(config.server, tokenizer, given.data) if config.server.url and replay is None else None
+    asked = Asked(job, tokenizer, prompts.kept, rewards, reference, fill_id(given, tokenizer), replay, server, talks)
+    objective = PolicyObjective(asked, config)
     held = HeldOutPrompts(asked, prompts.held, config) if prompts.held else None
     fitted = fit(job, model, objective, steps=steps, heldout_rows=held)
-    if fitted.weights is not None:
-        fitted.weights.pop(scoring.WEIGHT, None)  # what was expected of answers is of no use to who asks for one
+    if fitted.weights is None:  # the leader publishes
+        return Product(checkpoint.SCHEMA)
+    fitted.weights.pop(scoring.WEIGHT, None)  # what was expected of answers is of no use to who asks for one
     rows = gathered(sorted((job.work / FOLDER).glob("*.parquet")), job.out / FILE)
     totals: dict[str, int | float | str] = {
         "prompts": len(prompts.kept),
@@ -144,7 +152,7 @@ def _reference(job: Job[GrpoConfig]) -> Any:
     given = job.artifact("reference") if "reference" in job.inputs else policy
     check_same_tokens(policy, given)
     base = job.config.base if given.digest == policy.digest else "full"  # what it starts from is what it stays close to
-    model = open_model(given, open_tokenizer(given), base).to(choose_device(job.config.device)).eval()
+    model = open_model(given, open_tokenizer(given), base).to(_device(job)).eval()
     return model.requires_grad_(False)
 
 
@@ -155,7 +163,12 @@ def _scorer(job: Job[GrpoConfig]) -> Score | None:
     if given is None:
         return None
     check_same_tokens(job.artifact(), given, hint="policy and reward model must read the same ids")
-    return scorer_of(given.data, choose_device(job.config.device), torch.float32)
+    return scorer_of(given.data, _device(job), torch.float32)
+
+
+def _device(job: Job[GrpoConfig]) -> torch.device:
+    """Where this rank computes."""
+    return choose_device(job.config.device, environment().local_rank)
 
 
 def _tell(job: Job[GrpoConfig], prompts: Prompts, length: int) -> None:

@@ -5,9 +5,11 @@ What is learned from are these very ids; text is never encoded again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +25,7 @@ from llmctl.store.files import publish_bytes
 from llmctl.tokens.tokenizer import Tokenizer
 
 Doubles = NDArray[np.float64]
+FIGURES: Final = b"llmctl.figures"  # in the metadata of a rollout's file while the run lasts
 TURNS = pa.list_(pa.struct({"role": pa.string(), "text": pa.string(), "failed": pa.bool_()}))
 
 
@@ -43,7 +46,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What the policy said to one request; attributes as those of `Answer`."""
+    """What was said to one request; attributes as those of `Answer`."""
 
     ids: NDArray[np.int64]
     logps: Doubles
@@ -93,11 +96,6 @@ class Answer:
     own: NDArray[np.bool_] | None = None
     turns: tuple[Turn, ...] = ()
 
-    @classmethod
-    def of(cls, prompt: int, drawn: Drawn) -> Answer:
-        """What was said to a prompt, yet to be judged."""
-        return cls(prompt, **vars(drawn))
-
     @property
     def places(self) -> NDArray[np.int64]:
         """int64 [m]: where among the ids those are that the policy drew, and which alone are learned and scored."""
@@ -107,6 +105,11 @@ class Answer:
     def size(self) -> int:
         """m, which is its length wherever lengths count."""
         return int(self.logps.size)
+
+    @classmethod
+    def of(cls, prompt: int, drawn: Drawn) -> Answer:
+        """What was said to a prompt, yet to be judged."""
+        return cls(prompt, **vars(drawn))
 
     def counts(self, policy: PolicyConfig) -> bool:
         """Whether its tokens are among those that a loss is a mean over."""
@@ -120,7 +123,9 @@ def generate(
     running: int,
 ) -> list[Drawn]:
     """What the model says to each request, in their order."""
-    found = []
+    found: list[Drawn] = []
+    if not requests:  # more ranks than prompts
+        return found
     for said in continued(model, tokenizer, requests, running):
         assert said.logprobs is not None, "asked for"
         logps = np.array([one.logprob for one in said.logprobs], dtype=np.float64)
@@ -220,8 +225,15 @@ def answers_of(table: pa.Table) -> list[Answer]:
     return found
 
 
-def write(table: pa.Table, path: Path) -> None:
-    """A file that is whole or absent."""
+def kept(path: Path) -> tuple[list[Answer], dict[str, float]]:
+    """What `write` was given of a rollout."""
+    table = pq.read_table(path)
+    return answers_of(table), json.loads(table.schema.metadata[FIGURES])
+
+
+def write(table: pa.Table, path: Path, figures: Mapping[str, float]) -> None:
+    """A file that is whole or absent, the rollout's figures with it."""
+    table = table.replace_schema_metadata({FIGURES: json.dumps(dict(figures))})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -234,7 +246,7 @@ def gathered(paths: Iterable[Path], out: Path) -> int:
     rows = 0
     try:
         for path in paths:
-            table = pq.read_table(path)
+            table = pq.read_table(path).replace_schema_metadata(None)  # what was measured is in the metrics
             if writer is None:
                 out.parent.mkdir(parents=True, exist_ok=True)
                 writer = pq.ParquetWriter(out, table.schema, compression="zstd")

@@ -165,6 +165,11 @@ MODEL_STAGES: tuple[Stage, ...] = (
             ),
             "reference": REFERENCE,
             "scorer": Role(("checkpoint",), "reward model, for the reward scorer", required=False),
+            "replay": Role(
+                ("checkpoint", "adapter"),
+                "an earlier run of grpo whose rollouts are learned from again: nothing is drawn or judged",
+                required=False,
+            ),
         },
         flags={
             "--preset": "preset",
@@ -179,7 +184,7 @@ MODEL_STAGES: tuple[Stage, ...] = (
             "--kl": "policy.kl.weight",
             "--steps": "steps",
             "--epochs": "epochs",
-            **{flag: path for flag, path in TRAINING_FLAGS.items() if flag not in ("--nproc", "--zero")},
+            **TRAINING_FLAGS,
         },
         examples=(
             "llmctl grpo web.sft --prompts sums.jsonl --reward number",
@@ -191,6 +196,10 @@ MODEL_STAGES: tuple[Stage, ...] = (
             "llmctl grpo web.sft --prompts ask.jsonl 'rewards=[{kind: judge, url: http://127.0.0.1:8001/v1}]'",
             "llmctl grpo web.sft --prompts sums.jsonl --reward number --tools calculator,python",
             "llmctl grpo web.sft --gym chain_sum,leg_counting gym.prompts=500",
+            "llmctl grpo web.sft --prompts sums.jsonl --reward number --nproc 2 --zero 1",
+            "llmctl grpo web.sft --prompts sums.jsonl --reward number --replay web.grpo --loss-agg dapo",
+            "llmctl grpo web.sft --prompts sums.jsonl --reward number ahead=true",
+            "llmctl grpo web.sft --prompts sums.jsonl --reward number server.url=http://127.0.0.1:8000/v1",
         ),
     ),
     Stage(
