@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from llmctl.config.base import execution
-from llmctl.config.evals import ServerConfig
+from llmctl.config.servers import ServerConfig
 from llmctl.config.gym import GymConfig
 from llmctl.config.optimizers import AdamWConfig, OptimizerConfig
 from llmctl.config.policy import PRESETS, PolicyConfig, Preset
