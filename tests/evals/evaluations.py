@@ -9,7 +9,9 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from llmctl.config.evals import EvalConfig
+from llmctl.config.inout import ImportConfig
 from llmctl.pipeline.execute import Call, execute
+from llmctl.pipeline.job import Silent
 from llmctl.pipeline.stages import stage_named
 from llmctl.store.artifact import Artifact, FileInput, Input
 from llmctl.store.store import Store
@@ -17,6 +19,12 @@ from tests.evals.test_stage import Notes
 from tests.evals.tiny import file_of, text
 
 ROWS = [{"question": text(n, 5), "options": [text(3 * n, 2), text(3 * n + 1, 3)], "right": n % 2} for n in range(20)]
+
+
+def imported(checkpoint: Artifact, store: Store) -> None:
+    """Put the checkpoint into a store, as `tiny`, without a process for it."""
+    config = ImportConfig.model_validate({"sources": [str(checkpoint.data)]})
+    execute(Call(stage_named("import"), config, {}, name="tiny"), store, Silent())
 
 
 class Evals:

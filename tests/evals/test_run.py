@@ -7,6 +7,7 @@ import json
 import statistics
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,14 +21,16 @@ from llmctl.config.errors import ConfigError, GateError, InputError, UsageError
 from llmctl.config.evals import EvalConfig
 from llmctl.evals.gates import check_gates
 from llmctl.evals.local import LocalModel
+from llmctl.evals.remote import Fetched, card_of, sources
 from llmctl.evals.sandbox.verdict import Verdict
 from llmctl.evals.sandbox.verify import Program
 from llmctl.pipeline.evaluations import names_figure
 from llmctl.pipeline.execute import Call, execute
 from llmctl.pipeline.stages import stage_named
 from llmctl.store.artifact import Artifact
-from llmctl.store.manifest import InputEntry
-from tests.evals.evaluations import ROWS, Evals, samples
+from llmctl.store.manifest import InputEntry, sha256_of
+from llmctl.store.store import Store
+from tests.evals.evaluations import ROWS, Evals, imported, samples
 from tests.evals.tiny import file_of, text
 
 MINE = """\
@@ -320,20 +323,22 @@ def test_the_report_tells_every_figure_and_what_was_left_out(evals: Evals, mine:
 
 
 def test_the_command_takes_tasks_data_and_gates(
-    checkpoint: Artifact, llmctl: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, mine: str
+    checkpoint: Artifact,
+    store: Store,
+    llmctl: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    mine: str,
 ) -> None:
-    assert llmctl("import", str(checkpoint.data), "--name", "tiny").returncode == 0
+    imported(checkpoint, store)
     rows, piqa = tmp_path / "mine.jsonl", tmp_path / "piqa.jsonl"
     file_of(rows, ROWS)
     file_of(piqa, [{"goal": text(n, 4), "sol1": text(n, 2), "sol2": text(n + 9, 2), "label": n % 2} for n in range(6)])
     command = ["eval", "tiny", "--tasks", f"{mine},piqa", "--data", f"mine={rows}", "--data", f"piqa={piqa}", "--json"]
-    done = llmctl(*command)
-    assert done.returncode == 0, done.stderr
-    manifest = json.loads(Path(json.loads(done.stdout.splitlines()[-1])["manifest"]).read_text())
-    assert (manifest["totals"]["mine.scored"], manifest["totals"]["piqa.scored"]) == (20, 6)
-    assert {"data.mine", "data.piqa", "input"} == set(manifest["inputs"])
     gated = llmctl(*command, "--min", "acc=1.01")
-    assert gated.returncode == 6
+    assert gated.returncode == 6, gated.stderr
+    manifest = store.resolve("tiny.eval").manifest  # tests/evals/test_long.py sees an evaluation that exits 0
+    assert (manifest.totals["mine.scored"], manifest.totals["piqa.scored"]) == (20, 6)
+    assert {"data.mine", "data.piqa", "input"} == set(manifest.inputs)
     end = json.loads(gated.stdout.splitlines()[-1])
     assert (end["ok"], end["code"]) == (False, 6)
     unnamed = llmctl("eval", "tiny", "--tasks", mine, "--data", str(rows))
@@ -347,7 +352,8 @@ class Broken(BaseHTTPRequestHandler):
     """Lists a model, and answers every question with what its server holds."""
 
     def do_GET(self) -> None:
-        self._say(200, json.dumps({"data": [{"id": "m", "created": 1}]}))
+        card = {"id": "m", "max_model_len": 64, "created": time.time_ns(), "permission": [{"id": str(time.time_ns())}]}
+        self._say(200, json.dumps({"data": [card]}))
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -391,6 +397,14 @@ def test_a_server_without_sensible_answers_gives_no_score(
     with pytest.raises(InputError, match=f"mine: no item has an answer: {said}") as raised:
         evals.run({"tasks": mine, "server": {"url": address}})
     assert why in raised.value.hint
+
+
+def test_a_server_that_was_started_anew_has_the_same_model(broken: ThreadingHTTPServer) -> None:
+    config = EvalConfig.model_validate({"server": {"url": f"http://127.0.0.1:{broken.server_address[1]}/v1"}})
+    cards = [card_of(config.server) for _ in range(2)]
+    assert cards == [{"id": "m", "max_model_len": 64}] * 2
+    named = [sources(config, Fetched(card=card)) for card in cards]
+    assert named[0] == named[1] == ("m.eval", {"server": sha256_of(cards[0])})
 
 
 def test_a_server_that_is_not_there_is_told_before_anything_runs(evals: Evals, mine: str) -> None:
