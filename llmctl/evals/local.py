@@ -42,6 +42,7 @@ class LocalModel:
     """
 
     at_once = 512
+    texts_at_once = 128
 
     def __init__(self, engine: Engine, identity: str, *, batch_tokens: int, truncate: bool) -> None:
         self.engine, self.identity = engine, f"{identity}:{truncate}"

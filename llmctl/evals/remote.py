@@ -185,7 +185,7 @@ class RemoteModel:
 
     def __init__(self, config: ServerConfig, card: Mapping[str, Any], at_once: int) -> None:
         self.identity = f"{config.url}:{json.dumps(card, sort_keys=True)}"
-        self.at_once = 4 * at_once
+        self.at_once = self.texts_at_once = 4 * at_once
         self._connection, self._name, self._threads = Connection.of(config), str(card["id"]), at_once
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:

@@ -126,10 +126,12 @@ class Model(Protocol):
     Attributes:
         identity: names everything about the model that decides its answers; the cache of requests is kept by it.
         at_once: how many requests are worth giving it in one call.
+        texts_at_once: the same of those for texts, which take longer: what a call has not answered is lost to a kill.
     """
 
     identity: str
     at_once: int
+    texts_at_once: int
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """The answers, in order."""

@@ -12,6 +12,7 @@ import torch
 
 from llmctl.config.errors import InputError, UsageError
 from llmctl.config.evals import EvalConfig
+from llmctl.evals.local import LocalModel
 from llmctl.evals.reasoning import Draw, spent
 from llmctl.model import scoring
 from llmctl.store.artifact import Artifact
@@ -117,6 +118,22 @@ def test_a_text_that_its_budget_cuts_is_asked_for_its_answer(evals: Evals, tmp_p
     assert totals["letter.first@1,8_tokens"] == totals["letter.exact_match,vowel"]
     assert "letter.first@1,4_tokens" in totals
     assert json.loads(artifact.file("results.json").read_text())["settings"]["budgets"] == {"letter": [4, 8]}
+
+
+def test_texts_are_kept_by_fewer_at_a_time(evals: Evals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a kill loses is a call's: texts take longer than likelihoods."""
+    (tmp_path / "letter.yaml").write_text(LETTER)
+    asked: list[int] = []
+    answer = LocalModel.answer
+
+    def counted(self: LocalModel, requests: Any) -> Any:
+        asked.append(len(requests))
+        return answer(self, requests)
+
+    monkeypatch.setattr(LocalModel, "answer", counted)
+    monkeypatch.setattr(LocalModel, "texts_at_once", 4)
+    evals.run({"tasks": str(tmp_path / "letter.yaml")}, ROWS)
+    assert asked == [4, 2]
 
 
 def test_what_has_nothing_to_choose_among_is_told_first(evals: Evals, scorer: Artifact, tmp_path: Path) -> None:
