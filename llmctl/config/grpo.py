@@ -7,12 +7,12 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from llmctl.config.base import execution
-from llmctl.config.servers import ServerConfig
 from llmctl.config.gym import GymConfig
 from llmctl.config.optimizers import AdamWConfig, OptimizerConfig
 from llmctl.config.policy import PRESETS, PolicyConfig, Preset
 from llmctl.config.rewards import ExactReward, RewardConfig, listed
 from llmctl.config.schedules import ConstantConfig, ScheduleConfig
+from llmctl.config.servers import ServerConfig
 from llmctl.config.tools import ToolsConfig
 from llmctl.config.train import AdaptableConfig
 

@@ -77,7 +77,8 @@ def train(job: Job[GrpoConfig]) -> Product:
         replay.check_enough(steps)
         if config.server.url:
             raise UsageError("a replay draws nothing, and server.url is given", hint="leave out one of them")
-    reference = None if replay is not None and replay.keeps_reference else _reference(job)
+    kept = replay is not None and replay.keeps_reference and config.needs_reference
+    reference = None if kept else _reference(job)
     server = Server(config.server, tokenizer, given.data) if config.server.url and replay is None else None
     asked = Asked(job, tokenizer, prompts.kept, rewards, reference, fill_id(given, tokenizer), replay, server, talks)
     objective = PolicyObjective(asked, config)

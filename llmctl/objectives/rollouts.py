@@ -228,7 +228,7 @@ def answers_of(table: pa.Table) -> list[Answer]:
 def kept(path: Path) -> tuple[list[Answer], dict[str, float]]:
     """What `write` was given of a rollout."""
     table = pq.read_table(path)
-    return answers_of(table), json.loads(table.schema.metadata[FIGURES])
+    return answers_of(table), json.loads((table.schema.metadata or {}).get(FIGURES, b"{}"))
 
 
 def write(table: pa.Table, path: Path, figures: Mapping[str, float]) -> None:

@@ -21,8 +21,6 @@ from llmctl.pipeline.job import Job, Progress
 from llmctl.store.manifest import sha256_of
 from llmctl.tokens.chat import render_prompt
 
-PASSING = ("created", "permission")
-"""What a server says of its model that is new each time it is asked or started (vLLM)."""
 NOT_THIS_ONE = {http.client.BAD_REQUEST, http.client.REQUEST_ENTITY_TOO_LARGE, http.client.UNPROCESSABLE_ENTITY}
 
 
@@ -179,8 +177,5 @@ def fetch(config: SynthConfig, directory: Path, progress: Progress) -> dict[str,
 
 
 def sources(config: SynthConfig, card: Mapping[str, Any] | None) -> tuple[str, dict[str, str]]:  # noqa: ARG001 - of every stage
-    """The default name and the digest of the server's model, without what changes while the model does not."""
-    if card is None:
-        return "", {}
-    lasting = {key: value for key, value in card.items() if key not in PASSING}
-    return f"{name_of(card)}.synth", {"server": sha256_of(lasting)}
+    """The default name and the digest of the server's model."""
+    return ("", {}) if card is None else (f"{name_of(card)}.synth", {"server": sha256_of(dict(card))})

@@ -6,6 +6,7 @@ Token in, token out: what was drawn stays as it was drawn, and what a tool gave 
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -93,6 +94,7 @@ class Talks:
         marks = (tokenizer.special.get(mark) for mark in (self._convention.begin, self._convention.end))
         self._spelled = tuple(mark for mark in marks if mark is not None)
         self.tools = Tools(config)
+        self._calling = threading.Lock()  # a rollout may be drawn ahead while held-out prompts are answered
 
     def converse(self, draw: Draw, requests: Sequence[Request]) -> list[Drawn]:
         """What the policy says to each request, with its calls made, in their order."""
@@ -101,7 +103,8 @@ class Talks:
         while going:
             said = draw([self._next(talk) for talk in going])
             wanted = [self._heard(talk, one) for talk, one in zip(going, said, strict=True)]
-            told = iter(self.tools.run([call for calls in wanted for call in calls]))
+            with self._calling:
+                told = iter(self.tools.run([call for calls in wanted for call in calls]))
             going = [
                 talk
                 for talk, calls in zip(going, wanted, strict=True)
