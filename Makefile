@@ -5,7 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STORE ?= demo
-TOGETHER := -n logical --maxprocesses 4 --dist loadfile # a file stays on one process, which makes its fixtures once
+# A file stays on one process, which makes its fixtures once; one process more than cores, since many wait for others.
+TOGETHER := -n $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --maxprocesses 5 --dist loadfile
 CHAT := $(BIN)/llmctl chat demo.dpo --store $(STORE) --max-tokens 60
 
 .PHONY: help setup setup-dev demo serve test test-quick lint format bench clean

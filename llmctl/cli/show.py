@@ -126,7 +126,7 @@ def _show_step(
 
 def _show_answers(artifact: Artifact, step: int, sink: Sink) -> None:
     """What a policy said, of which the step learned."""
-    from llmctl.data.rollouts import SHOWN, answers_of_step
+    from llmctl.data.rollouts import SHOWN, answers_of_step, spoken
 
     for row in answers_of_step(artifact, step):
         if sink.mode is Mode.RECEIPTS:
@@ -136,7 +136,7 @@ def _show_answers(artifact: Artifact, step: int, sink: Sink) -> None:
         worth = told["missing"] or f"reward {told['reward']:.4g}, advantage {told['advantage']:.4g}"
         cut = ", cut" if told["truncated"] else ""
         sink.write(f"== {told['prompt_id']}, sample {told['sample']}, {worth}{cut}; wanted {told['answer']!r}")
-        sink.write(f"{told['prompt']}\n-> {told['completion']}\n")
+        sink.write("\n".join((told["prompt"], *spoken(row), "")))
 
 
 def _run(ref: str, location: str, sink: Sink) -> None:

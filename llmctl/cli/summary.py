@@ -40,8 +40,8 @@ def summary(artifact: Artifact, following: str) -> Iterator[RenderableType]:
 
 def base_of(adapter: Artifact) -> str:
     """What an adapter is merged into, as its run named it."""
-    trained_on = adapter.manifest.inputs.get("input")
-    return trained_on.ref if trained_on is not None else "CHECKPOINT"
+    base = adapter.manifest.semantic.get("base")
+    return next((given.ref for given in adapter.manifest.inputs.values() if given.digest == base), "CHECKPOINT")
 
 
 def totals_table(artifact: Artifact) -> Table:

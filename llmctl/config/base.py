@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -72,6 +74,21 @@ def compiled(pattern: str) -> str:
     except re.error as error:
         raise ValueError(f"no regular expression: {error}") from None
     return pattern
+
+
+def digest_of(path: str, known: str | None = None) -> str:
+    """The SHA-256 of a file that a configuration names, so that an edited file is another run.
+
+    Raises:
+        ValueError: it cannot be read, or is not the one that is known.
+    """
+    try:
+        found = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from None
+    if known not in (None, "", found):
+        raise ValueError(f"{path} is not the file that it was: its SHA-256 differs")
+    return found
 
 
 def named(value: Any, default: str) -> Any:

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from llmctl.config.base import Config, named
 from llmctl.config.model import ModelConfig
 from llmctl.config.optimizers import AdamWConfig, OptimizerConfig
-from llmctl.config.train import FineTuneConfig, Learned
+from llmctl.config.train import AdaptableConfig, Learned
 
 MOST_KEPT = 4096
 
@@ -70,7 +70,16 @@ class TvdConfig(_Tempered):
     name: Literal["tvd"] = Field(default="tvd", description="which divergence")
 
 
-AnyDivergence = ForwardKlConfig | ReverseKlConfig | JsdConfig | TvdConfig
+class UldConfig(_Tempered):
+    """Sum of |teacher - student|, each from its likeliest token down, for teachers of other vocabularies.
+
+    Universal logit distillation (Boizard et al. 2024, arXiv:2402.12030).
+    """
+
+    name: Literal["uld"] = Field(default="uld", description="which divergence")
+
+
+AnyDivergence = ForwardKlConfig | ReverseKlConfig | JsdConfig | TvdConfig | UldConfig
 DivergenceConfig = Annotated[AnyDivergence, Field(discriminator="name")]
 
 
@@ -92,7 +101,7 @@ class HiddenConfig(Config):
     )
 
 
-class DistillConfig(FineTuneConfig):
+class DistillConfig(AdaptableConfig):
     """How a student learns a teacher's next-token distributions."""
 
     cuts_rows = True
@@ -154,6 +163,25 @@ class DistillConfig(FineTuneConfig):
             )
         if self.rest == "renormalise" and self.top_k is None:
             raise ValueError("rest says what becomes of what top_k leaves out: give top_k with it")
+        return self
+
+    @model_validator(mode="after")
+    def _other_vocabularies_are_read_anew(self) -> DistillConfig:
+        if self.loss.name != "uld":
+            return self
+        for name in ("top_k", "hidden", "on_policy"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"uld ranks all that a teacher of other tokens says of a text: leave out {name}")
+        if self.learn == "all":
+            raise ValueError("uld compares answers, and templates differ in the rest: leave out learn=all")
+        if self.sequence_parallel > 1:
+            raise ValueError("uld reads each row twice, cut in other places: leave out sequence_parallel")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_have_a_base(self) -> DistillConfig:
+        if self.lora is not None and self.model is not None:
+            raise ValueError("lora adapts a student that is there: give --student REF in place of model")
         return self
 
     @model_validator(mode="after")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from llmctl.config.base import INTEGER_LIMIT, Config, execution
 from llmctl.config.devices import Device, Precision, Weights
+from llmctl.config.servers import ServerConfig
 from llmctl.config.tasks import AnyTask, GroupConfig, TaskConfig, read_tasks
 
 RESULTS_FILE = "results.json"
@@ -20,22 +22,25 @@ HARNESS_SEED = 1234
 
 
 def _gates(value: Any) -> Any:
-    """`acc=0.5,piqa.acc_norm=0.6` or `{acc: 0.5}`."""
+    """`acc=0.5,gsm8k.exact_match,strict-match=0.3`, where a name may hold a comma, or `{acc: 0.5}`."""
     if isinstance(value, str):
-        value = [one for one in value.split(",") if one.strip()]
+        value = [one.strip(" ,") for one in re.findall(r"[^=]+(?:=[^,]*)?", value) if one.strip(" ,")]
     if not isinstance(value, list):
         return value
     pairs = [str(one).partition("=") for one in value]
     return {name.strip(): least.strip() for name, _, least in pairs}
 
 
-class ServerConfig(Config):
-    """An OpenAI-compatible server that is measured in place of a checkpoint."""
+def _numbers(value: Any) -> Any:
+    """`64,128` or `64` for [64, 128] or [64]."""
+    if isinstance(value, str):
+        return [one.strip() for one in value.split(",") if one.strip()]
+    return [value] if isinstance(value, int) else value
 
-    url: str = Field(default="", description="measure this server in place of REF: its address, up to /v1")
-    name: str = Field(default="", description="which of the server's models; its first where left out")
-    key_variable: str = Field(default="", description="environment variable that holds the server's key")
-    timeout_s: float = execution(600.0, gt=0, le=86400, description="how long one request may take")
+
+def _words(value: Any) -> Any:
+    """`int8,int4` for [int8, int4]."""
+    return [one.strip() for one in value.split(",") if one.strip()] if isinstance(value, str) else value
 
 
 class EvalConfig(Config):
@@ -55,6 +60,19 @@ class EvalConfig(Config):
     chat: bool | Literal["auto"] = Field(
         "auto",
         description="ask through the chat template; auto: --choices alone, where the checkpoint was trained on chats",
+    )
+    draws: int | None = Field(
+        None,
+        ge=1,
+        le=10_000,
+        description="texts of each item, in place of the tasks' own number: figures by vote, by --scorer, and of an "
+        "oracle, against tokens",
+    )
+    temperature: float = Field(
+        0.7, gt=0, le=100, description="of several --draws, where the task itself always takes the likeliest token"
+    )
+    budget: Annotated[tuple[Annotated[int, Field(ge=1, le=1 << 20)], ...], BeforeValidator(_numbers)] = Field(
+        (), description="most tokens of a text, such as 64,128,256: figures at each, against the tokens spent"
     )
     overlong: Overlong = Field(
         "refuse",
@@ -90,6 +108,9 @@ class EvalConfig(Config):
     weights: Weights = Field(
         "plain", description="int8, int4: round the weights, and measure beside it what that loses"
     )
+    variants: Annotated[tuple[Literal["int8", "int4"], ...], BeforeValidator(_words)] = Field(
+        (), description="weights rounded so, such as int8,int4: bits per byte, size and speed of each in one table"
+    )
     batch_tokens: int = execution(
         8192, ge=1, le=1 << 24, description="tokens of one forward pass, which bounds its memory"
     )
@@ -104,6 +125,17 @@ class EvalConfig(Config):
         if isinstance(value, dict) and value.get("forbid_contamination"):
             return {**value, "contamination": True}
         return value
+
+    @field_validator("variants")
+    @classmethod
+    def _each_once(cls, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(dict.fromkeys(value))
+
+    @model_validator(mode="after")
+    def _others(self) -> EvalConfig:
+        if self.weights in self.variants:
+            raise ValueError(f"variants hold {self.weights}, which the checkpoint is measured with already")
+        return self
 
     @property
     def all_tasks(self) -> tuple[TaskConfig, ...]:

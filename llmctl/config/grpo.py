@@ -7,13 +7,27 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from llmctl.config.base import execution
+from llmctl.config.gym import GymConfig
 from llmctl.config.optimizers import AdamWConfig, OptimizerConfig
 from llmctl.config.policy import PRESETS, PolicyConfig, Preset
 from llmctl.config.rewards import ExactReward, RewardConfig, listed
 from llmctl.config.schedules import ConstantConfig, ScheduleConfig
+from llmctl.config.servers import ServerConfig
+from llmctl.config.tools import ToolsConfig
 from llmctl.config.train import AdaptableConfig
 
 Missing = Literal["leave_out", "stop"]
+
+
+class DrawsConfig(ServerConfig):
+    """A server that draws the answers of rollouts, by the checkpoint that the policy begins with."""
+
+    url: str = Field(default="", description="its address, up to /v1; the engine of this process draws where left out")
+    push_to: str = Field(
+        default="",
+        description="a folder that the server sees too, for a vLLM in its development mode: the newest weights are "
+        "written there before each rollout, and it is told to load them; it keeps its own where left out",
+    )
 
 
 class GrpoConfig(AdaptableConfig):
@@ -54,6 +68,16 @@ class GrpoConfig(AdaptableConfig):
         le=100,
         description="How many batches of prompts may be tried to fill a rollout with groups whose rewards differ.",
     )
+    gym: GymConfig | None = Field(
+        None, description="Prompts that reasoning-gym makes, in place of --prompts: names of its tasks, or a block."
+    )
+    tools: ToolsConfig = Field(default=ToolsConfig(), description="What the policy may call while it answers.")
+    ahead: bool = Field(
+        default=False,
+        description="Draw the next rollout while this one is learned from, by the weights of before (single process "
+        "only).",
+    )
+    server: DrawsConfig = Field(DrawsConfig(), description="Draws the answers in place of this process's engine.")
     chat: bool | Literal["auto"] = Field(
         "auto", description="Put prompts through the chat template; auto: where the checkpoint was trained on chats."
     )
@@ -81,6 +105,8 @@ class GrpoConfig(AdaptableConfig):
         if not isinstance(given, dict):
             return given
         joined = _under(PRESETS.get(given.get("preset", "grpo"), {}), given)
+        if given.get("gym") and "rewards" not in given:
+            joined["rewards"] = "gym"
         if "batch_rows" not in given:  # one step for each rollout
             sizes = [joined.get(name, cls.model_fields[name].default) for name in ("group", "prompts_per_rollout")]
             if all(str(size).isdecimal() for size in sizes):
@@ -103,18 +129,24 @@ class GrpoConfig(AdaptableConfig):
         return self
 
     @model_validator(mode="after")
-    def _in_one_process(self) -> GrpoConfig:
+    def _by_whole_answers(self) -> GrpoConfig:
         given = {
-            "nproc": self.nproc > 1,
-            "zero": self.zero > 0,
             "batch_ramp": self.batch_ramp is not None,
             "compile": self.compile,
             "micro_batch_rows": self.micro_batch_rows is not None,
         }
         if taken := [name for name, is_given in given.items() if is_given]:
-            raise ValueError(f"leave out {' and '.join(taken)}: grpo trains in one process, in micro_batch_tokens")
+            raise ValueError(f"leave out {' and '.join(taken)}: grpo trains on answers, in micro_batch_tokens")
+        if self.zero == 3:
+            raise ValueError("zero=3 shards the weights that answers are drawn with: take zero=0, 1 or 2")
+        if self.ahead and self.uses_deepspeed:
+            raise ValueError("ahead trains in a single process: leave it out, or nproc and zero")
+        if self.server.push_to and (not self.server.url or self.lora is not None):
+            raise ValueError("server.push_to pushes whole weights to server.url: give that, and leave out lora")
         if self.policy.baseline == "value" and self.lora is not None:
             raise ValueError("a value head is no adapter: leave out lora, or take another baseline")
+        if self.tools.names and self.chat is False:
+            raise ValueError("tools are called in chats: leave out chat=false")
         if self.optimizer.name == "sophia":
             raise ValueError(
                 "sophia estimates its curvature from next tokens, not from rewards: take another optimizer"

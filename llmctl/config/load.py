@@ -150,13 +150,17 @@ def _problem(model: type[BaseModel], fault: Any, where: str) -> Problem:
 
 
 def _field_names(model: type[BaseModel], parents: list[str]) -> list[str]:
-    """Field names of the (possibly nested) model that `parents` leads to; empty where it is a union."""
-    for key in parents:
+    """Field names of the (possibly nested) model that `parents` leads to; of one of several, its tag comes next."""
+    keys = iter(parents)
+    for key in keys:
         field = model.model_fields.get(key)
         annotation = field.annotation if field else None
         blocks = [kind for kind in get_args(annotation) if kind is not type(None)]
         if len(blocks) == 1:  # a block that may be left out
             annotation = blocks[0]
+        elif field is not None and isinstance(field.discriminator, str):
+            tag, name = next(keys, ""), field.discriminator
+            annotation = next((kind for kind in blocks if kind.model_fields[name].default == tag), None)
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
         model = annotation

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from llmctl.config.base import Config, compiled
+from llmctl.config.base import Config, compiled, digest_of
+from llmctl.config.servers import ServerConfig
 
 
 class _Reward(Config):
@@ -90,6 +90,87 @@ class TestsReward(_Reward):
     timeout_s: float = Field(default=3.0, gt=0, le=600, description="seconds that a program may run")
 
 
+class GymReward(_Reward):
+    """What reasoning-gym gives for the answer to one of its prompts (the extra `gym`)."""
+
+    kind: Literal["gym"] = Field(default="gym", description="which reward")
+    tag: str = Field(
+        default="",
+        pattern=r"^\w*$",
+        description="what stands between the last <TAG> and </TAG> is judged; the whole answer where left out",
+    )
+
+
+JUDGE_TEMPLATE = """\
+You grade an answer. What counts: {rubric}
+
+The question:
+{prompt}
+
+The answer that is wanted, where one is known:
+{answer}
+
+The answer to grade:
+{completion}
+
+Think shortly, then end with a line "Score: N", where N is a number from {low} (worst) to {high} (best)."""
+
+
+class JudgeReward(_Reward):
+    """The score that a model behind an OpenAI-compatible server gives an answer, on a scale that is made 0 to 1."""
+
+    kind: Literal["judge"] = Field(default="judge", description="which reward")
+    url: str = Field(min_length=1, description="of the server, up to /v1")
+    model: str = Field(default="", description="which of the server's models; its first where left out")
+    key_variable: str = Field(default="", description="environment variable that holds the server's key")
+    rubric: str = Field(
+        default="whether it is right, complete and clear.", max_length=100_000, description="what counts"
+    )
+    template: str = Field(
+        default=JUDGE_TEMPLATE,
+        max_length=100_000,
+        description="what the judge is told; {prompt}, {completion}, {answer}, {rubric}, {low}, {high} and "
+        "{a column of the prompt's row} are filled in",
+    )
+    pattern: str = Field(
+        default=r"(?i)score\s*[:=]\s*\**\s*(-?\d+(?:\.\d+)?)",
+        max_length=10_000,
+        description="of Python's re, whose first group is the score; the last place where it is found counts",
+    )
+    scale: tuple[float, float] = Field(
+        default=(0.0, 10.0), description="worst and best score, which become 0 and 1; a score beyond them is missing"
+    )
+    max_tokens: int = Field(default=512, ge=1, le=2**20, description="longest verdict")
+    timeout_s: float = Field(default=60.0, gt=0, le=86_400, description="seconds that one request may take")
+    at_once: int = Field(default=8, ge=1, le=1024, description="requests under way at a time")
+
+    @field_validator("pattern")
+    @classmethod
+    def _has_a_group(cls, value: str) -> str:
+        if re.compile(compiled(value)).groups < 1:
+            raise ValueError("needs a group that holds the score, such as Score: (\\d+)")
+        return value
+
+    @field_validator("scale")
+    @classmethod
+    def _rises(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if value[0] >= value[1]:
+            raise ValueError("the worst score must be below the best")
+        return value
+
+    @field_validator("template")
+    @classmethod
+    def _shows_the_answer(cls, value: str) -> str:
+        if "{completion}" not in value:
+            raise ValueError("must hold {completion}: the judge would not see the answer")
+        return value
+
+    @property
+    def server(self) -> ServerConfig:
+        """How it is reached."""
+        return ServerConfig(url=self.url, name=self.model, key_variable=self.key_variable, timeout_s=self.timeout_s)
+
+
 class FunctionReward(_Reward):
     """What a function of a Python file of your own gives."""
 
@@ -102,14 +183,7 @@ class FunctionReward(_Reward):
     def _of_these_bytes(cls, given: Any) -> Any:
         if not isinstance(given, dict) or not isinstance(given.get("of"), str):
             return given
-        path = Path(given["of"].rpartition(":")[0])
-        try:
-            found = hashlib.sha256(path.read_bytes()).hexdigest()
-        except OSError as error:
-            raise ValueError(f"cannot read {path}: {error.strerror}") from None
-        if given.get("sha256") not in (None, "", found):
-            raise ValueError(f"{path} is not the file that it was: its SHA-256 differs")
-        return {**given, "sha256": found}
+        return {**given, "sha256": digest_of(given["of"].rpartition(":")[0], given.get("sha256"))}
 
 
 RewardConfig = Annotated[
@@ -122,6 +196,8 @@ RewardConfig = Annotated[
     | ScorerReward
     | MathReward
     | TestsReward
+    | JudgeReward
+    | GymReward
     | FunctionReward,
     Field(discriminator="kind"),
 ]

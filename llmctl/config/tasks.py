@@ -141,10 +141,27 @@ class GenerationConfig(Config):
 class FewshotConfig(Config):
     """Which examples stand before an item."""
 
-    sampler: Literal["default", "first_n"] = Field(
-        default="default", description="default: drawn anew for every item; first_n: always the first ones"
+    sampler: Literal["default", "first_n", "by_item"] = Field(
+        default="default",
+        description="default: drawn anew for every item; first_n: always the first ones; by_item: drawn from the "
+        "other items with the seed and the item's place, as nanochat draws them",
     )
     samples: tuple[dict[str, Any], ...] = Field(default=(), description="the examples themselves, in place of a split")
+
+
+class BudgetConfig(Config):
+    """How many tokens a text may take, and what becomes of one that has not ended by then."""
+
+    tokens: tuple[Annotated[int, Field(ge=1, le=1 << 20)], ...] = Field(
+        default=(), description="budgets, in place of max_gen_toks; every figure is at the largest"
+    )
+    cue: str = Field(default="", description="written behind a text that its budget cuts, so that the answer follows")
+    answer_tokens: int = Field(default=16, ge=1, le=4096, description="most tokens of the answer behind the cue")
+
+    @field_validator("tokens")
+    @classmethod
+    def _ascend(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(sorted(set(value)))
 
 
 class CheckConfig(Config):
@@ -190,6 +207,11 @@ class TaskConfig(Config):
     )
     doc_to_original: str = Field(default="", description="rolling: the text whose words and bytes count")
     multiple_inputs: bool = Field(default=False, description="choices are prompts, doc_to_target follows each")
+    scored: Literal["continuation", "apart"] = Field(
+        default="continuation",
+        description="continuation: the sum over what follows the prompt; apart: by nanochat's rules, the mean over "
+        "the tokens that the choices do not share (multiple_inputs: that they share at their end)",
+    )
     target_delimiter: str = Field(default=" ", description="between a prompt and its answer")
     fewshot_delimiter: str = Field(default="\n\n", description="between examples")
     num_fewshot: int = Field(default=0, ge=0, le=1000, description="examples before each item")
@@ -200,10 +222,14 @@ class TaskConfig(Config):
     filter_list: tuple[FilterConfig, ...] = Field(default=(), description="from generated texts to what is compared")
     generation_kwargs: GenerationConfig = Field(default=GenerationConfig(), description="how texts are generated")
     repeats: int = Field(default=1, ge=1, le=10_000, description="texts for each item")
+    budget: BudgetConfig = Field(default=BudgetConfig(), description="tokens of each text")
     check: CheckConfig | None = Field(default=None, description="run the generated texts")
     haystack: HaystackConfig | None = Field(default=None, description="make the items from a long text")
     chance: float | None = Field(
         default=None, ge=0, lt=1, description="score of guessing, where it does not follow from choices"
+    )
+    shuffle_seed: int | None = Field(
+        default=None, ge=0, description="put the items in a random order before any limit; None keeps theirs"
     )
     version: str | int | float = Field(default=1, description="to be raised when figures would change")
 
@@ -215,11 +241,19 @@ class TaskConfig(Config):
                 raise ValueError(f"{self.output_type} has no metric {metric.metric}; it has {', '.join(known)}")
         if self.output_type == "multiple_choice" and self.doc_to_choice is None:
             raise ValueError("multiple_choice needs doc_to_choice")
+        if self.scored == "apart":
+            self._check_apart()
         if (self.check is None) != all(metric.metric != "pass" for metric in self.metric_list):
             raise ValueError("check and the metric pass go together")
         if (most := max(metric.k for metric in self.metric_list)) > self.repeats:
             raise ValueError(f"pass@{most} needs at least {most} texts of each item, and repeats is {self.repeats}")
         return self
+
+    def _check_apart(self) -> None:
+        if self.output_type not in ("multiple_choice", "loglikelihood"):
+            raise ValueError(f"{self.output_type} has no choices to tell apart: leave scored out")
+        if other := [one.name for one in self.metric_list if one.metric != "acc"]:
+            raise ValueError(f"scored: apart gives acc alone, not {', '.join(other)}")
 
     @property
     def pool(self) -> str | None:

@@ -9,12 +9,25 @@ from llmctl.data.tables import read_parquet
 from llmctl.store.artifact import Artifact
 
 FILE: Final = "rollouts/part-00000.parquet"
+TOOL: Final = "tool"  # role of a turn that was not drawn
 SHOWN: Final = ("prompt_id", "sample", "prompt", "answer", "completion", "truncated", "reward", "advantage", "missing")
 
 
 def has_rollouts(artifact: Artifact) -> bool:
     """Whether a run kept what it learned from."""
     return artifact.holds(FILE)
+
+
+def spoken(row: dict[str, Any]) -> list[str]:
+    """What was said to a prompt, a line of its own for each turn; what a tool gave is marked as such."""
+    turns = row.get("turns") or [{"role": "assistant", "text": row["completion"], "failed": False}]
+    return [f"{_mark(turn)} {turn['text']}" for turn in turns]
+
+
+def _mark(turn: dict[str, Any]) -> str:
+    if turn["role"] != TOOL:
+        return "->"
+    return "<- [tool failed]" if turn["failed"] else "<- [tool]"
 
 
 def answers_of_step(artifact: Artifact, step: int) -> list[dict[str, Any]]:

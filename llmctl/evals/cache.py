@@ -13,7 +13,18 @@ from types import TracebackType
 from typing import Any, Self
 
 from llmctl.config.errors import InputError
-from llmctl.evals.requests import Answer, Likelihood, Likely, Model, Request, Rolling, Skipped, Written, key_of
+from llmctl.evals.requests import (
+    Answer,
+    Generation,
+    Likelihood,
+    Likely,
+    Model,
+    Request,
+    Rolling,
+    Skipped,
+    Written,
+    key_of,
+)
 
 FORMAT = 1  # to be raised when the same request would be answered otherwise
 KINDS: Mapping[str, Callable[..., Answer]] = {"likely": Likely, "written": Written}
@@ -125,15 +136,18 @@ def answered(
     waiting = sorted(open_ones, key=lambda key: _order(open_ones[key]))
     known = sum(key in answers for key in keys)
     done(known)
-    for start in range(0, len(waiting), model.at_once):
-        some = waiting[start : start + model.at_once]
+    start = 0
+    while start < len(waiting):
+        is_text = isinstance(open_ones[waiting[start]], Generation)
+        some = waiting[start : start + (model.texts_at_once if is_text else model.at_once)]
         new = dict(zip(some, model.answer([open_ones[key] for key in some]), strict=True))
         cache.keep(new)
         for key, answer in new.items():
             if isinstance(answer, Skipped) and answer.reason in refused:
                 raise RefusedError(key, answer)
         answers |= new
-        done(min(known + start + len(some), len(requests)))
+        start += len(some)
+        done(min(known + start, len(requests)))
     done(len(requests))
     return [answers[key] for key in keys]
 

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from llmctl.data.decontaminate.items import Item as Texts
-from llmctl.data.decontaminate.items import tables
+from llmctl.data.decontaminate.items import tables, texts_in
 from llmctl.data.decontaminate.overlap import find
 from llmctl.data.table_writer import TableWriter
 from llmctl.data.tables import read_batches
@@ -72,7 +72,7 @@ def hits_of(
         progress: told how far it is.
     """
     owners = [(task.config.task, item) for task in tasks for item in task.items]
-    looked_for, short = tables([Texts(item.id, list(_texts(item.doc))) for _, item in owners], ngram_words, MIN_WORDS)
+    looked_for, short = tables([Texts(item.id, list(texts_in(item.doc))) for _, item in owners], ngram_words, MIN_WORDS)
     if short:
         progress.note(f"contamination: {short} of {len(owners)} items have no text of {MIN_WORDS} words to look for")
     found: list[Hit] = []
@@ -103,17 +103,7 @@ def _columns(artifact: Artifact) -> Iterator[tuple[list[str], pa.Array]]:
             if name in batch.schema.names
         ]
         rows = batch.select(names).to_pylist()
-        yield ids, pa.array(["\n".join(_texts(row)) for row in rows], pa.string())
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every string in a value, however it nests them; not what names things (`id`, `role`)."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from (text for key, part in value.items() if key not in ("id", "role") for text in _texts(part))
-    elif isinstance(value, list | tuple):
-        yield from (text for part in value for text in _texts(part))
+        yield ids, pa.array(["\n".join(texts_in(row)) for row in rows], pa.string())
 
 
 def write(directory: Path, hits: Sequence[Hit]) -> dict[str, FileFacts]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from llmctl.config.errors import InputError
 from llmctl.config.tasks import TaskConfig
-from llmctl.evals.requests import Generation, Likelihood, Prompt, Request, Rolling
+from llmctl.evals.requests import Apart, Ending, Generation, Likelihood, Prompt, Request, Rolling
 from llmctl.evals.shots import Shots
 from llmctl.evals.templates import Doc, Field, texts
 
@@ -42,17 +42,24 @@ class Item:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the data: where it stands, and its values."""
+    """One row of the data: where it stands, its values, and its place in the order in which items come."""
 
     number: int
     where: str
     doc: Doc = field(hash=False)
+    order: int = 0
 
     @property
     def id(self) -> str:
         """Its own `id`, or where it stands."""
         own = self.doc.get("id", self.doc.get("task_id"))
         return str(own) if isinstance(own, str | int) and own != "" else self.where
+
+
+def _apart(asked: Sequence[Likelihood], shared: Literal["start", "end"]) -> Iterator[Apart]:
+    """The same requests, each beside all of their texts."""
+    whole = tuple(one.prompt.text + one.continuation for one in asked)
+    return (Apart(one.prompt, one.continuation, whole, shared) for one in asked)
 
 
 class Asker:
@@ -83,7 +90,7 @@ class Asker:
             InputError: a row lacks a field, or its right answer is no choice.
         """
         for row in rows:
-            yield self._item(row, shots.draw(row.doc), part)
+            yield self._item(row, shots.draw(row.doc, row.order), part)
 
     def _item(self, row: Row, shots: Sequence[Doc], part: str) -> Item:
         where, doc, kind = row.where, row.doc, self.config.output_type
@@ -96,12 +103,26 @@ class Asker:
             return Item(part, row.number, row.id, doc, (Rolling(whole),), targets=(whole,), original=original)
         prompt = self._prompt(before, self._text.text(doc, where))
         if kind == "loglikelihood":
-            target = self._target.text(doc, where)
-            return Item(part, row.number, row.id, doc, (Likelihood(prompt, target),), targets=(target,))
-        settings = self.config.generation_kwargs
-        seed = self._seed if settings.do_sample else 0  # of no account, and so no part of the request
-        requests = tuple(Generation(prompt, settings, draw, seed) for draw in range(self.config.repeats))
+            return self._likely(row, prompt, part)
+        requests = tuple(self._generations(prompt))
         return Item(part, row.number, row.id, doc, requests, targets=self._answers(doc, where))
+
+    def _likely(self, row: Row, prompt: Prompt, part: str) -> Item:
+        target = self._target.text(row.doc, row.where)
+        asked = Likelihood(prompt, target)
+        if self.config.scored == "apart":
+            before = prompt.text + self.config.target_delimiter
+            asked = Apart(Prompt(before), target, (before.strip(), before + target))
+        return Item(part, row.number, row.id, row.doc, (asked,), targets=(target,))
+
+    def _generations(self, prompt: Prompt) -> Iterator[Generation]:
+        """All texts of an item: as many for each budget as the task draws."""
+        settings, budget = self.config.generation_kwargs, self.config.budget
+        seed = self._seed if settings.do_sample else 0  # of no account, and so no part of the request
+        ending = Ending(budget.cue, budget.answer_tokens) if budget.tokens and budget.cue else None
+        for most in budget.tokens or (settings.max_gen_toks,):
+            cut = settings.model_copy(update={"max_gen_toks": most})
+            yield from (Generation(prompt, cut, draw, seed, ending) for draw in range(self.config.repeats))
 
     def _choosing(self, row: Row, before: list[tuple[str, str, str]], part: str) -> Item:
         where, doc = row.where, row.doc
@@ -116,6 +137,8 @@ class Asker:
             prompt = self._prompt(before, self._text.text(doc, where))
             asked = [Likelihood(prompt, delimiter + choice) for choice in choices]
             right = self._right(self._target.value(doc, where), choices, where)
+        if self.config.scored == "apart":
+            asked = list(_apart(asked, "end" if self.config.multiple_inputs else "start"))
         if any(metric.metric == "acc_mutual_info" for metric in self.config.metric_list):
             asked += [Likelihood(Prompt(), delimiter + choice) for choice in choices]
         return Item(part, row.number, row.id, doc, tuple(asked), tuple(choices), right)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmctl.config.errors import InputError, UsageError
@@ -70,6 +71,21 @@ def check_able(config: EvalConfig) -> None:
         verified("1", "1")
 
 
+def check_reasoning(config: EvalConfig, *, has_scorer: bool) -> None:
+    """Refuse ways to spend tokens on texts where no task has such texts.
+
+    Raises:
+        UsageError: so it is.
+    """
+    tasks = [asked_for(task, config) for task in config.all_tasks]
+    if (config.draws or config.budget) and all(task.output_type != "generate_until" for task in tasks):
+        raise UsageError(
+            "--draws and --budget are of texts, and no task has the model write any", hint="leave them out"
+        )
+    if has_scorer and all(task.repeats == 1 for task in tasks):
+        raise UsageError("--scorer chooses among several texts of an item, and no task has them", hint="give --draws 8")
+
+
 def loaded(
     config: TaskConfig, settings: EvalConfig, data: Mapping[str, Input], tokenizer: Tokenizer | None, *, chat: bool
 ) -> Loaded:
@@ -85,9 +101,8 @@ def loaded(
     Raises:
         InputError: a fault of the data, with where it is.
     """
-    if settings.shots is not None:
-        config = config.model_copy(update={"num_fewshot": settings.shots})
-    rows = _rows(config, data[config.task])
+    config = asked_for(config, settings)
+    rows = _ordered(config, settings, _rows(config, data[config.task]))
     if config.haystack is not None:
         rows = haystack_rows(config.haystack, rows, tokenizer, seed=settings.seed)
     pool = _pool(config, rows, data)
@@ -104,6 +119,41 @@ def loaded(
         )
         items += asker.items(_chosen(config, settings, own), shots, part)
     return Loaded(config, tuple(items), len(rows), chat)
+
+
+def asked_for(config: TaskConfig, settings: EvalConfig) -> TaskConfig:
+    """The task as the settings of the evaluation change it: its examples, texts of each item, and budgets.
+
+    Raises:
+        UsageError: it measures more texts than are drawn.
+    """
+    changes: dict[str, Any] = {}
+    if settings.shots is not None:
+        changes["num_fewshot"] = settings.shots
+    if config.output_type == "generate_until":
+        if settings.budget:
+            changes["budget"] = config.budget.model_copy(update={"tokens": tuple(sorted(set(settings.budget)))})
+        if settings.draws is not None:
+            changes |= _drawn(config, settings.draws, settings.temperature)
+    return config.model_copy(update=changes)
+
+
+def _drawn(config: TaskConfig, draws: int, temperature: float) -> dict[str, Any]:
+    if (most := max(metric.k for metric in config.metric_list)) > draws:
+        raise UsageError(f"{config.task} measures pass@{most}, of {draws} texts", hint=f"--draws {most} or more")
+    how = config.generation_kwargs
+    if draws > 1 and not how.do_sample:
+        how = how.model_copy(update={"do_sample": True, "temperature": temperature})
+    return {"repeats": draws, "generation_kwargs": how}
+
+
+def _ordered(config: TaskConfig, settings: EvalConfig, rows: list[Row]) -> list[Row]:
+    """The rows in the order in which they are asked; nanochat takes its limit before it draws examples from them."""
+    if config.shuffle_seed is not None:
+        random.Random(config.shuffle_seed).shuffle(rows)  # noqa: S311 - nanochat's own
+    if config.fewshot_config.sampler == "by_item":
+        rows = rows[: settings.limit]
+    return [replace(row, order=place) for place, row in enumerate(rows)]
 
 
 def _rows(config: TaskConfig, given: Input) -> list[Row]:

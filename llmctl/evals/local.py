@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 from llmctl.config.errors import InputError
-from llmctl.evals.requests import Answer, Generation, Likelihood, Likely, Request, Rolling, Skipped, Written, key_of
+from llmctl.evals.requests import (
+    Answer,
+    Apart,
+    Ending,
+    Generation,
+    Likelihood,
+    Likely,
+    Request,
+    Rolling,
+    Skipped,
+    Written,
+    key_of,
+)
 from llmctl.evals.scoring import split_pair
 from llmctl.inference.engine import Engine
 from llmctl.inference.request import Request as Generating
@@ -29,6 +42,7 @@ class LocalModel:
     """
 
     at_once = 512
+    texts_at_once = 128
 
     def __init__(self, engine: Engine, identity: str, *, batch_tokens: int, truncate: bool) -> None:
         self.engine, self.identity = engine, f"{identity}:{truncate}"
@@ -44,12 +58,12 @@ class LocalModel:
         generating: list[Generating] = []
         for place, request in enumerate(requests):
             if isinstance(request, Generation):
-                asked = self._generating(request)
-                if isinstance(asked, Skipped):
-                    answers[place] = asked
+                ready = self._generating(request)
+                if isinstance(ready, Skipped):
+                    answers[place] = ready
                 else:
                     written.append(place)
-                    generating.append(asked)
+                    generating.append(ready)
                 continue
             windows = self._windows(request)
             if isinstance(windows, Skipped):
@@ -58,9 +72,26 @@ class LocalModel:
                 scored += [place] * len(windows)
                 pairs += windows
         self._score(answers, scored, pairs)
-        for place, done in zip(written, self.engine.generate(generating), strict=True):
-            answers[place] = Written(done.text, len(done.token_ids))
+        endings = [request.ending for place in written if isinstance(request := requests[place], Generation)]
+        for place, one in zip(written, self._written(generating, endings), strict=True):
+            answers[place] = one
         return [answer if answer is not None else Likely(0.0, is_greedy=True) for answer in answers]
+
+    def _written(self, asked: Sequence[Generating], endings: Sequence[Ending | None]) -> list[Written]:
+        """What is written; a text that its budget cut gets its cue, and the answer behind it."""
+        done = self.engine.generate(asked)
+        texts = [Written(one.text, len(one.token_ids)) for one in done]
+        cut = {at: end for at, end in enumerate(endings) if end is not None and done[at].finish_reason == "length"}
+        behind = [self._behind(end, asked[at], done[at].token_ids) for at, end in cut.items()]
+        for (at, end), said in zip(cut.items(), self.engine.generate(behind), strict=True):
+            texts[at] = Written(texts[at].text + end.cue + said.text, texts[at].tokens + len(said.token_ids))
+        return texts
+
+    def _behind(self, ending: Ending, request: Generating, written: Sequence[int]) -> Generating:
+        """The request for the answer behind the cue."""
+        ids = [*request.prompt_ids, *written, *self._tokenizer.encode(ending.cue)]
+        seed = None if request.seed is None else request.seed + 1
+        return replace(request, prompt_ids=ids, max_tokens=ending.tokens, seed=seed)
 
     def _score(self, answers: list[Answer | None], places: Sequence[int], pairs: Sequence[Pair]) -> None:
         """Fill in the answers at `places`, each the sum of its windows."""
@@ -77,7 +108,10 @@ class LocalModel:
             # A tokenizer's own BOS is a token like others here, as it is to the harness.
             ids = [*self._tokenizer.text_start, *self._tokenizer.encode(request.text)]
             return rolling_windows(ids, self._tokenizer.bos_id, self.engine.context)
-        before, after = pair_of(request, self._tokenizer)
+        if isinstance(request, Apart):
+            before, after = apart_of(request, self._tokenizer)
+        else:
+            before, after = pair_of(request, self._tokenizer)
         over = len(before) + len(after) - (self.engine.context + 1)
         if over <= 0:
             return [(before, after)]
@@ -92,10 +126,13 @@ class LocalModel:
         else:
             ids, ends = [*tokenizer.text_start, *tokenizer.encode(request.prompt.text)], (tokenizer.eos_id,)
         ids = ids or [tokenizer.bos_id]
-        room = self.engine.context - settings.max_gen_toks
+        most = settings.max_gen_toks
+        if request.ending is not None:
+            most += len(tokenizer.encode(request.ending.cue)) + request.ending.tokens
+        room = self.engine.context - most
         if len(ids) > room:
             if not self._truncate or room < 1:
-                return self._too_long(len(ids) + settings.max_gen_toks)
+                return self._too_long(len(ids) + most)
             ids = ids[-room:]
         draws = settings.do_sample
         return Generating(
@@ -143,6 +180,31 @@ def pair_of(request: Likelihood, tokenizer: Tokenizer) -> Pair:
             hint="let the delimiter or the choice begin with a space",
         )
     return before, after
+
+
+def apart_of(request: Apart, tokenizer: Tokenizer) -> Pair:
+    """Ids that are shared with the other texts, and those that are not, as nanochat parts them; or the other way round.
+
+    One token is scored at least, where a choice is the beginning of another.
+
+    Raises:
+        InputError: an empty text.
+    """
+    text = request.prompt.text + request.continuation
+    ids = [tokenizer.bos_id, *tokenizer.encode(text)]
+    if len(ids) == 1:
+        raise InputError("a choice is an empty text, which has no likelihood", hint="leave the item out")
+    step = 1 if request.shared == "start" else -1
+    others = [[tokenizer.bos_id, *tokenizer.encode(one)][::step] for one in request.others if one != text]
+    common = min((_common(ids[::step], other) for other in others), default=0)
+    at = common if request.shared == "start" else len(ids) - common
+    at = min(max(at, 1), len(ids) - 1)
+    return ids[:at], ids[at:]
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids two texts begin with together."""
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def rolling_windows(ids: Sequence[int], first: int, context: int) -> list[Pair]:

@@ -19,8 +19,11 @@ from llmctl.evals.items import Item
 from llmctl.evals.load import Loaded
 from llmctl.evals.local import TOO_LONG
 from llmctl.evals.metrics import Named, Outcome, Value, loss_curve, outcome_of
-from llmctl.evals.requests import Answer, Likely, Model, Skipped, Written, key_of
+from llmctl.evals.reasoning import spent
+from llmctl.evals.requests import Answer, Generation, Likely, Model, Skipped, Written, key_of
+from llmctl.evals.sandbox.verdict import Verdict
 from llmctl.evals.sandbox.verify import verify
+from llmctl.evals.scorer import Scorer
 from llmctl.evals.scoring import Estimate
 
 UNCHECKED = "unchecked"
@@ -30,12 +33,16 @@ Figures = dict[str, Estimate]
 
 @dataclass
 class Sample:
-    """An item with what the model answered and what became of it; no outcome where it was left out."""
+    """An item with what the model answered and what became of it; no outcome where it was left out.
+
+    Of programs, the verdicts of the sandbox.
+    """
 
     item: Item
     answers: Sequence[Answer]
     outcome: Outcome | None
     skipped: str = ""
+    verdicts: tuple[Verdict, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,9 +65,22 @@ class Measured:
 
 
 def measured(
-    task: Loaded, model: Model, cache: RequestCache, settings: EvalConfig, done: Callable[[int, int], None]
+    task: Loaded,
+    model: Model,
+    cache: RequestCache,
+    settings: EvalConfig,
+    done: Callable[[int, int], None],
+    scorer: Scorer | None = None,
 ) -> Measured:
     """Ask everything and work out the figures.
+
+    Args:
+        task: what is asked.
+        model: who is.
+        cache: of its answers.
+        settings: of the evaluation.
+        done: told how many requests have an answer, and of how many.
+        scorer: a reward model that chooses among several texts.
 
     Raises:
         InputError: an item cannot be asked and may not be left out, or none has an answer.
@@ -84,6 +104,8 @@ def measured(
     samples = [_sample(config, item, [next(answers) for _ in item.requests]) for item in items]
     if config.check is not None:
         _check(config, samples)
+    if scorer is not None:
+        _score(scorer, samples)
     skipped = Counter(sample.skipped for sample in samples if sample.skipped)
     if sum(skipped.values()) == len(samples):
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items()))
@@ -103,6 +125,20 @@ def _sample(config: TaskConfig, item: Item, answers: Sequence[Answer]) -> Sample
     return Sample(item, answers, outcome_of(config, item, got))
 
 
+def _score(scorer: Scorer, samples: Sequence[Sample]) -> None:
+    """Give every one of several texts what the reward model says of it."""
+    asked = [
+        (draw, request.prompt, answer.text)
+        for sample in samples
+        if sample.outcome is not None and sample.outcome.draws
+        for draw, request, answer in zip(sample.outcome.each_draw(), sample.item.requests, sample.answers, strict=True)
+        if isinstance(request, Generation) and isinstance(answer, Written)
+    ]
+    scores = scorer.score([prompt for _, prompt, _ in asked], [text for _, _, text in asked])
+    for (draw, _, _), score in zip(asked, scores, strict=True):
+        draw.score = score
+
+
 def _check(config: TaskConfig, samples: Sequence[Sample]) -> None:
     """Run the programs of all items, and give each the chance that k of its answers hold a right one."""
     assert config.check is not None
@@ -114,12 +150,14 @@ def _check(config: TaskConfig, samples: Sequence[Sample]) -> None:
         programs.append(programs_of(config.check, config.task, sample.item, each(texts, way)))
     verdicts = iter(verify([program for some in programs for program in some]))
     for sample, some in zip(asked, programs, strict=True):
-        found = [next(verdicts) for _ in some]
-        right = [verdict for verdict in found if verdict is not None]
+        sample.verdicts = tuple(next(verdicts) for _ in some)
+        assert sample.outcome is not None
+        for draw, verdict in zip(sample.outcome.each_draw(), sample.verdicts, strict=False):
+            draw.right = verdict.score
+        right = [one.score == 1.0 for one in sample.verdicts[-config.repeats :] if one.score is not None]
         if len(right) < max(metric.k for metric in config.metric_list):
             sample.outcome, sample.skipped = None, UNCHECKED
             continue
-        assert sample.outcome is not None
         for metric in config.metric_list:
             if metric.metric == "pass":
                 sample.outcome.values[metric.name, ""] = passes(sum(right), len(right), metric.k)
@@ -158,22 +196,10 @@ def _figures(config: TaskConfig, samples: Sequence[Sample], draws: int) -> tuple
         figures[f"{name},{way}" if way else name] = estimate
         if table is not None:
             curves[name] = table
-    if table := _vote_curve([sample.outcome.votes for sample in samples if sample.outcome is not None]):
-        figures |= {f"vote@{count}": scoring.mean(right) for count, _, _, right in table}
-        curves["vote"] = [(count, tokens, value) for count, tokens, value, _ in table]
+    if table := spent([sample.outcome.draws for sample in samples if sample.outcome is not None]):
+        figures |= {row.name: row.share for row in table}
+        curves["spent"] = [row.as_json() for row in table]
     return figures, curves
-
-
-def _vote_curve(votes: Sequence[Sequence[tuple[int, float]]]) -> list[tuple[int, float, float, list[float]]]:
-    """(texts of each item, mean tokens, share that is right by vote, right or not) at powers of two and at the end."""
-    longest = min(map(len, votes), default=0)
-    counts = sorted({*(1 << power for power in range(longest.bit_length())), longest} - {0})
-    table = []
-    for count in counts if longest > 1 else ():
-        right = [item[count - 1][1] for item in votes]
-        tokens = math.fsum(item[count - 1][0] for item in votes) / len(votes)
-        table.append((count, tokens, math.fsum(right) / len(right), right))
-    return table
 
 
 def _estimate(metric: MetricConfig, values: Sequence[Any], draws: int) -> tuple[Estimate, Any]:

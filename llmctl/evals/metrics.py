@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 import re
 import string
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from llmctl.config.tasks import FilterConfig, MetricConfig, TaskConfig
 from llmctl.evals import math_answers, scoring
 from llmctl.evals.filters import FIRST, each, filtered
 from llmctl.evals.items import Item
+from llmctl.evals.reasoning import Draw, Draws
 from llmctl.evals.requests import Likely, Written
 
 Value = float | tuple[float, ...]
@@ -35,14 +35,18 @@ class Outcome:
         prediction: the likeliest choice; None where nothing is chosen.
         prediction_norm: the same per character.
         answers: by filter, what was taken from the generated texts.
-        votes: of several texts of one item, the tokens of each and whether a vote among the first ones is right.
+        draws: where an item has several texts, or texts of a budget: each of them.
     """
 
     values: dict[Named, Value]
     prediction: int | None = None
     prediction_norm: int | None = None
     answers: dict[str, tuple[str, ...]] | None = None
-    votes: tuple[tuple[int, float], ...] = ()
+    draws: Draws = field(default_factory=dict)
+
+    def each_draw(self) -> Iterator[Draw]:
+        """The draws, in the order of the requests."""
+        return (draw for some in self.draws.values() for draw in some)
 
 
 def outcome_of(config: TaskConfig, item: Item, answers: Sequence[Likely | Written]) -> Outcome:
@@ -67,7 +71,8 @@ def outcome_of(config: TaskConfig, item: Item, answers: Sequence[Likely | Writte
 
 def _chosen(config: TaskConfig, item: Item, likely: Sequence[Likely]) -> Outcome:
     count = len(item.choices)
-    values = [one.logprob for one in likely[:count]]
+    each_token = config.scored == "apart"
+    values = [one.logprob / len(one.tokens) if each_token else one.logprob for one in likely[:count]]
     by_character = [value / len(choice) for value, choice in zip(values, item.choices, strict=True)]
     by_byte = [value / len(choice.encode()) for value, choice in zip(values, item.choices, strict=True)]
     probabilities = scoring.softmax(values)
@@ -96,7 +101,7 @@ def _rolling(metric: MetricConfig, item: Item, likely: Likely) -> Value:
 
 
 def _generated(config: TaskConfig, item: Item, written: Sequence[Written]) -> Outcome:
-    texts = [one.text for one in written]
+    texts = [one.text for one in written[-config.repeats :]]  # of the largest budget
     ways: Sequence[FilterConfig] = config.filter_list or (FIRST,)
     answers = {way.name: tuple(filtered(texts, way)) for way in ways}
     found: dict[Named, Value] = {}
@@ -109,28 +114,28 @@ def _generated(config: TaskConfig, item: Item, written: Sequence[Written]) -> Ou
             found[metric.name, way.name if config.filter_list else ""] = float(
                 any(same(first, target) for target in item.targets)
             )
-    return Outcome(found, answers=answers, votes=_votes(config, item, written, ways[0]))
+    return Outcome(found, answers=answers, draws=_draws(config, item, written, ways[0]))
 
 
-def _votes(
-    config: TaskConfig, item: Item, written: Sequence[Written], way: FilterConfig
-) -> tuple[tuple[int, float], ...]:
-    """(tokens so far, whether the commonest answer so far is right) after each text; of equals the earliest counts.
-
-    Self-consistency (Wang et al. 2022, arXiv:2203.11171). A text without an answer has no vote, while others have one.
-    """
-    metric = config.metric_list[0]
-    if len(written) < 2 or metric.metric == "pass":
-        return ()
-    same, answers = _comparison(metric), each([one.text for one in written], way)
-    fallbacks = {step.fallback for step in way.filter if step.function == "regex"}
-    votes, tokens = [], 0
-    for count, one in enumerate(written, start=1):
-        tokens += one.tokens
-        said = [answer for answer in answers[:count] if answer not in fallbacks] or answers[:1]
-        winner = Counter(said).most_common(1)[0][0]
-        votes.append((tokens, float(any(same(winner, target) for target in item.targets))))
-    return tuple(votes)
+def _draws(config: TaskConfig, item: Item, written: Sequence[Written], way: FilterConfig) -> Draws:
+    """Every text with its answer, by the task's first metric and first filter; nothing of a single plain text."""
+    if config.repeats == 1 and not config.budget.tokens:
+        return {}
+    metric, texts = config.metric_list[0], [one.text for one in written]
+    if metric.metric == "pass":  # right or not is known when they have been run, and no two programs are one answer
+        found = [Draw(one.tokens, None) for one in written]
+    else:
+        same, fallbacks = _comparison(metric), {step.fallback for step in way.filter if step.function == "regex"}
+        found = [
+            Draw(
+                one.tokens,
+                None if answer in fallbacks else answer,
+                float(any(same(answer, target) for target in item.targets)),
+            )
+            for one, answer in zip(written, each(texts, way), strict=True)
+        ]
+    budgets, count = config.budget.tokens or (0,), config.repeats
+    return {budget: found[at * count : (at + 1) * count] for at, budget in enumerate(budgets)}
 
 
 def _comparison(metric: MetricConfig) -> Callable[[str, str], bool]:

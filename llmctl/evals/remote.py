@@ -16,8 +16,9 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from llmctl.config.errors import InputError, UsageError
-from llmctl.config.evals import EvalConfig, ServerConfig
-from llmctl.evals.requests import Answer, Generation, Likelihood, Likely, Request, Rolling, Skipped, Written
+from llmctl.config.evals import EvalConfig
+from llmctl.config.servers import ServerConfig
+from llmctl.evals.requests import Answer, Apart, Generation, Likelihood, Likely, Request, Rolling, Skipped, Written
 from llmctl.pipeline.job import Progress
 from llmctl.store.manifest import sha256_of
 
@@ -29,10 +30,25 @@ ATTEMPTS = 3
 WAIT_S = 0.5  # before the second attempt; twice as long before each later one
 LONGEST_ANSWER_BYTES = 256 << 20
 SHOWN = 200
+PASSING = ("created", "permission")  # of a model's card: the time of the server's start, and ids made anew each time
 
 
 class FailedError(Exception):
-    """The server gave no answer, and why."""
+    """The server gave no answer.
+
+    Args:
+        why: in words, behind one of the reasons above.
+        status: of HTTP; 0 where it did not come to that.
+    """
+
+    def __init__(self, why: str, status: int = 0) -> None:
+        super().__init__(why)
+        self.status = status
+
+    @property
+    def refuses(self) -> bool:
+        """Whether it will answer no such request, however often it is asked."""
+        return http.client.BAD_REQUEST <= self.status < http.client.INTERNAL_SERVER_ERROR
 
 
 @dataclass(frozen=True)
@@ -56,7 +72,7 @@ class Connection:
         """
         parts = urlsplit(config.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise UsageError(f"{config.url!r} is no address of a server", hint="write --model http://host:port/v1")
+            raise UsageError(f"{config.url!r} is no address of a server", hint="write http://host:port/v1")
         key = os.environ.get(config.key_variable, "") if config.key_variable else ""
         if config.key_variable and not key:
             raise UsageError(f"${config.key_variable} is not set", hint="it must hold the server's key")
@@ -81,11 +97,11 @@ class Connection:
             time.sleep(WAIT_S * 2**attempt)
         text = content.decode(errors="replace")
         if status != http.client.OK:
-            raise FailedError(f"{SERVER_ERROR}: HTTP {status}: {_said(text)}")
+            raise FailedError(f"{SERVER_ERROR}: HTTP {status}: {_said(text)}", status)
         try:
             return json.loads(text)
         except ValueError:
-            raise FailedError(f"{BAD_ANSWER}: no JSON: {text[:SHOWN]!r}") from None
+            raise FailedError(f"{BAD_ANSWER}: no JSON: {text[:SHOWN]!r}", status) from None
 
     def _exchange(self, path: str, body: Mapping[str, Any] | None) -> tuple[int, bytes]:
         parts = urlsplit(self.config.url)
@@ -104,7 +120,7 @@ class Connection:
 
 
 def card_of(config: ServerConfig) -> dict[str, Any]:
-    """What the server says of its model, which stands for the model's digest.
+    """What the server says of its model, less what changes when it starts; it stands for the model's digest.
 
     Raises:
         InputError: it cannot be reached, or has no such model.
@@ -119,8 +135,7 @@ def card_of(config: ServerConfig) -> dict[str, Any]:
     name = config.name or next(iter(cards), "")
     if name not in cards:
         raise InputError(f"{config.url} has no model {name!r}", hint=f"it has: {', '.join(cards) or 'none'}")
-    card: dict[str, Any] = cards[name]
-    return card
+    return {key: value for key, value in cards[name].items() if key not in PASSING}
 
 
 @dataclass(frozen=True)
@@ -148,11 +163,15 @@ def fetch(config: EvalConfig, directory: Path, progress: Progress) -> Fetched:  
 
 
 def sources(config: EvalConfig, fetched: Fetched) -> tuple[str, dict[str, str]]:  # noqa: ARG001 - of every stage
-    """The default name and the digest of the server's model: of all that it says of it, its start among it."""
+    """The default name and the digest of the server's model: of all that it says of it, as `card_of` gives it."""
     if fetched.card is None:
         return "", {}
-    name = re.sub(r"[^a-z0-9]+", "-", str(fetched.card["id"]).lower()).strip("-") or "server"
-    return f"{name[:40]}.eval", {"server": sha256_of(dict(fetched.card))}
+    return f"{name_of(fetched.card)}.eval", {"server": sha256_of(dict(fetched.card))}
+
+
+def name_of(card: Mapping[str, Any]) -> str:
+    """The server's model as the first part of an artifact's name."""
+    return (re.sub(r"[^a-z0-9]+", "-", str(card["id"]).lower()).strip("-") or "server")[:40]
 
 
 class RemoteModel:
@@ -166,7 +185,7 @@ class RemoteModel:
 
     def __init__(self, config: ServerConfig, card: Mapping[str, Any], at_once: int) -> None:
         self.identity = f"{config.url}:{json.dumps(card, sort_keys=True)}"
-        self.at_once = 4 * at_once
+        self.at_once = self.texts_at_once = 4 * at_once
         self._connection, self._name, self._threads = Connection.of(config), str(card["id"]), at_once
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
@@ -188,6 +207,8 @@ class RemoteModel:
     def _likely(self, request: Likelihood | Rolling) -> Answer:
         if isinstance(request, Likelihood) and request.prompt.chat:
             return Skipped(NO_LOGPROBS, "a server scores no continuation of a chat")
+        if isinstance(request, Apart):
+            return Skipped(NO_LOGPROBS, "a server does not say which tokens several texts share")
         before = request.prompt.text.rstrip() if isinstance(request, Likelihood) else ""
         text = request.prompt.text + request.continuation if isinstance(request, Likelihood) else request.text
         body = {"model": self._name, "prompt": text, "max_tokens": 0, "echo": True, "logprobs": 1, "temperature": 0}
@@ -205,11 +226,24 @@ class RemoteModel:
         return Likely(float(sum(tokens)), greedy, tuple(map(float, tokens)))
 
     def _written(self, request: Generation) -> Answer:
+        text, tokens, is_cut = self._completed(request, request.prompt.text, request.settings.max_gen_toks)
+        if request.ending is not None and is_cut and not request.prompt.chat:
+            behind = request.prompt.text + text + request.ending.cue
+            said, more, _ = self._completed(request, behind, request.ending.tokens)
+            text, tokens = text + request.ending.cue + said, tokens + more
+        return Written(text, tokens)
+
+    def _completed(self, request: Generation, prompt: str, most: int) -> tuple[str, int, bool]:
+        """What the server writes behind `prompt`, or in the chat; how many tokens; whether their number ended it.
+
+        Raises:
+            TypeError: the answer holds no text.
+        """
         settings = request.settings
         stops = [text for text in settings.until if text]
         body: dict[str, Any] = {
             "model": self._name,
-            "max_tokens": settings.max_gen_toks,
+            "max_tokens": most,
             "temperature": settings.temperature if settings.do_sample else 0,
             "stop": stops[:4],  # more are refused; the others cut the text here
         }
@@ -217,15 +251,19 @@ class RemoteModel:
             body |= {"top_p": settings.top_p, "seed": request.seed * 10_000 + request.draw}
         if request.prompt.chat:
             answer = self._connection.ask("/chat/completions", {**body, "messages": request.prompt.messages})
-            text = answer["choices"][0]["message"]["content"]
+            choice = answer["choices"][0]
+            text = choice["message"]["content"]
         else:
-            answer = self._connection.ask("/completions", {**body, "prompt": request.prompt.text})
-            text = answer["choices"][0]["text"]
+            answer = self._connection.ask("/completions", {**body, "prompt": prompt})
+            choice = answer["choices"][0]
+            text = choice["text"]
         if not isinstance(text, str):
-            return Skipped(BAD_ANSWER, "the answer holds no text")
+            raise TypeError("the answer holds no text")
+        whole = text
         for stop in stops:
             text = text.partition(stop)[0]
-        return Written(text, int((answer.get("usage") or {}).get("completion_tokens", 0)))
+        is_cut = choice.get("finish_reason") == "length" and text == whole
+        return text, int((answer.get("usage") or {}).get("completion_tokens", 0)), is_cut
 
 
 def _said(text: str) -> str:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from llmctl.config.tasks import GenerationConfig
 
@@ -38,10 +38,36 @@ class Likelihood:
 
 
 @dataclass(frozen=True)
+class Apart(Likelihood):
+    """How likely is that part of prompt and continuation which they do not have in common with other texts?
+
+    Attributes:
+        others: the texts; all are read behind the token that begins a text.
+        shared: which tokens are common, those at the start or those at the end; the latter are what is scored then.
+    """
+
+    others: tuple[str, ...] = ()
+    shared: Literal["start", "end"] = "start"
+
+
+@dataclass(frozen=True)
 class Rolling:
     """How likely is the text as a whole, in windows of the model's context?"""
 
     text: str
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What is made of a text that has not ended within its budget (budget forcing, arXiv:2501.19393).
+
+    Attributes:
+        cue: written behind it, so that the model says its answer.
+        tokens: most tokens of that answer.
+    """
+
+    cue: str
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -53,12 +79,14 @@ class Generation:
         settings: how it is written.
         draw: number of the answer, where several are drawn; each has random numbers of its own.
         seed: of those numbers.
+        ending: what follows where `settings.max_gen_toks` is used up; None for nothing.
     """
 
     prompt: Prompt
     settings: GenerationConfig
     draw: int = 0
     seed: int = 0
+    ending: Ending | None = None
 
 
 Request = Likelihood | Rolling | Generation
@@ -75,7 +103,7 @@ class Likely:
 
 @dataclass(frozen=True)
 class Written:
-    """A generated text without what ended it, and how many tokens it took."""
+    """A generated text without what ended it, and how many tokens the model wrote for it."""
 
     text: str
     tokens: int
@@ -98,10 +126,12 @@ class Model(Protocol):
     Attributes:
         identity: names everything about the model that decides its answers; the cache of requests is kept by it.
         at_once: how many requests are worth giving it in one call.
+        texts_at_once: the same of those for texts, which take longer: what a call has not answered is lost to a kill.
     """
 
     identity: str
     at_once: int
+    texts_at_once: int
 
     def answer(self, requests: Sequence[Request]) -> list[Answer]:
         """The answers, in order."""
@@ -113,4 +143,6 @@ def key_of(request: Request) -> str:
     content = asdict(request) | {"kind": type(request).__name__}
     if isinstance(request, Generation):
         content["settings"] = request.settings.model_dump(mode="json")
+        if request.ending is None:
+            del content["ending"]
     return hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Figures and samples of an evaluation, and the files that hold them (schema llmctl.eval/2)."""
+"""Figures and samples of an evaluation, and the files that hold them (schema llmctl.eval/3)."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from llmctl.pipeline.job import FileFacts
 from llmctl.store.files import explained, publish_bytes
 from llmctl.train.heldout import HeldOut
 
-SCHEMA = "llmctl.eval/2"
+SCHEMA = "llmctl.eval/3"
 CHECKPOINT, UNTRAINED, UNROUNDED = "checkpoint", "untrained", "unrounded"
+BITS = "heldout.bits_per_byte"
 
 Spelled = Callable[[Prompt], str]
 """The text of a prompt as the model got it, special tokens spelled out."""
@@ -30,7 +31,8 @@ def _list_of(kind: pa.DataType) -> pa.DataType:
 
 
 # prompt: what stood before the first choice or text. choices: the continuations that were scored, with their
-# log_likelihoods in nats. texts: what was generated; answers: what each filter took from it, as JSON.
+# log_likelihoods in nats. texts: what was generated; answers: what each filter took from it, as JSON; draws: of several
+# texts or budgets, what each was and was worth, as JSON; verdicts: what the sandbox says of each program.
 # scores: the item's share in each figure, as JSON; empty where it was left out, for the reason in `skipped`.
 SAMPLES = pa.schema(
     [
@@ -48,6 +50,8 @@ SAMPLES = pa.schema(
             ("texts", _list_of(pa.string())),
             ("tokens", pa.int64()),
             ("answers", pa.string()),
+            ("draws", pa.string()),
+            ("verdicts", _list_of(pa.string())),
             ("prediction", pa.int32()),
             ("prediction_norm", pa.int32()),
             ("answer", pa.int32()),
@@ -66,6 +70,7 @@ def sample_row(model: str, task: str, sample: Sample, spelled: Spelled) -> dict[
     written = [answer for answer in sample.answers if isinstance(answer, Written)]
     scores = {",".join(filter(None, named)): value for named, value in outcome.values.items()} if outcome else {}
     chosen = outcome.prediction if outcome else None
+    draws = [one.as_json(budget) for budget, some in (outcome.draws if outcome else {}).items() for one in some]
     return {
         "model": model,
         "task": task,
@@ -79,6 +84,8 @@ def sample_row(model: str, task: str, sample: Sample, spelled: Spelled) -> dict[
         "texts": [one.text for one in written],
         "tokens": sum(len(one.tokens) for one in likely) + sum(one.tokens for one in written),
         "answers": json.dumps(outcome.answers or {} if outcome else {}, ensure_ascii=False),
+        "draws": json.dumps(draws, ensure_ascii=False),
+        "verdicts": [verdict.told for verdict in sample.verdicts],
         "prediction": chosen,
         "prediction_norm": outcome.prediction_norm if outcome else None,
         "answer": item.right[0] if item.right else None,
@@ -109,7 +116,7 @@ def flat(figures: Mapping[str, Figures]) -> dict[str, int | float | str]:
     """Headline figures for the manifest (`choices.acc`, `choices.acc.stderr`, `untrained.choices.acc`).
 
     What does not depend on the model (chance) is listed once. Where weights were rounded,
-    `heldout.bits_per_byte.lost` is what that added.
+    `heldout.bits_per_byte.lost` is what that added, `int8.heldout.bits_per_byte.lost` of a variant.
     """
     totals: dict[str, int | float | str] = {}
     for model, named in figures.items():
@@ -120,10 +127,17 @@ def flat(figures: Mapping[str, Figures]) -> dict[str, int | float | str]:
             totals[key] = estimate.value
             if estimate.stderr is not None:
                 totals[f"{key}.stderr"] = estimate.stderr
-    bits = "heldout.bits_per_byte"
-    if bits in figures.get(UNROUNDED, {}):
-        totals[f"{bits}.lost"] = figures[CHECKPOINT][bits].value - figures[UNROUNDED][bits].value
+        if (more := lost(figures, model)) is not None:
+            totals[f"{BITS}.lost" if model == CHECKPOINT else f"{model}.{BITS}.lost"] = more
     return totals
+
+
+def lost(figures: Mapping[str, Figures], model: str) -> float | None:
+    """Bits per byte that a model's rounded weights add; None of one that was not rounded, or not measured beside it."""
+    exact = UNROUNDED if UNROUNDED in figures else CHECKPOINT
+    if model in (exact, UNTRAINED) or BITS not in figures[model] or BITS not in figures.get(exact, {}):
+        return None
+    return figures[model][BITS].value - figures[exact][BITS].value
 
 
 def counts(measured: Iterable[Measured], given: Mapping[str, int]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Examples before an item, drawn as lm-evaluation-harness (v0.4.13) draws them."""
+"""Examples before an item, drawn as lm-evaluation-harness (v0.4.13) draws them, or as nanochat does."""
 
 from __future__ import annotations
 
@@ -37,13 +37,17 @@ class Shots:
                 hint="give more examples, or fewer shots: --shots 0",
             )
         self._pool, self._count, self._leaves_out = list(pool), count, leaves_out
-        self._first = config.sampler == "first_n"
-        self._random = random.Random(seed)  # noqa: S311 - the harness's own
+        self._first, self._by_item = config.sampler == "first_n", config.sampler == "by_item"
+        self._seed, self._random = seed, random.Random(seed)  # noqa: S311 - the harness's own
 
-    def draw(self, item: Doc) -> list[Doc]:
-        """The examples of the next item."""
+    def draw(self, item: Doc, place: int) -> list[Doc]:
+        """The examples of the next item, which has this place among all."""
         if not self._count:
             return []
+        if self._by_item:
+            places = [at for at in range(len(self._pool)) if at != place or not self._leaves_out]
+            chance = random.Random(self._seed + place)  # noqa: S311 - nanochat's own
+            return [self._pool[at] for at in chance.sample(places, self._count)]
         others = [doc for doc in self._pool if doc != item] if self._leaves_out else self._pool
         if self._first:
             return others[: self._count]

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,15 @@ from llmctl.config.evals import EvalConfig
 from llmctl.config.tasks import GroupConfig
 from llmctl.evals import contamination, report, results
 from llmctl.evals.cache import RequestCache
-from llmctl.evals.load import Loaded, check_able, check_data, loaded
+from llmctl.evals.found import Found
+from llmctl.evals.gates import check_gates
+from llmctl.evals.load import Loaded, check_able, check_data, check_reasoning, loaded
 from llmctl.evals.local import LocalModel
 from llmctl.evals.measure import Figures, Measured, group_figures, measured
 from llmctl.evals.questions import CHOICES, item_of, read_questions
 from llmctl.evals.remote import Fetched, RemoteModel, card_of
 from llmctl.evals.requests import Model, Prompt
+from llmctl.evals.scorer import Scorer
 from llmctl.inference.conversation import open_engine
 from llmctl.inference.engine import Engine
 from llmctl.inference.options import Options
@@ -60,6 +63,8 @@ def run(job: Job[EvalConfig]) -> Product:
     config = job.config
     check_data(config, job.group("data"))
     check_able(config)
+    check_reasoning(config, has_scorer="scorer" in job.inputs)
+    check_gates(config, has_choices="choices" in job.inputs, has_scorer="scorer" in job.inputs)
     found = Found()
     if config.server.url:
         data = _served(job, found)
@@ -79,7 +84,11 @@ def run(job: Job[EvalConfig]) -> Product:
     totals = results.flat(found.figures) | results.counts(found.measured[results.CHECKPOINT], given) | found.costs
     measured_ref = config.server.url or job.artifact().ref
     report.write(
-        job.out, f"Evaluation of {measured_ref}", results.by_task(found.figures), found.measured[results.CHECKPOINT]
+        job.out,
+        f"Evaluation of {measured_ref}",
+        results.by_task(found.figures),
+        found.measured[results.CHECKPOINT],
+        found.weights(config.weights),
     )
     if config.contamination:
         learned = {key: one for key, one in job.group("learned").items() if isinstance(one, Artifact)}
@@ -109,6 +118,9 @@ def _local(job: Job[EvalConfig], found: Found) -> tuple[EvaluationData, Tokenize
     if config.weights != "plain":
         with _opened(job, weights="plain") as engine:
             measured_model(job, engine, data, found, results.UNROUNDED, f"{identity}:plain")
+    for weights in config.variants:
+        with _opened(job, weights=weights) as engine:
+            measured_heldout(job, engine, data, found, weights)
     return data, tokenizer
 
 
@@ -121,10 +133,12 @@ def _served(job: Job[EvalConfig], found: Found) -> EvaluationData:
     config = job.config
     if misplaced := [role for role in ("input", "rows", "choices") if role in job.inputs]:
         raise UsageError(f"{misplaced[0]} is given beside --model", hint="measure the one or the other")
-    if not config.tasks or config.baseline or config.weights != "plain":
-        raise UsageError("a server answers tasks alone", hint="give --tasks, without baseline and weights")
+    if not config.tasks or config.baseline or config.weights != "plain" or config.variants:
+        raise UsageError("a server answers tasks alone", hint="give --tasks, without baseline, weights and variants")
     chat = config.chat is True
     tasks = tuple(loaded(task, config, job.group("data"), None, chat=chat) for task in config.all_tasks)
+    if chat and (cued := [task.config.task for task in tasks if task.config.budget.tokens and task.config.budget.cue]):
+        job.progress.note(f"{', '.join(cued)}: a chat over a server is cut where its budget ends, without its cue")
     data = EvaluationData(None, tasks)
     fetched: Fetched = job.fetched
     model = RemoteModel(config.server, fetched.card or card_of(config.server), config.max_running)
@@ -142,30 +156,10 @@ def _settings(config: EvalConfig, data: EvaluationData) -> dict[str, Any]:
         "weights": config.weights,
         "seed": config.seed,
         "shots": {task.config.task: task.config.num_fewshot for task in data.tasks},
+        "draws": {task.config.task: task.config.repeats for task in data.tasks},
+        "budgets": {task.config.task: task.config.budget.tokens for task in data.tasks if task.config.budget.tokens},
         "server": config.server.url,
     }
-
-
-@dataclass
-class Found:
-    """What came out, by model."""
-
-    figures: dict[str, Figures] = field(default_factory=dict)
-    measured: dict[str, list[Measured]] = field(default_factory=dict)
-    costs: dict[str, float] = field(default_factory=dict)
-
-    def add(self, model: str, figures: Figures, measured: list[Measured]) -> None:
-        """Keep what came out of one model."""
-        self.figures[model], self.measured[model] = figures, measured
-
-    def cost(self, model: str, engine: Engine, seconds: float) -> None:
-        """Keep what a model takes: bytes of its weights, and seconds of scoring the held-out rows."""
-        prefix = "" if model == results.CHECKPOINT else f"{model}."
-        tensors = {tensor.data_ptr(): tensor for tensor in (*engine.model.parameters(), *engine.model.buffers())}
-        self.costs[f"{prefix}weights_bytes"] = sum(tensor.nbytes for tensor in tensors.values())
-        targets = self.figures[model].get("heldout.loss")
-        if targets is not None and seconds > 0:
-            self.costs[f"{prefix}heldout.tokens_per_s"] = targets.n / seconds
 
 
 def _opened(job: Job[EvalConfig], *, weights: Weights) -> Engine:
@@ -197,6 +191,8 @@ def gather(job: Job[EvalConfig], tokenizer: Tokenizer, context: int) -> Evaluati
             hint="give --rows, --choices or --tasks",
         )
     heldout = _heldout(job, source, context)
+    if config.variants and heldout is None:
+        raise InputError("variants are measured on held-out rows, and there are none", hint="give --rows")
     tasks: list[Loaded] = []
     if questions is not None:
         _check_unseen(checkpoint, questions)
@@ -281,6 +277,14 @@ def measured_model(
 ) -> None:
     """All figures of one model, its tasks, and what it takes."""
     config = job.config
+    measured_heldout(job, engine, data, found, name)
+    model = LocalModel(engine, identity, batch_tokens=config.batch_tokens, truncate=config.overlong == "truncate")
+    more, tasks = _asked(job, model, data)
+    found.add(name, found.figures[name] | more, tasks)
+
+
+def measured_heldout(job: Job[EvalConfig], engine: Engine, data: EvaluationData, found: Found, name: str) -> None:
+    """Figures of one model on the held-out rows, where there are any, and what it takes, where weights are compared."""
     figures: Figures = {}
     engine.model.eval()
     started = time.perf_counter()
@@ -288,10 +292,8 @@ def measured_model(
         figures |= results.heldout_figures(_loss(job, engine, data.heldout))
         _check_finite(job, figures)
     seconds = time.perf_counter() - started
-    model = LocalModel(engine, identity, batch_tokens=config.batch_tokens, truncate=config.overlong == "truncate")
-    more, tasks = _asked(job, model, data)
-    found.add(name, figures | more, tasks)
-    if config.weights != "plain":
+    found.add(name, figures, [])
+    if name != results.UNTRAINED and (job.config.weights != "plain" or job.config.variants):
         found.cost(name, engine, seconds)
 
 
@@ -300,9 +302,10 @@ def _asked(job: Job[EvalConfig], model: Model, data: EvaluationData) -> tuple[Fi
     config, fetched = job.config, job.fetched or Fetched()
     figures: Figures = {}
     tasks: list[Measured] = []
+    scorer = Scorer(job.artifact("scorer").data, config.device) if "scorer" in job.inputs else None
     with RequestCache(fetched.requests, model.identity) as cache:
         for task in data.tasks:
-            tasks.append(measured(task, model, cache, config, _reporter(job, task.config.task)))
+            tasks.append(measured(task, model, cache, config, _reporter(job, task.config.task), scorer))
             figures |= tasks[-1].figures
             for reason, count in sorted(tasks[-1].skipped.items()):
                 job.progress.note(f"{task.config.task}: {count} of {len(task.items)} items left out: {reason}")

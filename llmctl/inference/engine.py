@@ -124,6 +124,7 @@ class Engine:
         self._arrived: deque[SequenceState | ScoreJob] = deque()
         self._wake = threading.Condition()
         self._ended: BaseException | None = None
+        self._threads = torch.get_num_threads()  # a new thread takes what was set last, which others may have
         self._thread = threading.Thread(target=self._run, name="llmctl-engine", daemon=True)
         self._thread.start()
 
@@ -299,6 +300,7 @@ class Engine:
     @torch.inference_mode()
     def _run(self) -> None:
         """The engine's thread: a step of generation and a batch of scoring in turn, until closed."""
+        torch.set_num_threads(self._threads)
         try:
             while self._take():
                 if self._scheduler.busy:

@@ -2,7 +2,8 @@
 
 Pairs are put in the order of their ids, so that those which begin alike follow one another. What a row has in common
 with the one before it is read from the cache, so a prompt with four answers, or a hundred questions behind the same
-examples, run what they share once; rows of any lengths stand behind one another in a step, and nothing is padded.
+examples, run what they share once; answers that begin alike share that too, with its log-probabilities. Rows of any
+lengths stand behind one another in a step, and nothing is padded.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import accumulate, islice
 
 import numpy as np
 import torch
@@ -42,6 +44,14 @@ class Row:
     needed: int
 
 
+@dataclass
+class Inner:
+    """How likely a row says that its own tokens are, from the one behind `needed` on, and which are likeliest."""
+
+    logprobs: list[float]
+    greedy: list[bool]
+
+
 class ScoreJob:
     """Pairs of context and continuation, cut into steps; its future gets their scores in the order given.
 
@@ -68,6 +78,7 @@ class ScoreJob:
         self._free: list[int] = []
         self._held: list[int] = []  # blocks of the row before the next one
         self._scores: dict[int, Score] = {}
+        self._before = Inner([], [])  # of the row before the next one that is scored
         self._finish_if_done()
 
     def step(self, model: Transformer) -> bool:
@@ -79,7 +90,8 @@ class ScoreJob:
         rows, spans = self._take()
         tokens = [row.tokens[span.start : span.length] for row, span in zip(rows, spans, strict=True)]
         order, hidden = hidden_states(model, self._cache, spans, tokens)
-        self._score(model, [rows[index] for index in order], [spans[index] for index in order], hidden)
+        firsts = dict(zip(order, accumulate((spans[index].count for index in order), initial=0), strict=False))
+        self._score(model, rows, spans, [firsts[index] for index in range(len(rows))], hidden)
         return self._finish_if_done()
 
     def _take(self) -> tuple[list[Row], list[Span]]:
@@ -106,34 +118,54 @@ class ScoreJob:
         return rows, spans
 
     def _shared(self, row: Row) -> int:
-        """How many blocks `row` has in common with the one before it, short of what it must predict itself."""
+        """How many blocks `row` has in common with the one before it, short of the first token that it must predict.
+
+        Where that one has predicted all that they have in common, only their last common token is run again, for what
+        follows it is another in each.
+        """
         if self._next == 0:
             return 0
-        before = self._rows[self._next - 1].tokens
-        most = min(len(before), row.needed)
-        same = np.asarray(before[:most]) == np.asarray(row.tokens[:most])
-        return (most if same.all() else int(same.argmin())) // BLOCK_TOKENS
+        before = self._rows[self._next - 1]
+        most = min(len(before.tokens), len(row.tokens))
+        same = np.asarray(before.tokens[:most]) == np.asarray(row.tokens[:most])
+        common = most if same.all() else int(same.argmin())
+        known = common - 1 if before.needed <= row.needed else row.needed
+        return min(common, max(row.needed, known)) // BLOCK_TOKENS
 
-    def _score(self, model: Transformer, rows: Sequence[Row], spans: Sequence[Span], hidden: Tensor) -> None:
-        """Scores of the pairs of `rows`, whose hidden states stand behind one another in `hidden` [N,D]."""
+    def _score(
+        self, model: Transformer, rows: Sequence[Row], spans: Sequence[Span], firsts: Sequence[int], hidden: Tensor
+    ) -> None:
+        """Scores of the pairs of `rows`, whose hidden states begin at `firsts` in `hidden` [N,D].
+
+        A row is asked for its own tokens, where the row before has not said them, and for the last one of each pair.
+        """
         places: list[int] = []
         targets: list[int] = []
-        numbers: list[int] = []
-        first = 0
+        for row, span, first in zip(rows, spans, firsts, strict=True):
+            start, last = max(row.needed, span.start), len(row.tokens) - 1
+            places += range(first + start - span.start, first + last - span.start)
+            targets += row.tokens[start + 1 :]
+            places += [first + last - span.start] * len(row.pairs)
+            targets += (self._pairs[number][1][-1] for number in row.pairs)
+        found = zip(*_of_targets(model, hidden[places], torch.tensor(targets, device=hidden.device)), strict=True)
+        previous = self._rows[self._next - len(rows) - 1] if self._next > len(rows) else None
         for row, span in zip(rows, spans, strict=True):
-            for number in row.pairs:
-                before, after = self._pairs[number]
-                start = first + len(before) - 1 - span.start
-                places += range(start, start + len(after))
-                targets += after
-                numbers.append(number)
-            first += span.count
-        logprobs, greedy = _of_targets(model, hidden[places], torch.tensor(targets, device=hidden.device))
-        start = 0
-        for number in numbers:
-            part = slice(start, start + len(self._pairs[number][1]))
-            self._scores[number] = Score(math.fsum(logprobs[part]), all(greedy[part]), tuple(logprobs[part]))
-            start = part.stop
+            inner = self._inherited(previous, row, span.start)
+            for logprob, is_likeliest in islice(found, len(row.tokens) - 1 - row.needed - len(inner.logprobs)):
+                inner.logprobs.append(logprob)
+                inner.greedy.append(is_likeliest)
+            for number, (logprob, is_likeliest) in zip(row.pairs, islice(found, len(row.pairs)), strict=True):
+                behind = len(self._pairs[number][0]) - 1 - row.needed
+                said = (*inner.logprobs[behind:], logprob)
+                self._scores[number] = Score(math.fsum(said), all(inner.greedy[behind:]) and is_likeliest, said)
+            self._before, previous = inner, row
+
+    def _inherited(self, previous: Row | None, row: Row, start: int) -> Inner:
+        """What the row before has said of the tokens that this one does not run: those up to `start`."""
+        if previous is None or start <= row.needed:
+            return Inner([], [])
+        part = slice(row.needed - previous.needed, start - previous.needed)
+        return Inner(self._before.logprobs[part], self._before.greedy[part])
 
     def _finish_if_done(self) -> bool:
         done = self._next == len(self._rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -10,12 +11,15 @@ from torch import Tensor, nn
 
 from llmctl.config.errors import InputError, IntegrityError
 from llmctl.model import huggingface
+from llmctl.model.attention import packed
 from llmctl.model.transformer import Transformer
 from llmctl.store.files import publish_bytes
+from llmctl.tokens.batch import padded_groups
 
 HEAD: Final = "score"
 WEIGHT: Final = "score.weight"
 FILE: Final = "score.safetensors"
+BATCH_TOKENS = 8192  # of one forward pass of `last_scores`
 
 
 def add_head(model: Transformer, weight: Tensor | None = None) -> None:
@@ -30,6 +34,23 @@ def scores(model: Transformer, hidden: Tensor) -> Tensor:
     """[…,D] to […], in fp32."""
     made: Tensor = model.get_submodule(HEAD)(hidden)
     return made.squeeze(-1).float()
+
+
+@torch.inference_mode()
+def last_scores(model: Transformer, rows: Sequence[Sequence[int]]) -> list[float]:
+    """The score of each text, read at its last token."""
+    device, found = model.device, dict[int, float]()
+    for group in padded_groups(list(map(len, rows)), BATCH_TOKENS):
+        some = [rows[at] for at in group]
+        longest = max(map(len, some))
+        tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in some], device=device)
+        documents = torch.tensor([[0] * len(row) + [-1] * (longest - len(row)) for row in some], device=device)
+        positions = torch.arange(longest, device=device).expand_as(tokens)
+        hidden = model(tokens, positions, packed(documents))  # [B,T,D]
+        ends = torch.tensor([len(row) - 1 for row in some], device=device)
+        values = scores(model, hidden[torch.arange(len(some), device=device), ends]).tolist()
+        found.update(zip(group, values, strict=True))
+    return [found[at] for at in range(len(rows))]
 
 
 def save_head(directory: Path, weight: Tensor) -> None:

@@ -30,28 +30,29 @@ def publish(
     model: Transformer,
     start: dict[str, Factors],
     *,
+    base: Artifact,
     semantic: dict[str, Any],
     totals: dict[str, int | float | str],
 ) -> Product:
     """Write the adapter into `job.out`, in PEFT's format, on rank 0; the other ranks have nothing to write.
 
     Args:
-        job: the run, whose input is the base.
+        job: the run.
         fitted: what training gave.
         model: with its adapters on.
         start: what they were.
+        base: what they adapt.
         semantic: as for `llmctl.objectives.checkpoint.publish`.
         totals: figures beyond those of training.
     """
     if fitted.weights is None:
         return Product(adapters.SCHEMA)
-    given: Artifact = job.artifact()
     found = factors_of(model, fitted.weights)
     if job.config.lora.init == "pissa":
         found = difference(found, start)
-    adapters.write(job.out, found, model.config, model.vocab_size, given.ref)
+    adapters.write(job.out, found, model.config, model.vocab_size, base.ref)
     parameters = sum(one.a.numel() + one.b.numel() for one in found.values())
-    facts = {"base": given.digest, "parameters": parameters, **semantic}
+    facts = {"base": base.digest, "parameters": parameters, **semantic}
     if job.config.base != "full":
         facts["base_kept"] = job.config.base
     return Product(adapters.SCHEMA, semantic=facts, totals={**fitted.totals, **totals})

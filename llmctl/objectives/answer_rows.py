@@ -62,10 +62,13 @@ def answer_batches(
     pad_id: int,
     rollout_tokens: float,
     lanes: int = 1,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> list[Batch]:
-    """Micro-batches of a step, those of the longest answers first; none where nothing in them has a gradient.
+    """A rank's micro-batches of a step, those of the longest answers first; none where none has a gradient.
 
-    The weight of each token is that of the whole step, whatever is left out here and however it is dealt.
+    The weight of each token is that of the whole step, whatever is left out here and however it is dealt. Every rank
+    has as many micro-batches as the others, a last one without targets where they do not come out even.
 
     Args:
         answers: of the step.
@@ -74,10 +77,12 @@ def answer_batches(
         pad_id: what fills rows.
         rollout_tokens: see `token_weights`.
         lanes: how many micro-batches are computed at a time.
+        rank: whose part is wanted.
+        ranks: that the step is dealt to.
     """
     policy = config.policy
     counted = np.array([one.counts(policy) for one in answers])
-    lengths = torch.tensor([one.ids.size for one in answers])
+    lengths = torch.tensor([one.size for one in answers])
     weights = token_weights(
         lengths,
         torch.from_numpy(counted),
@@ -89,14 +94,26 @@ def answer_batches(
     active = [at for at, one in enumerate(answers) if counted[at] and (one.advantage != 0 or held)]
     sizes = [len(prompts[answers[at].prompt].ids) + answers[at].ids.size - 1 for at in active]
     groups = padded_groups(sizes, config.micro_batch_tokens)
-    while len(groups) < min(lanes, len(active)):  # no lane idles
+    while len(groups) < min(lanes * ranks, len(active)):  # no lane idles
         groups.sort(key=len)
         most = groups.pop()
         groups += [most[: len(most) // 2], most[len(most) // 2 :]]
-    return [
-        _batch([answers[active[at]] for at in group], prompts, config, pad_id, weights[active][group] * len(active))
-        for group in groups
-    ]
+
+    def made(group: list[int]) -> Batch:
+        some = [answers[active[at]] for at in group]
+        return _batch(some, prompts, config, pad_id, weights[active][group] * len(active))
+
+    own = [made(group) for group in groups[rank::ranks]]
+    idle = -(-len(groups) // ranks) - len(own)
+    return [*own, *(_blank(pad_id) for _ in range(idle))]
+
+
+def _blank(pad_id: int) -> Batch:
+    """A row of padding, for a rank that has nothing left while others have."""
+    nothing = np.zeros((1, 1), dtype=np.int64)
+    documents = np.full((1, 1), PADDING_DOCUMENT, dtype=np.int32)
+    beside = {name: np.zeros((1, 1)) for name in BESIDE}
+    return Batch(nothing + pad_id, nothing, documents, nothing + IGNORE, nothing[0], beside)
 
 
 def _batch(
@@ -104,9 +121,10 @@ def _batch(
 ) -> Batch:
     """One row for each answer, and of each target, float64 [B,T], what the loss looks at beside it (`Batch.beside`).
 
-    `old`: log p of the weights that sampled. `advantage`: of its answer. `weight`: that its loss gets. `reference`:
-    log p of the reference model, 0 where there is none. `correction`: see `corrections`. `value` and `return`: of a
-    value head, what it said and should have said.
+    Targets are what the policy drew: the output of a tool is read, and is no target. `old`: log p of the
+    weights that sampled. `advantage`: of its answer. `weight`: that its loss gets. `reference`: log p of the reference
+    model, 0 where there is none. `correction`: see `corrections`. `value` and `return`: of a value head, what it said
+    and should have said.
     """
     length = max(len(prompts[one.prompt].ids) + one.ids.size - 1 for one in answers)
     shape = (len(answers), length)
@@ -118,10 +136,10 @@ def _batch(
     for row, (one, weight) in enumerate(zip(answers, weights.tolist(), strict=True)):
         asked = prompts[one.prompt].ids
         count = len(asked) + one.ids.size - 1  # the last id predicts nothing
-        place = slice(len(asked) - 1, count)
+        place = len(asked) - 1 + one.places
         tokens[row, :count] = np.concatenate([np.array(asked, dtype=np.int64), one.ids[:-1]])
         positions[row, :count], documents[row, :count] = np.arange(count), 0
-        labels[row, place] = one.ids
+        labels[row, place] = one.ids[one.places]
         beside["old"][row, place] = one.logps if one.old is None else one.old
         beside["advantage"][row, place] = one.advantage if one.advantages is None else one.advantages
         beside["weight"][row, place] = weight
@@ -138,9 +156,9 @@ def _corrected(answer: Answer, config: GrpoConfig) -> Doubles:
     """Weights of an answer's tokens."""
     policy = config.policy
     if answer.old is None:
-        return np.ones(answer.ids.size)
+        return np.ones(answer.size)
     old, sampler = torch.from_numpy(answer.old), torch.from_numpy(answer.logps)
-    which = torch.zeros(answer.ids.size, dtype=torch.int64)
+    which = torch.zeros(answer.size, dtype=torch.int64)
     found: Doubles = corrections(old, sampler, which, 1, policy.correction, policy.correction_most).numpy()
     return found
 
@@ -174,14 +192,14 @@ def score(
     pad: int,
     run: Forward,
 ) -> list[Doubles]:
-    """A figure of each of the answers' ids under `model`, in order of the answers."""
+    """A figure of each id that the policy drew, under `model`, in order of the answers."""
     sizes = [len(prompts[one.prompt].ids) + one.ids.size - 1 for one in answers]
     found: dict[int, Doubles] = {}
     for group in padded_groups(sizes, config.micro_batch_tokens):
         some = [answers[at] for at in group]
         batch = Tensors.of(_batch(some, prompts, config, pad, np.zeros(len(some))), model.device)
         flat = run(functools.partial(_of, model, measure, batch)).double().cpu().numpy()
-        ends = np.cumsum([one.ids.size for one in some])
+        ends = np.cumsum([one.size for one in some])
         found.update(zip(group, np.split(flat, ends[:-1]), strict=True))
     return [found[at] for at in range(len(answers))]
 

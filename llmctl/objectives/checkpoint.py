@@ -77,8 +77,9 @@ def publish_tuned(
     *,
     semantic: dict[str, Any],
     totals: dict[str, int | float | str],
+    source: Artifact | None = None,
 ) -> Product:
-    """Publish what fine-tuning the checkpoint in the role `input` gave: another checkpoint, or an adapter to it.
+    """Publish what fine-tuning a checkpoint gave: another checkpoint, or an adapter to it.
 
     Args:
         job: the run.
@@ -87,10 +88,12 @@ def publish_tuned(
         start: its adapters before; empty where all weights were trained.
         semantic: as for `publish`.
         totals: as for `publish`.
+        source: the checkpoint, or whose tokenizer a fresh one carries; the job's `input` where left out.
     """
+    given = job.artifact() if source is None else source
     if start:
-        return adapter.publish(job, fitted, model, start, semantic=semantic, totals=totals)
-    directory = job.artifact().data
+        return adapter.publish(job, fitted, model, start, base=given, semantic=semantic, totals=totals)
+    directory = given.data
     return publish(job, fitted, model.config, tokenizer_directory=directory, semantic=semantic, totals=totals)
 
 

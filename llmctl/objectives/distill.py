@@ -1,9 +1,11 @@
-"""The stage `distill`: a student fitted to the next-token distributions of a teacher of the same vocabulary."""
+"""The stage `distill`: a student, or adapters of one, fitted to the next-token distributions of a teacher."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
+
+import torch
 
 from llmctl.config.distill import DistillConfig
 from llmctl.config.dpo import LogprobsConfig
@@ -12,11 +14,12 @@ from llmctl.model.config_json import CONFIG_FILE, read_config
 from llmctl.model.device import choose_device
 from llmctl.model.kernels import set_backend
 from llmctl.model.transformer import Transformer
-from llmctl.objectives import checkpoint
+from llmctl.objectives import adapter, checkpoint
 from llmctl.objectives.chats import PackedChats
 from llmctl.objectives.distilled import PROJECTION_WEIGHT, Distillation, HeldOutTaught, add_projection
+from llmctl.objectives.foreign import Foreign, ForeignRows, read_foreign
 from llmctl.objectives.on_policy import Alone, OnPolicy
-from llmctl.objectives.start import check_same_tokens, context_of, longest, open_model, open_tokenizer
+from llmctl.objectives.start import check_same_tokens, context_of, fill_id, longest, open_model, open_tokenizer
 from llmctl.objectives.teachers import Kept, Live, Teaching
 from llmctl.objectives.texts import Texts, read_texts, role_of
 from llmctl.objectives.top_logprobs import check_made_for, check_top_k, taught_sides
@@ -42,6 +45,10 @@ def run(job: Job[DistillConfig]) -> Product:
     _check_student(job)
     if config.on_policy is not None and role != "chats":
         raise UsageError("on_policy answers chats, and rows are given", hint="give --chats REF, or leave out on_policy")
+    if _is_foreign(config) and role != "chats":
+        raise UsageError("uld reads chats by both tokenizers, and rows are given", hint="give --chats REF")
+    if _is_foreign(config) and "logprobs" in job.inputs:
+        raise UsageError("uld asks the teacher itself, and --logprobs is given", hint="leave out one of them")
     for name, reason in NEEDS_TEACHER.items():
         if getattr(config, name) is not None and "logprobs" in job.inputs:
             raise UsageError(f"{name} has {reason}, and --logprobs is given", hint="leave out one of them")
@@ -81,17 +88,24 @@ def _texts(job: Job[DistillConfig], tokenizer: Tokenizer) -> Texts:
 def _check_student(job: Job[DistillConfig]) -> None:
     """Refuse a student that reads other ids than its teacher, two students, and none."""
     fresh, given = job.config.model, "student" in job.inputs
+    if not given and _is_foreign(job.config):
+        raise UsageError("uld teaches a student that has a tokenizer of its own", hint="give --student REF")
     if fresh is None and not given:
         raise UsageError("there is no student", hint="give --student REF, or --model tiny for a fresh one")
     if fresh is not None and given:
         raise UsageError("--student and --model are both given", hint="a student that exists has its shape")
-    if given:
+    if given and not _is_foreign(job.config):
         check_same_tokens(
             job.artifact(),
             job.artifact("student"),
             templates=role_of(job) == "chats",
-            hint="student and teacher must read the same ids; give --model for a fresh student with the teacher's",
+            hint="--loss uld teaches across tokenizers; or give --model for a fresh student with the teacher's",
         )
+
+
+def _is_foreign(config: DistillConfig) -> bool:
+    """Whether the teacher reads by its own tokens."""
+    return config.loss.name == "uld"
 
 
 def _length(job: Job[DistillConfig]) -> int:
@@ -104,6 +118,8 @@ def _length(job: Job[DistillConfig]) -> int:
     context = fresh.context if fresh else context_of(job.artifact("student"))
     if role_of(job) == "rows":  # of whatever length they are
         return min(context, context_of(job.artifact()))
+    if _is_foreign(job.config):
+        return longest(job.artifact("student"), wanted)
     length = longest(job.artifact(), wanted)
     if wanted is not None and wanted > context:
         raise UsageError(f"max_tokens ({wanted}) exceeds the student's context of {context}", hint="give fewer")
@@ -117,13 +133,13 @@ def train(job: Job[DistillConfig]) -> Product:
         InputError: a chat cannot be learned from, or nothing is left to learn from.
         UsageError: rows are longer than a model's context.
     """
-    teacher, config = job.artifact(), job.config
-    tokenizer = open_tokenizer(teacher)
-    texts = _texts(job, tokenizer)
+    config = job.config
+    tokenizer = open_tokenizer(_source(job))
+    texts, teaching, kept, held = _taught(job, tokenizer)
     model = _student(job, tokenizer)
+    start = adapter.begin(model, config.lora, config.seed)
     if config.hidden is not None:
-        add_projection(model, read_config(teacher.data / CONFIG_FILE).config.width, config.seed)
-    teaching, kept, held = _taught(job, tokenizer, texts)
+        add_projection(model, read_config(job.artifact().data / CONFIG_FILE).config.width, config.seed)
     objective = Distillation(kept, teaching, config)
     if config.on_policy is not None:
         assert isinstance(texts.kept.rows, PackedChats), "`run` has seen that they are chats"
@@ -141,14 +157,11 @@ def train(job: Job[DistillConfig]) -> Product:
     )
     if fitted.weights is not None:
         fitted.weights.pop(PROJECTION_WEIGHT, None)
-    return checkpoint.publish(
-        job,
-        fitted,
-        model.config,
-        tokenizer_directory=_source(job).data,
-        semantic=_facts(job, texts),
-        totals=totals,
-    )
+    facts = _facts(job, texts)
+    if isinstance(kept, ForeignRows):
+        reached, targets = kept.reached
+        totals |= {"compared": reached / targets}
+    return checkpoint.publish_tuned(job, fitted, model, start, semantic=facts, totals=totals, source=_source(job))
 
 
 def _source(job: Job[DistillConfig]) -> Artifact:
@@ -158,21 +171,34 @@ def _source(job: Job[DistillConfig]) -> Artifact:
 
 def _student(job: Job[DistillConfig], tokenizer: Tokenizer) -> Transformer:
     if "student" in job.inputs:
-        return open_model(job.artifact("student"), tokenizer)
+        return open_model(job.artifact("student"), tokenizer, job.config.base)
     assert job.config.model is not None, "`run` has seen that there is a student"
     model = Transformer(job.config.model, tokenizer.vocab_size)
     model.init_weights(job.config.seed)
     return model
 
 
-def _taught(job: Job[DistillConfig], tokenizer: Tokenizer, texts: Texts) -> tuple[Teaching, RowSource, RowSource]:
-    """Where the teacher's distributions come from; rows to learn from and held-out rows, with what that needs."""
+def _taught(job: Job[DistillConfig], tokenizer: Tokenizer) -> tuple[Texts, Teaching, RowSource, RowSource]:
+    """The text, where the teacher's distributions come from, and rows to learn from and held out with what it needs."""
+    config, given = job.config, job.artifact()
+    device = choose_device(config.device, environment().local_rank)
+    if _is_foreign(config):
+        ours = (tokenizer, _length(job), fill_id(_source(job), tokenizer))
+        theirs = open_tokenizer(given)
+        texts, kept, held = read_foreign(job.inputs["chats"], config, ours, (theirs, context_of(given)))
+        reached, targets = kept.reached
+        job.progress.note(f"the teacher stands behind the same bytes at {reached} of {targets} targets")
+        return texts, Foreign(_teacher(job, theirs, device)), kept, held
+    texts = _texts(job, tokenizer)
     if "logprobs" in job.inputs:
-        return Kept(job.config.rest), *taught_sides(job.artifact("logprobs"), texts)
-    device = choose_device(job.config.device, environment().local_rank)
+        return texts, Kept(config.rest), *taught_sides(job.artifact("logprobs"), texts)
+    return texts, Live(_teacher(job, tokenizer, device)), texts.kept.rows, texts.held.rows
+
+
+def _teacher(job: Job[DistillConfig], tokenizer: Tokenizer, device: torch.device) -> Transformer:
     teacher = open_model(job.artifact(), tokenizer).to(device)
     job.progress.note(f"the teacher: {set_backend(teacher, job.config, device)}")
-    return Live(teacher), texts.kept.rows, texts.held.rows
+    return teacher
 
 
 def _facts(job: Job[DistillConfig], texts: Texts) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from llmctl.config.distill import AnyDivergence, ForwardKlConfig, JsdConfig, ReverseKlConfig, TvdConfig
+from llmctl.config.distill import AnyDivergence, ForwardKlConfig, JsdConfig, ReverseKlConfig, TvdConfig, UldConfig
 
 
 def divergence(teacher: Tensor, student: Tensor, config: AnyDivergence) -> Tensor:
@@ -32,6 +32,8 @@ def divergence(teacher: Tensor, student: Tensor, config: AnyDivergence) -> Tenso
             found = beta * kl(teacher, middle) + (1 - beta) * kl(student, middle)
         case TvdConfig():
             found = (teacher.exp() - student.exp()).abs().sum(dim=-1) / 2
+        case UldConfig():
+            found = (teacher.exp() - student.exp()).abs().sum(dim=-1)
     return found if config.scale == 1.0 else found * config.scale
 
 
@@ -45,6 +47,16 @@ def tempered(logits: Tensor, temperature: float) -> Tensor:
     """Log-probabilities of logits divided by the temperature; [N,V], in fp32 (fp64 where the logits are)."""
     exact = logits if logits.dtype == torch.float64 else logits.float()
     return log_softmax(exact if temperature == 1.0 else exact / temperature, dim=-1)
+
+
+def ranked(logprobs: Tensor, classes: int) -> Tensor:
+    """Log-probabilities [N,V], likeliest first, and behind them `classes` - V of no mass: [N,classes].
+
+    So distributions over different vocabularies come to lie beside each other by rank: the distance of the two is the
+    least that any pairing of their tokens leaves (Boizard et al. 2024, arXiv:2402.12030).
+    """
+    order = logprobs.sort(dim=-1, descending=True).values
+    return torch.nn.functional.pad(order, (0, classes - logprobs.shape[-1]), value=-math.inf)
 
 
 def likeliest(logprobs: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,19 +13,24 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from llmctl.config.errors import GateError, InputError
+from llmctl.config.errors import GateError, InputError, UsageError
 from llmctl.config.grpo import GrpoConfig
+from llmctl.inference.request import Request
 from llmctl.model.transformer import Transformer
 from llmctl.objectives.advantages import deviations, group_advantages, overlong_penalty
+from llmctl.objectives.ahead import Ahead
 from llmctl.objectives.answer_rows import Measure, answer_batches, expected, logps_at, score
+from llmctl.objectives.dealt import dealt
 from llmctl.objectives.prompts import Prompt
-from llmctl.objectives.rewards.registry import Rewards
+from llmctl.objectives.replay import Replay
+from llmctl.objectives.rewards.registry import Judged, Rewards
 from llmctl.objectives.rewards.rules import Sample
-from llmctl.objectives.rollouts import Answer, Doubles, answers_of, generate, requests_of, table_of, write
+from llmctl.objectives.rollouts import Answer, Doubles, Drawn, generate, kept, requests_of, table_of, write
+from llmctl.objectives.served import Server, follow
+from llmctl.objectives.tools.talk import Talks
 from llmctl.objectives.valued import token_penalties, valued
 from llmctl.pipeline.job import Job
 from llmctl.tokens.batch import Batch
@@ -34,6 +41,8 @@ from llmctl.train.local import Local
 from llmctl.train.strategy import Strategy
 
 FOLDER = "rollouts"
+Made = tuple[list[Answer], dict[str, float]]
+"""A rollout, and its figures."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +56,9 @@ class Asked:
         rewards: judge.
         reference: the model to stay close to; None where there is none.
         pad_id: what fills rows.
+        replay: what an earlier run said; None where answers are drawn.
+        server: draws answers; None where the engine of this process does.
+        talks: run the policy's calls; None where there are no tools.
     """
 
     job: Job[GrpoConfig]
@@ -55,13 +67,38 @@ class Asked:
     rewards: Rewards
     reference: Transformer | None
     pad_id: int
+    replay: Replay | None = None
+    server: Server | None = None
+    talks: Talks | None = None
+    _judging: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+    def said(self, model: Transformer, requests: Sequence[Request], server: Server | None = None) -> list[Drawn]:
+        """What `model` or a server says to each request, in their order, with calls made where there are tools."""
+        running = self.job.config.running
+        if server is None:
+            draw = functools.partial(generate, model, self.tokenizer, running=running)
+        else:
+            draw = functools.partial(server.drawn, at_once=running)
+        return draw(requests) if self.talks is None else self.talks.converse(draw, requests)
+
+    def judge(self, samples: Sequence[Sample]) -> list[Judged]:
+        """Each by all rewards, whose processes hear one at a time."""
+        with self._judging:
+            return self.rewards.judge(samples)
+
+    def close(self) -> None:
+        """End what runs beside the run."""
+        self.rewards.close()
+        if self.talks is not None:
+            self.talks.close()
 
 
 class Explorer:
     """Gives each step its answers; a `Feed`.
 
     Every rollout lies in `job.work` once it is made, so that a resumed run learns from what the killed one said. What
-    was made after the step that a run goes on from is made again, by the same weights.
+    was made after the step that a run goes on from is made again, by the same weights. Each rank asks and judges for
+    a share of the prompts; all of them know all answers, and learn from a share of each step.
 
     Args:
         asked: what is common to all rollouts.
@@ -74,76 +111,119 @@ class Explorer:
     """
 
     def __init__(self, asked: Asked, plan: Plan, strategy: Strategy) -> None:
-        assert isinstance(strategy, Local), "the configuration refuses ranks"
         self._asked, self._plan, self._strategy = asked, plan, strategy
         self._config: GrpoConfig = asked.job.config
+        self._ahead: Ahead | None = None
+        if self._config.ahead and asked.replay is None:
+            if not isinstance(strategy, Local):
+                raise UsageError("ahead trains in a single process", hint="start llmctl without a launcher")
+            self._ahead = Ahead(strategy.model)
         self._last: int | None = None
-        self._held: tuple[int, list[Answer]] | None = None
+        self._held: tuple[int, Made] | None = None
+        self._begun = 0  # the newest rollout that was drawn ahead
         self._told = False
         self.figures: dict[str, float] = {}
         self.fresh = True
-
-    @property
-    def model(self) -> Transformer:
-        """That is trained."""
-        assert isinstance(self._strategy, Local), "see __init__"
-        return self._strategy.model
 
     def take(self, step: int) -> list[Batch]:
         """The answers of `step`, those that teach nothing left out."""
         if self._last is None or step <= self._last:
             self._forget(step)
         self._last = step
-        number, within = divmod(step, self._config.steps_per_rollout)
-        self.figures = {}
-        answers = self._rollout(number, step)
-        self.fresh = within == 0
-        order = rows_of_step(self._plan.seed, step, self._config.batch_rows, len(answers))
-        config = self._config
+        config, lanes = self._config, self._strategy.lanes if isinstance(self._strategy, Local) else None
+        number, within = divmod(step, config.steps_per_rollout)
+        answers, figures = self._rollout(number)
+        self.figures = figures if within == 0 else {}
+        server = self._asked.server
+        kept_back = server is not None and not server.follows
+        older = self._ahead is not None or self._asked.replay is not None or kept_back
+        self.fresh = within == 0 and not (older and number)
+        self._look_ahead(number + 1)
+        order = rows_of_step(self._plan.seed, step, config.batch_rows, len(answers))
         counted = [one for one in answers if one.counts(config.policy)]
         return answer_batches(
             [answers[at] for at in order],
             self._asked.prompts,
             config,
             pad_id=self._asked.pad_id,
-            rollout_tokens=sum(one.ids.size for one in counted) / config.steps_per_pass,
-            lanes=1 if self._strategy.lanes is None else self._strategy.lanes.count,
+            rollout_tokens=sum(one.size for one in counted) / config.steps_per_pass,
+            lanes=1 if lanes is None else lanes.count,
+            rank=self._plan.rank,
+            ranks=self._plan.world_size,
         )
+
+    def _look_ahead(self, number: int) -> None:
+        """Begin to draw that rollout, where it is to be drawn ahead and nobody has begun it."""
+        wanted = self._ahead is not None and number * self._config.steps_per_rollout < self._plan.steps
+        if wanted and number > self._begun and not rollout_file(self._asked.job.work, number).is_file():
+            assert self._ahead is not None, "see above"
+            self._ahead.begin(functools.partial(self._keep, number))
+            self._begun = number
+
+    def of_all(self, values: Sequence[float]) -> list[float]:
+        """Those of all ranks."""
+        return [value for part in self._strategy.gather(values) for value in part]
+
+    def settle(self) -> None:
+        """Wait for what is drawn ahead, which then lies in `job.work`."""
+        if self._ahead is not None:
+            self._ahead.wait()
 
     def _forget(self, step: int) -> None:
         """Remove rollouts that were made at `step` or later: by weights that are to be reached anew."""
-        self._held = None
+        self._held, self._begun = None, 0
+        self.settle()
         folder = self._asked.job.work / FOLDER
-        first = -(-step // self._config.steps_per_rollout)
-        for path in folder.glob("*.parquet") if folder.is_dir() else ():
+        first = -(-step // self._config.steps_per_rollout) + (1 if self._ahead is not None and step else 0)
+        for path in folder.glob("*.parquet") if self._plan.rank == 0 and folder.is_dir() else ():
             if int(path.stem) >= first:
                 path.unlink()
 
-    def _rollout(self, number: int, step: int) -> list[Answer]:
+    def _rollout(self, number: int) -> Made:
         """The one of that number: at hand, on the disk, or made now."""
         if self._held is not None and self._held[0] == number:
             return self._held[1]
+        self.settle()
         path = rollout_file(self._asked.job.work, number)
-        if path.is_file():
-            answers = answers_of(pq.read_table(path))
-        else:
-            answers = self._made(number)
-            write(table_of(answers, self._asked.prompts, self._config.group, step + 1), path)
-        self._held = (number, answers)
-        return answers
+        at_hand = kept(path) if self._plan.rank == 0 and path.is_file() else None
+        made = self._strategy.gather(at_hand)[0] or self._keep(number, self._strategy.model)
+        self._held = (number, made)
+        return made
 
-    def _made(self, number: int) -> list[Answer]:
+    def _keep(self, number: int, model: Transformer) -> Made:
+        """Make a rollout, and write it down."""
+        begun = time.perf_counter()
+        answers, figures = self._made(number, model) if self._asked.replay is None else self._again(number, model)
+        figures["rollout_s"] = time.perf_counter() - begun
+        if self._plan.rank == 0:
+            first = number * self._config.steps_per_rollout + 1
+            table = table_of(answers, self._asked.prompts, self._config.group, first)
+            write(table, rollout_file(self._asked.job.work, number), figures)
+        return answers, figures
+
+    def _again(self, number: int, model: Transformer) -> Made:
+        """What an earlier run said, with whatever it has not measured."""
+        assert self._asked.replay is not None, "asked by `_keep`"
+        answers = self._asked.replay.answers(number)
+        if self._asked.reference is not None:
+            answers = self._measured(answers, "reference", self._asked.reference, logps_at(self._config.temperature))
+        if self._config.policy.baseline == "value" and answers[0].values is None:
+            answers = self._measured(answers, "values", model, expected)
+        return self._advantages(answers), _figures(answers, self._config.group)
+
+    def _made(self, number: int, model: Transformer) -> Made:
         """Ask, judge, and ask again where groups tell nothing and more may be tried."""
-        config, begun = self._config, time.perf_counter()
+        config = self._config
         wanted, tries = config.prompts_per_rollout, config.dynamic_sampling
         telling: list[list[Answer]] = []
         others: list[list[Answer]] = []
         drawn: list[Answer] = []
         spent = 0.0
+        follow(self._asked.server, model, self._strategy)
         for attempt in range(tries):
             draw = number * tries + attempt
             numbers = rows_of_step(self._plan.seed, draw, wanted, len(self._asked.prompts))
-            answers, seconds = self._answers(numbers, draw)
+            answers, seconds = self._answers(numbers, draw, model)
             spent += seconds
             drawn += answers
             for first in range(0, len(answers), config.group):
@@ -152,14 +232,16 @@ class Explorer:
             if len(telling) >= wanted:
                 break
         self._tell_missing(drawn)
-        kept = [one for group in [*telling, *others][:wanted] for one in group]
-        kept = self._advantages(kept)
-        self.figures = {**_figures(drawn, config.group), "generate_s": spent, "tries": attempt + 1}
-        self.figures["rollout_s"] = time.perf_counter() - begun
-        return kept
+        learned = [one for group in [*telling, *others][:wanted] for one in group]
+        figures = {**_figures(drawn, config.group), "generate_s": spent, "tries": attempt + 1}
+        return self._advantages(learned), figures
 
-    def _answers(self, numbers: NDArray[np.int64], draw: int) -> tuple[list[Answer], float]:
-        """Judged answers to some prompts, and the seconds that they took to generate."""
+    def _answers(self, numbers: NDArray[np.int64], draw: int, model: Transformer) -> tuple[list[Answer], float]:
+        """Judged answers to some prompts, of which each rank asks a part, and the seconds that they took to generate.
+
+        Raises:
+            GateError: one has no reward, where that is the end.
+        """
         config, asked = self._config, self._asked
         prompts = [(int(at), asked.prompts[at]) for at in numbers]
         requests = requests_of(
@@ -170,23 +252,34 @@ class Explorer:
             max_tokens=config.max_new_tokens,
             temperature=config.temperature,
         )
-        begun = time.perf_counter()
-        said = generate(self.model, asked.tokenizer, requests, config.running)
-        seconds = time.perf_counter() - begun
-        owners = [number for number, _ in prompts for _ in range(config.group)]
-        answers = [Answer(owner, *one) for owner, one in zip(owners, said, strict=True)]
-        return self._judged(self._scored(answers)), seconds
 
-    def _scored(self, answers: list[Answer]) -> list[Answer]:
-        """With the log-probabilities of the reference, and of the trainer where they are to correct the engine's."""
+        def work(own: Sequence[int]) -> tuple[list[Answer], float]:
+            begun = time.perf_counter()
+            said = asked.said(model, [requests[at] for at in own], asked.server)
+            seconds = time.perf_counter() - begun
+            mine = [Answer.of(prompts[at // config.group][0], one) for at, one in zip(own, said, strict=True)]
+            return self._judged(self._scored(mine, model)), seconds
+
+        answers, seconds = dealt(self._strategy, len(requests), config.group, work)
+        failed = next((one for one in answers if one.missing), None)
+        if failed is not None and config.missing == "stop":
+            said_of = f"{asked.prompts[failed.prompt].id}: no reward: {failed.missing}"
+            raise GateError(said_of, hint="mend the reward, or missing=leave_out")
+        return answers, seconds
+
+    def _scored(self, answers: list[Answer], model: Transformer) -> list[Answer]:
+        """With log-probabilities of the reference, and figures of the weights that drew them that only these can give.
+
+        That is the trainer's log-probabilities where they are to correct the engine's, and what a value head expects.
+        """
         config, asked = self._config, self._asked
         measure = logps_at(config.temperature)
-        wanted = {"reference": asked.reference}
+        if asked.reference is not None:
+            answers = self._measured(answers, "reference", asked.reference, measure)
         if config.policy.correction != "none":
-            wanted["old"] = self.model
-        for name, model in wanted.items():
-            if model is not None:
-                answers = self._measured(answers, name, model, measure)
+            answers = self._measured(answers, "old", model, measure)
+        if config.policy.baseline == "value":
+            answers = self._measured(answers, "values", model, expected)
         return answers
 
     def _measured(self, answers: list[Answer], name: str, model: Transformer, measure: Measure) -> list[Answer]:
@@ -198,14 +291,11 @@ class Explorer:
     def _judged(self, answers: list[Answer]) -> list[Answer]:
         """With rewards: those of the registry, less what is taken off for length and for leaving the reference."""
         config, prompts = self._config, self._asked.prompts
-        judged = self._asked.rewards.judge([sample_of(answer, prompts[answer.prompt]) for answer in answers])
-        lengths = torch.tensor([answer.ids.size for answer in answers])
+        judged = self._asked.judge([sample_of(answer, prompts[answer.prompt]) for answer in answers])
+        lengths = torch.tensor([answer.size for answer in answers])
         penalties = overlong_penalty(lengths, config.max_new_tokens, config.policy.overlong_tokens).tolist()
         found = []
         for answer, one, penalty in zip(answers, judged, penalties, strict=True):
-            if one.missing and config.missing == "stop":
-                said = f"{prompts[answer.prompt].id}: no reward: {one.missing}"
-                raise GateError(said, hint="mend the reward, or missing=leave_out")
             value = one.value + penalty - _divergence(answer, config)
             found.append(dataclasses.replace(answer, reward=value, parts=one.parts, missing=one.missing))
         return found
@@ -213,7 +303,7 @@ class Explorer:
     def _advantages(self, answers: list[Answer]) -> list[Answer]:
         policy = self._config.policy
         if policy.baseline == "value":
-            return valued(self._measured(answers, "values", self.model, expected), self._config)
+            return valued(answers, self._config)
         rewards = torch.tensor([one.reward for one in answers], dtype=torch.float64).view(-1, self._config.group)
         values = group_advantages(rewards, baseline=policy.baseline, norm=policy.adv_norm).flatten().tolist()
         return [dataclasses.replace(one, advantage=value) for one, value in zip(answers, values, strict=True)]
@@ -241,7 +331,9 @@ class Explorer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._asked.rewards.close()
+        if self._ahead is not None:
+            self._ahead.close()
+        self._asked.close()
 
 
 def rollout_file(work: Path, number: int) -> Path:
@@ -267,9 +359,11 @@ def _divergence(answer: Answer, config: GrpoConfig) -> float:
 
 
 def sample_of(answer: Answer, prompt: Prompt) -> Sample:
-    """What rewards look at."""
+    """What rewards look at: the last turn, where there are several, and all of them as the field `turns`."""
     ids = (*prompt.ids, *answer.ids.tolist())
-    return Sample(prompt.text, answer.text.strip(), prompt.answer, answer.ids.size, prompt.fields, ids)
+    said = [{"role": turn.role, "content": turn.text} for turn in answer.turns]
+    fields = {**prompt.fields, "turns": said} if said else prompt.fields
+    return Sample(prompt.text, answer.text.strip(), prompt.answer, answer.size, fields, ids)
 
 
 def _figures(answers: Sequence[Answer], group: int) -> dict[str, float]:
@@ -277,7 +371,7 @@ def _figures(answers: Sequence[Answer], group: int) -> dict[str, float]:
     rewards = torch.tensor([one.reward for one in answers], dtype=torch.float64).view(-1, group)
     known = rewards[~rewards.isnan()]
     spread = deviations(rewards)
-    tokens = sum(one.ids.size for one in answers)
+    tokens = sum(one.size for one in answers)
     found: dict[str, Any] = {
         "reward": float(known.mean()),
         "reward_std": float(spread.mean()),
@@ -289,6 +383,11 @@ def _figures(answers: Sequence[Answer], group: int) -> dict[str, float]:
         # The mean of -log p over what was drawn from p is an unbiased estimate of p's entropy.
         "entropy": -math.fsum(value for one in answers for value in one.logps.tolist()) / tokens,
     }
+    calls = [turn for one in answers for turn in one.turns if turn.role == "tool"]
+    if any(one.turns for one in answers):
+        found["tool_calls"] = len(calls) / len(answers)
+        found["tool_tokens"] = sum(one.ids.size - one.size for one in answers) / len(answers)
+        found["tool_failed"] = sum(turn.failed for turn in calls) / max(1, len(calls))
     for name in answers[0].parts:
         values = [value for one in answers if (value := one.parts[name]) is not None]
         if values:

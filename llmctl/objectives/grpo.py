@@ -3,71 +3,90 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from llmctl.config.errors import InputError, UsageError
+from llmctl.config.errors import UsageError
 from llmctl.config.grpo import GrpoConfig
-from llmctl.config.rewards import ScorerReward
 from llmctl.data.rollouts import FILE
 from llmctl.model import scoring
 from llmctl.model.device import choose_device
 from llmctl.objectives import adapter, checkpoint
+from llmctl.objectives.asked import Question, prompts_of
 from llmctl.objectives.explore import FOLDER, Asked
+from llmctl.objectives.gym import gym_questions
 from llmctl.objectives.heldout_prompts import HeldOutPrompts
 from llmctl.objectives.prompts import Prompts, read_prompts
+from llmctl.objectives.replay import Replay
 from llmctl.objectives.rewarded import PolicyObjective
 from llmctl.objectives.rewards.registry import Rewards, Score
-from llmctl.objectives.rewards.scorer import scorer_of
+from llmctl.objectives.rewards.scorer import check_scorer, scorer_of
 from llmctl.objectives.rollouts import gathered
+from llmctl.objectives.served import Server
 from llmctl.objectives.start import check_same_tokens, fill_id, longest, open_model, open_tokenizer
+from llmctl.objectives.tools.talk import Talks
 from llmctl.pipeline.job import FileFacts, Job, Product
 from llmctl.store.artifact import Artifact
+from llmctl.tokens.tokenizer import Tokenizer
 from llmctl.train import launch
 from llmctl.train.loop import fit
 from llmctl.train.ranks import environment
 
 
 def run(job: Job[GrpoConfig]) -> Product:
-    """Train in this process; the configuration and `Explorer` refuse ranks."""
+    """Train here, or with ranks."""
     return launch.start(job, "llmctl.objectives.grpo:train")
 
 
 def train(job: Job[GrpoConfig]) -> Product:
-    """Roll out, judge, learn, and publish the policy with all that it said.
+    """What every rank runs: roll out, judge, learn, and publish the policy with all that it said.
 
     Raises:
         InputError: a prompt is malformed or leaves no room for an answer, or no answer gets a reward.
-        UsageError: a launcher started ranks, or a model is given that nothing looks at.
+        UsageError: a model or a server is given that nothing looks at.
     """
-    if environment().world_size > 1:
-        raise UsageError("grpo trains in a single process", hint="start llmctl without a launcher")
     given, config = job.artifact(), job.config
     tokenizer = open_tokenizer(given)
     length = longest(given, config.max_tokens)
+    chat = bool(given.manifest.semantic.get("chat")) if config.chat == "auto" else config.chat
+    talks = _talks(config, tokenizer, length, chat=chat)
+    questions, source = _questions(job)
     prompts = read_prompts(
-        job.inputs["prompts"],
+        questions,
+        source,
         tokenizer,
-        chat=bool(given.manifest.semantic.get("chat")) if config.chat == "auto" else config.chat,
+        chat=chat,
         longest=length - config.max_new_tokens,
         fraction=config.heldout_fraction,
         overlong=config.overlong,
+        tools=() if talks is None else talks.tools.for_template,
     )
     _tell(job, prompts, length)
+    rewards = Rewards(config.rewards, config.reward_timeout_s, _scorer(job))
+    rewards.check(prompts.kept)
     model = open_model(given, tokenizer, config.base)
     start = adapter.begin(model, config.lora, config.seed)
     if config.policy.baseline == "value":
         scoring.add_head(model)
-    rewards = Rewards(config.rewards, config.reward_timeout_s, _scorer(job))
-    asked = Asked(job, tokenizer, prompts.kept, rewards, _reference(job), fill_id(given, tokenizer))
-    objective = PolicyObjective(asked, config)
     steps = config.steps or _steps(config, len(prompts.kept))
+    replay = Replay(job, prompts.kept) if "replay" in job.inputs else None
+    if replay is not None:
+        replay.check_enough(steps)
+        if config.server.url:
+            raise UsageError("a replay draws nothing, and server.url is given", hint="leave out one of them")
+    kept = replay is not None and replay.keeps_reference and config.needs_reference
+    reference = None if kept else _reference(job)
+    server = Server(config.server, tokenizer, given.data) if config.server.url and replay is None else None
+    asked = Asked(job, tokenizer, prompts.kept, rewards, reference, fill_id(given, tokenizer), replay, server, talks)
+    objective = PolicyObjective(asked, config)
     held = HeldOutPrompts(asked, prompts.held, config) if prompts.held else None
     fitted = fit(job, model, objective, steps=steps, heldout_rows=held)
-    if fitted.weights is not None:
-        fitted.weights.pop(scoring.WEIGHT, None)  # what was expected of answers is of no use to who asks for one
+    if fitted.weights is None:  # the leader publishes
+        return Product(checkpoint.SCHEMA)
+    fitted.weights.pop(scoring.WEIGHT, None)  # what was expected of answers is of no use to who asks for one
     rows = gathered(sorted((job.work / FOLDER).glob("*.parquet")), job.out / FILE)
     totals: dict[str, int | float | str] = {
         "prompts": len(prompts.kept),
@@ -75,12 +94,41 @@ def train(job: Job[GrpoConfig]) -> Product:
         "answers": rows,
         "logprob_gap": _largest_gap(job.metrics_file),
     }
-    asked_about = job.inputs["prompts"]
+    asked_about = job.inputs.get("prompts")
     about_held = isinstance(asked_about, Artifact) and "heldout_fraction" in asked_about.manifest.semantic
     facts = checkpoint.tuned_facts(given, length, 0.0 if about_held else None)  # a quiz asks about what was held out
-    facts["chat"] = bool(given.manifest.semantic.get("chat")) if config.chat == "auto" else config.chat
+    facts["chat"] = chat
     product = checkpoint.publish_tuned(job, fitted, model, start, semantic=facts, totals=totals)
     return Product(product.schema, product.semantic, product.totals, {**product.files, FILE: FileFacts(rows=rows)})
+
+
+def _talks(config: GrpoConfig, tokenizer: Tokenizer, length: int, *, chat: bool) -> Talks | None:
+    """What runs the policy's calls, where it may make any.
+
+    Raises:
+        InputError: the checkpoint's chats cannot hold them, or this system cannot run them.
+        UsageError: the policy does not speak in chats.
+    """
+    if not config.tools.names:
+        return None
+    if not chat:
+        raise UsageError("tools are called in chats, and the policy takes text", hint="chat=true, or train it by sft")
+    return Talks(tokenizer, config.tools, length)
+
+
+def _questions(job: Job[GrpoConfig]) -> tuple[Iterable[Question], str]:
+    """What is asked, and where it comes from.
+
+    Raises:
+        UsageError: of prompts and gym both are given, or neither.
+    """
+    gym = job.config.gym
+    if ("prompts" in job.inputs) == (gym is not None):
+        told = "neither" if gym is None else "both"
+        raise UsageError(f"grpo takes one of prompts and gym, and got {told}", hint="give --prompts REF or --gym TASKS")
+    if gym is not None:
+        return gym_questions(gym), "reasoning-gym"
+    return prompts_of(job.inputs["prompts"]), job.inputs["prompts"].ref
 
 
 def _largest_gap(metrics: Path) -> float:
@@ -105,26 +153,23 @@ def _reference(job: Job[GrpoConfig]) -> Any:
     given = job.artifact("reference") if "reference" in job.inputs else policy
     check_same_tokens(policy, given)
     base = job.config.base if given.digest == policy.digest else "full"  # what it starts from is what it stays close to
-    model = open_model(given, open_tokenizer(given), base).to(choose_device(job.config.device)).eval()
+    model = open_model(given, open_tokenizer(given), base).to(_device(job)).eval()
     return model.requires_grad_(False)
 
 
 def _scorer(job: Job[GrpoConfig]) -> Score | None:
     """The reward model, where one of the rewards asks for it."""
-    wanted = any(isinstance(reward, ScorerReward) for reward in job.config.rewards)
-    if wanted != ("scorer" in job.inputs):
-        if wanted:
-            raise UsageError("the reward scorer needs a reward model", hint="give --scorer REF")
-        raise UsageError("no reward looks at --scorer", hint="leave it out, or add scorer to the rewards")
-    if not wanted:
+    given = job.artifact("scorer") if "scorer" in job.inputs else None
+    check_scorer(job.config.rewards, given)
+    if given is None:
         return None
-    given = job.artifact("scorer")
-    if (head := given.manifest.semantic.get("head", scoring.HEAD)) != scoring.HEAD:
-        raise InputError(
-            f"{given.ref} scores {head}, not whole answers", hint="train one with llmctl reward --preferences"
-        )
     check_same_tokens(job.artifact(), given, hint="policy and reward model must read the same ids")
-    return scorer_of(given.data, choose_device(job.config.device), torch.float32)
+    return scorer_of(given.data, _device(job), torch.float32)
+
+
+def _device(job: Job[GrpoConfig]) -> torch.device:
+    """Where this rank computes."""
+    return choose_device(job.config.device, environment().local_rank)
 
 
 def _tell(job: Job[GrpoConfig], prompts: Prompts, length: int) -> None:

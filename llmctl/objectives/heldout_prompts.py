@@ -16,9 +16,8 @@ from llmctl.model.likelihood import Tensors
 from llmctl.model.transformer import Transformer
 from llmctl.objectives.explore import Asked, sample_of
 from llmctl.objectives.prompts import Prompt
-from llmctl.objectives.rollouts import Answer, generate, requests_of
+from llmctl.objectives.rollouts import Answer, requests_of
 from llmctl.tokens.batch import IGNORE, PADDING_DOCUMENT, Batch
-from llmctl.train.local import Local
 from llmctl.train.strategy import Strategy
 
 
@@ -52,7 +51,7 @@ class HeldOutReward:
 
 
 class PromptNumbers:
-    """Rows that say which prompt they stand for, and nothing else."""
+    """Rows that say which prompt they stand for, with a target where they count, and nothing else."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -60,9 +59,9 @@ class PromptNumbers:
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         """One row of one token for each."""
         shape = (len(indices), 1)
-        blank, labels = np.zeros(shape, dtype=np.int64), np.full(shape, IGNORE, dtype=np.int64)
+        blank = np.zeros(shape, dtype=np.int64)
         documents = np.full(shape, PADDING_DOCUMENT, dtype=np.int32)
-        return Batch(blank, blank, documents, labels, np.ones(len(indices), dtype=np.int64), {"prompt": indices})
+        return Batch(blank, blank, documents, blank, np.ones(len(indices), dtype=np.int64), {"prompt": indices})
 
 
 @dataclass(frozen=True)
@@ -91,20 +90,27 @@ class HeldOutPrompts:
         return 0
 
     def look_ahead(self, batches: Iterable[Batch], strategy: Strategy) -> None:
-        """Answer and judge all prompts of the sample."""
-        assert isinstance(strategy, Local), "the configuration refuses ranks"
-        numbers = [int(number) for batch in batches for number in batch.beside["prompt"]]
+        """Answer and judge all prompts of this rank's part of the sample."""
+        numbers = [
+            int(number)
+            for batch in batches
+            for number, label in zip(batch.beside["prompt"], batch.labels[:, 0], strict=True)
+            if label != IGNORE
+        ]
+        if not numbers:
+            return
         some = [(number, self.prompts[number]) for number in numbers]
         requests = requests_of(some, 1, self.config.seed, 0, max_tokens=self.config.max_new_tokens, temperature=0.0)
-        said = generate(strategy.model, self.asked.tokenizer, requests, self.config.running)
-        samples = [sample_of(Answer(number, *one), prompt) for (number, prompt), one in zip(some, said, strict=True)]
-        judged = self.asked.rewards.judge(samples)
+        said = self.asked.said(strategy.model, requests)
+        samples = [sample_of(Answer.of(number, one), prompt) for (number, prompt), one in zip(some, said, strict=True)]
+        judged = self.asked.judge(samples)
         self._rewards.update((number, one.value) for number, one in zip(numbers, judged, strict=True))
 
     def sums(self, model: Transformer, batch: Tensors) -> Tensor:
         """Rewards that are known, and how many."""
         del model
-        values = [self._rewards[int(number)] for number in batch.beside["prompt"].tolist()]
+        numbers = batch.beside["prompt"][batch.labels[:, 0] != IGNORE]
+        values = [self._rewards[int(number)] for number in numbers.tolist()]
         known = [value for value in values if not math.isnan(value)]
         return torch.tensor([math.fsum(known), len(known)], dtype=torch.float64, device=batch.tokens.device)
 

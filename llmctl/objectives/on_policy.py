@@ -75,6 +75,9 @@ class OnPolicy(Distillation):
         """Of what the student said in the last step."""
         return dict(self.latest)
 
+    def settle(self) -> None:
+        """Nothing is drawn ahead."""
+
 
 class Answering:
     """Gives each step its chats, with answers of the student's own among them; a `Feed`.

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from llmctl.config.errors import InputError
 from llmctl.data.split import is_heldout
-from llmctl.objectives.asked import Question, prompts_of
+from llmctl.objectives.asked import Question
 from llmctl.objectives.targets import refuse_overlong
-from llmctl.store.artifact import Input
 from llmctl.tokens.chat import render_prompt
 from llmctl.tokens.tokenizer import Tokenizer
 
@@ -52,26 +51,36 @@ class Prompts:
 
 
 def read_prompts(
-    given: Input, tokenizer: Tokenizer, *, chat: bool, longest: int, fraction: float, overlong: str
+    questions: Iterable[Question],
+    source: str,
+    tokenizer: Tokenizer,
+    *,
+    chat: bool,
+    longest: int,
+    fraction: float,
+    overlong: str,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> Prompts:
-    """Every prompt of `given`.
+    """Every prompt as ids.
 
     Args:
-        given: rows of prompt and answer; other columns are handed to rewards.
+        questions: what is asked.
+        source: where they come from, for messages.
         tokenizer: the policy's.
         chat: put prompts through the chat template, else as text behind BOS.
         longest: most tokens of a prompt.
         fraction: share to hold out.
         overlong: `error`, or `drop` prompts that do not fit.
+        tools: that the policy is told of, as chat templates take them.
 
     Raises:
         InputError: a malformed row; one that does not fit; or none is left to learn on.
     """
     fitting: list[Prompt] = []
     too_long: list[str] = []
-    for number, question in enumerate(prompts_of(given), start=1):
-        where = f"{given.ref}: prompt {number}"
-        prompt = _prompt(question, tokenizer, where, chat=chat)
+    for number, question in enumerate(questions, start=1):
+        where = f"{source}: prompt {number}"
+        prompt = _prompt(question, tokenizer, where, chat=chat, tools=tools)
         if len(prompt.ids) > longest:
             too_long.append(f"{where} ({prompt.id}) has {len(prompt.ids)} tokens")
         else:
@@ -82,17 +91,19 @@ def read_prompts(
     kept = [prompt for prompt in fitting if not is_heldout(prompt.document, fraction)]
     held = [prompt for prompt in fitting if is_heldout(prompt.document, fraction)]
     if not kept:
-        raise InputError(f"{given.ref} holds no prompt to learn on", hint="see max_tokens and heldout_fraction")
+        raise InputError(f"{source} holds no prompt to learn on", hint="see max_tokens and heldout_fraction")
     return Prompts(kept, held, too_long)
 
 
-def _prompt(question: Question, tokenizer: Tokenizer, where: str, *, chat: bool) -> Prompt:
+def _prompt(
+    question: Question, tokenizer: Tokenizer, where: str, *, chat: bool, tools: Sequence[Mapping[str, Any]]
+) -> Prompt:
     text = question.text
     if text is None and not chat:
         raise InputError(f"{where} is messages, and the policy takes text", hint="chat=true, or a string")
     try:
         if chat:
-            ids = render_prompt(tokenizer, question.messages)
+            ids = render_prompt(tokenizer, question.messages, tools=tools)
         else:
             ids = [*tokenizer.text_start, *tokenizer.encode(str(text))]
     except InputError as error:

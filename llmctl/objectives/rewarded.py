@@ -79,10 +79,15 @@ class PolicyObjective:
         assert self._explorer is not None, "the loop explores first"
         found, gaps = dict(self._explorer.figures), self._gaps
         self._gaps = []
-        if gaps:
+        if self._explorer.fresh and (gaps := self._explorer.of_all(gaps)):
             found["logprob_gap"] = max(gaps)
             self.largest_gap = max(self.largest_gap, *gaps)
         return found
+
+    def settle(self) -> None:
+        """Wait for what is drawn ahead."""
+        assert self._explorer is not None, "the loop explores first"
+        self._explorer.settle()
 
     def loss(self, model: Transformer, batch: Tensors) -> Tensor:
         """Sum over the tokens of the batch, each with its weight.
@@ -96,7 +101,7 @@ class PolicyObjective:
         old, advantages, weights, reference, correction, values, returns = (
             batch.beside[name][wanted] for name in BESIDE
         )
-        if self._explorer is not None and self._explorer.fresh:
+        if self._explorer is not None and self._explorer.fresh and old.numel():
             self._compare(logps.detach(), old)
         tokens = Tokens(logps, old, advantages, wanted.nonzero()[:, 0], wanted.shape[0])
         policy = self._config.policy

@@ -5,9 +5,11 @@ What is learned from are these very ids; text is never encoded again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -23,27 +25,58 @@ from llmctl.store.files import publish_bytes
 from llmctl.tokens.tokenizer import Tokenizer
 
 Doubles = NDArray[np.float64]
+FIGURES: Final = b"llmctl.figures"  # in the metadata of a rollout's file while the run lasts
+TURNS = pa.list_(pa.struct({"role": pa.string(), "text": pa.string(), "failed": pa.bool_()}))
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of an answer with tools.
+
+    Attributes:
+        role: `assistant` or `tool`.
+        text: what it said, or what the tool gave.
+        failed: whether that is an error.
+    """
+
+    role: str
+    text: str
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was said to one request; attributes as those of `Answer`."""
+
+    ids: NDArray[np.int64]
+    logps: Doubles
+    text: str
+    truncated: bool
+    own: NDArray[np.bool_] | None = None
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer of a rollout.
+    """One answer of a rollout. It has n ids, of which the policy drew m; the others, if any, are the outputs of tools.
 
     Attributes:
         prompt: number of its prompt among those to learn on.
-        ids: int64 [n], n > 0: as sampled, the one that ended it among them.
-        logps: float64 [n], natural log of the probability that each was drawn with.
-        text: decoded.
-        truncated: whether it was cut at the longest length.
+        ids: int64 [n], m > 0: as sampled, the one that ended it among them.
+        logps: float64 [m], natural log of the probability that each was drawn with.
+        text: decoded; with tools, of its last turn.
+        truncated: whether it was cut at the longest length, or before a call that it may not make.
         reward: of all rewards; NaN where one is missing.
         parts: each reward by name.
         missing: why it is missing.
         advantage: that its tokens get; 0 where the reward is missing.
-        old: float64 [n], as `logps`, computed by the trainer; None where the engine's are taken.
-        reference: float64 [n], of the reference model; None where there is none.
-        values: float64 [n], what a value head expected before each token; None where there is none.
-        returns: float64 [n], what it should have expected.
-        advantages: float64 [n], of each token; None where `advantage` is that of all.
+        old: float64 [m], as `logps`, computed by the trainer; None where the engine's are taken.
+        reference: float64 [m], of the reference model; None where there is none.
+        values: float64 [m], what a value head expected before each token; None where there is none.
+        returns: float64 [m], what it should have expected.
+        advantages: float64 [m], of each token; None where `advantage` is that of all.
+        own: bool [n], which of the ids the policy drew; None where all.
+        turns: of an answer that may call tools; empty elsewhere.
     """
 
     prompt: int
@@ -60,6 +93,23 @@ class Answer:
     values: Doubles | None = None
     returns: Doubles | None = None
     advantages: Doubles | None = None
+    own: NDArray[np.bool_] | None = None
+    turns: tuple[Turn, ...] = ()
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """int64 [m]: where among the ids those are that the policy drew, and which alone are learned and scored."""
+        return np.arange(self.ids.size) if self.own is None else np.flatnonzero(self.own)
+
+    @property
+    def size(self) -> int:
+        """m, which is its length wherever lengths count."""
+        return int(self.logps.size)
+
+    @classmethod
+    def of(cls, prompt: int, drawn: Drawn) -> Answer:
+        """What was said to a prompt, yet to be judged."""
+        return cls(prompt, **vars(drawn))
 
     def counts(self, policy: PolicyConfig) -> bool:
         """Whether its tokens are among those that a loss is a mean over."""
@@ -71,14 +121,16 @@ def generate(
     tokenizer: Tokenizer,
     requests: Sequence[Request],
     running: int,
-) -> list[tuple[NDArray[np.int64], Doubles, str, bool]]:
-    """Ids, log-probabilities, text and whether it was cut, of each request, in their order."""
-    found = []
+) -> list[Drawn]:
+    """What the model says to each request, in their order."""
+    found: list[Drawn] = []
+    if not requests:  # more ranks than prompts
+        return found
     for said in continued(model, tokenizer, requests, running):
         assert said.logprobs is not None, "asked for"
         logps = np.array([one.logprob for one in said.logprobs], dtype=np.float64)
         cut = said.finish_reason == "length"
-        found.append((np.array(said.token_ids, dtype=np.int64), logps, said.text, cut))
+        found.append(Drawn(np.array(said.token_ids, dtype=np.int64), logps, said.text, cut))
     return found
 
 
@@ -111,7 +163,10 @@ def requests_of(
 
 
 def table_of(answers: Sequence[Answer], prompts: Sequence[Prompt], group: int, step: int) -> pa.Table:
-    """One row for each answer, in their order; `step` is the first (from 1) that learns from them."""
+    """One row for each answer, in their order; `step` is the first (from 1) that learns from them.
+
+    Lists of figures are as long as `ids`, with nothing at what a tool gave.
+    """
     asked = [prompts[answer.prompt] for answer in answers]
     names = list(answers[0].parts) if answers else []
     floats, ints = pa.list_(pa.float64()), pa.list_(pa.int32())
@@ -129,12 +184,14 @@ def table_of(answers: Sequence[Answer], prompts: Sequence[Prompt], group: int, s
         "missing": pa.array([answer.missing for answer in answers], pa.string()),
         "prompt_ids": pa.array([list(prompt.ids) for prompt in asked], ints),
         "ids": pa.array([answer.ids for answer in answers], ints),
-        "logprobs": pa.array([answer.logps for answer in answers], floats),
-        "old_logprobs": pa.array([answer.old for answer in answers], floats),
-        "reference_logprobs": pa.array([answer.reference for answer in answers], floats),
-        "values": pa.array([answer.values for answer in answers], floats),
-        "returns": pa.array([answer.returns for answer in answers], floats),
-        "advantages": pa.array([answer.advantages for answer in answers], floats),
+        "logprobs": pa.array([_spread(one, one.logps) for one in answers], floats),
+        "old_logprobs": pa.array([_spread(one, one.old) for one in answers], floats),
+        "reference_logprobs": pa.array([_spread(one, one.reference) for one in answers], floats),
+        "values": pa.array([_spread(one, one.values) for one in answers], floats),
+        "returns": pa.array([_spread(one, one.returns) for one in answers], floats),
+        "advantages": pa.array([_spread(one, one.advantages) for one in answers], floats),
+        "own": pa.array([answer.own for answer in answers], pa.list_(pa.bool_())),
+        "turns": pa.array([[vars(turn) for turn in answer.turns] or None for answer in answers], TURNS),
     }
     parts = {f"reward/{name}": pa.array([one.parts[name] for one in answers], pa.float64()) for name in names}
     return pa.table({**columns, **parts})
@@ -149,7 +206,7 @@ def answers_of(table: pa.Table) -> list[Answer]:
             Answer(
                 prompt=row["prompt_number"],
                 ids=np.array(row["ids"], dtype=np.int64),
-                logps=np.array(row["logprobs"], dtype=np.float64),
+                logps=_figures(row["logprobs"]),
                 text=row["completion"],
                 truncated=row["truncated"],
                 reward=np.nan if row["reward"] is None else row["reward"],
@@ -161,13 +218,22 @@ def answers_of(table: pa.Table) -> list[Answer]:
                 values=_array(row["values"]),
                 returns=_array(row["returns"]),
                 advantages=_array(row["advantages"]),
+                own=None if row["own"] is None else np.array(row["own"], dtype=np.bool_),
+                turns=tuple(Turn(**turn) for turn in row["turns"] or ()),
             )
         )
     return found
 
 
-def write(table: pa.Table, path: Path) -> None:
-    """A file that is whole or absent."""
+def kept(path: Path) -> tuple[list[Answer], dict[str, float]]:
+    """What `write` was given of a rollout."""
+    table = pq.read_table(path)
+    return answers_of(table), json.loads((table.schema.metadata or {}).get(FIGURES, b"{}"))
+
+
+def write(table: pa.Table, path: Path, figures: Mapping[str, float]) -> None:
+    """A file that is whole or absent, the rollout's figures with it."""
+    table = table.replace_schema_metadata({FIGURES: json.dumps(dict(figures))})
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,7 +246,7 @@ def gathered(paths: Iterable[Path], out: Path) -> int:
     rows = 0
     try:
         for path in paths:
-            table = pq.read_table(path)
+            table = pq.read_table(path).replace_schema_metadata(None)  # what was measured is in the metrics
             if writer is None:
                 out.parent.mkdir(parents=True, exist_ok=True)
                 writer = pq.ParquetWriter(out, table.schema, compression="zstd")
@@ -196,5 +262,18 @@ def _known(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _array(values: list[float] | None) -> Doubles | None:
-    return None if values is None else np.array(values, dtype=np.float64)
+def _spread(answer: Answer, values: Doubles | None) -> Doubles | list[float | None] | None:
+    """Figures of what was drawn, each beside its id."""
+    if values is None or answer.own is None:
+        return values
+    figures = iter(values.tolist())
+    return [next(figures) if own else None for own in answer.own]
+
+
+def _figures(values: list[float | None]) -> Doubles:
+    """The inverse of `_spread`."""
+    return np.array([value for value in values if value is not None], dtype=np.float64)
+
+
+def _array(values: list[float | None] | None) -> Doubles | None:
+    return None if values is None else _figures(values)

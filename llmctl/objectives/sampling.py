@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from llmctl.inference.engine import Engine
@@ -41,7 +40,6 @@ def continued(
         requests: at least one.
         running: most of them at one time.
     """
-    torch.set_num_threads(torch.get_num_threads())  # a new thread takes what was set last, which lanes may have
     longest = max(len(request.prompt_ids) + (request.max_tokens or 0) for request in requests)
     blocks = -(-longest // BLOCK_TOKENS) + 1
     options = Options(cache_tokens=min(running, len(requests)) * blocks * BLOCK_TOKENS)

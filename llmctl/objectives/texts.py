@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from llmctl.config.errors import InputError, UsageError
 from llmctl.config.train import Learned, Overlong
 from llmctl.data.split import is_heldout
-from llmctl.objectives.chats import PackedChats, read_sides
+from llmctl.objectives.chats import PackedChats, Sides, read_sides
 from llmctl.objectives.start import fill_id
 from llmctl.pipeline.job import Job
 from llmctl.store.artifact import Artifact
@@ -140,7 +140,16 @@ def _chats(
     """
     given = job.inputs["chats"]
     found = read_sides(given, tokenizer, max_tokens, 0.0, overlong, learn)
-    every, filling = [*found.kept, *found.held], fill_id(job.artifact(), tokenizer)
+    return packed_sides(found, max_tokens, fill_id(job.artifact(), tokenizer), fraction)
+
+
+def packed_sides(found: Sides, max_tokens: int, filling: int, fraction: float) -> Texts:
+    """Chats in rows of `max_tokens`, filled with the id `filling`; split here by `fraction` where they are not yet.
+
+    Raises:
+        InputError: all are held out.
+    """
+    every = [*found.kept, *found.held]
     held = np.arange(len(every)) >= len(found.kept)
     if found.heldout_fraction is None:
         held = np.array([is_heldout(chat.document, fraction) for chat in every])

@@ -18,7 +18,7 @@ def token_penalties(answer: Answer, config: GrpoConfig) -> Tensor:
     """Of each token, the weighted divergence from the reference where it is part of the reward; fp64 [n]."""
     kl = config.policy.kl
     if kl.weight == 0 or kl.into != "reward":
-        return torch.zeros(answer.ids.size, dtype=torch.float64)
+        return torch.zeros(answer.size, dtype=torch.float64)
     assert answer.reference is not None, "scored before"
     own = torch.from_numpy(answer.logps if answer.old is None else answer.old)
     return kl.weight * divergences(own, torch.from_numpy(answer.reference), kl.estimator)
@@ -34,7 +34,7 @@ def valued(answers: Sequence[Answer], config: GrpoConfig) -> list[Answer]:
         answers: with `values`.
         config: of the run.
     """
-    policy, longest = config.policy, max(one.ids.size for one in answers)
+    policy, longest = config.policy, max(one.size for one in answers)
     rewards, values = (torch.zeros(len(answers), longest, dtype=torch.float64) for _ in range(2))
     mask = torch.zeros(len(answers), longest, dtype=torch.bool)
     for row, one in enumerate(answers):
@@ -42,7 +42,7 @@ def valued(answers: Sequence[Answer], config: GrpoConfig) -> list[Answer]:
             continue
         assert one.values is not None, "measured before"
         penalties = token_penalties(one, config)
-        count = one.ids.size
+        count = one.size
         rewards[row, :count] = -penalties
         rewards[row, count - 1] += one.reward + float(penalties.sum())
         values[row, :count], mask[row, :count] = torch.from_numpy(one.values), True
@@ -53,9 +53,9 @@ def valued(answers: Sequence[Answer], config: GrpoConfig) -> list[Answer]:
     return [
         dataclasses.replace(
             one,
-            advantage=float(advantages[row, : one.ids.size].mean()),
-            advantages=advantages[row, : one.ids.size].numpy().copy(),
-            returns=returns[row, : one.ids.size].numpy().copy(),
+            advantage=float(advantages[row, : one.size].mean()),
+            advantages=advantages[row, : one.size].numpy().copy(),
+            returns=returns[row, : one.size].numpy().copy(),
         )
         for row, one in enumerate(answers)
     ]

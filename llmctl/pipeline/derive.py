@@ -9,6 +9,7 @@ from llmctl.config.errors import InputError
 from llmctl.config.evals import EvalConfig
 from llmctl.store.artifact import Artifact, Input
 
+AGAINST = "against"
 LEARNED = ("documents", "chats", "preferences", "prompts")
 Find = Callable[[str], Artifact]
 """The artifact of the same store with this digest; an `InputError` where there is none."""
@@ -46,14 +47,14 @@ def learned_by(inputs: Mapping[str, Input], find: Find) -> dict[str, Artifact]:
     """All documents, chats and preferences that the checkpoint in `input` was made from, as `learned.<number>`.
 
     Of documents those that were tokenized or made into lessons, not what they were before; what is no longer in the
-    store ends the way back.
+    store ends the way back. Evaluation sets that something was held against were not learned from.
     """
     found: dict[str, Artifact] = {}
     seen: set[str] = set()
 
     def visit(artifact: Artifact) -> None:
-        for _, entry in sorted(artifact.manifest.inputs.items()):
-            if entry.digest in seen:
+        for role, entry in sorted(artifact.manifest.inputs.items()):
+            if entry.digest in seen or role.partition(".")[0] == AGAINST:
                 continue
             seen.add(entry.digest)
             try:
@@ -74,7 +75,8 @@ def learned_by(inputs: Mapping[str, Input], find: Find) -> dict[str, Artifact]:
 def rows_of_checkpoint(inputs: Mapping[str, Input], find: Find) -> dict[str, Artifact]:
     """The packed rows that the checkpoint in `input`, or the first one before it, was trained on, as `rows`.
 
-    Nothing where rows are given, or where the checkpoint came from elsewhere.
+    Nothing where rows are given, or where the checkpoint came from elsewhere. Of a student whose teacher reads other
+    tokens, those that the student began with.
 
     Raises:
         InputError: there were such rows, but they are no longer in the store.
@@ -84,9 +86,12 @@ def rows_of_checkpoint(inputs: Mapping[str, Input], find: Find) -> dict[str, Art
         entry = artifact.manifest.inputs.get("input")
         if entry is None or entry.kind not in ("checkpoint", "rows"):
             break
-        artifact = find(entry.digest)
-        if artifact.kind == "rows":
-            return {"rows": artifact}
+        before = find(entry.digest)
+        if before.kind == "rows":
+            return {"rows": before}
+        student = artifact.manifest.inputs.get("student")
+        reads_others = before.manifest.semantic.get("tokenizer") != artifact.manifest.semantic.get("tokenizer")
+        artifact = find(student.digest) if student is not None and reads_others else before
     return {}
 
 

@@ -27,7 +27,7 @@ def check_figures(config: EvalConfig, artifact: Artifact) -> None:
         _check_clean(artifact)
     low: list[str] = []
     for gate, least in config.min.items():
-        held = {name: value for name, value in figures.items() if _names(gate, name)}
+        held = {name: value for name, value in figures.items() if names_figure(gate, name)}
         if not held:
             close = difflib.get_close_matches(gate, figures, n=1)
             raise UsageError(
@@ -39,12 +39,12 @@ def check_figures(config: EvalConfig, artifact: Artifact) -> None:
         raise GateError("; ".join(low), hint=f"the figures are in {artifact.ref}")
 
 
-def _names(gate: str, figure: str) -> bool:
-    """Whether a gate means a figure of the checkpoint itself: `task.metric`, or the metric of any whole task."""
+def names_figure(gate: str, figure: str) -> bool:
+    """Whether a gate means a figure: `task.metric`, or the metric of any whole task; with every filter, or with one."""
     task, _, metric = figure.partition(".")
     if "." in gate:
-        return gate == figure
-    return "/" not in task and metric.partition(",")[0] == gate
+        return gate in (figure, figure.partition(",")[0])
+    return "/" not in task and gate in (metric, metric.partition(",")[0])
 
 
 def _check_clean(artifact: Artifact) -> None:

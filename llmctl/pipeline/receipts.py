@@ -41,6 +41,7 @@ def end_ok(artifact: Artifact, *, cached: bool) -> dict[str, Any]:
         "manifest": str(manifest),
         "manifest_sha256": sha256_file(manifest),
         "cached": cached,
+        "totals": artifact.manifest.totals,
     }
 
 

@@ -168,7 +168,7 @@ async def _answer(request: Request, plan: Plan, form: Format, *, stream: bool) -
     facts |= {"prompt_tokens": plan.prompt_tokens, "stream": stream, "choices": plan.choices}
     if service.config.log_prompts:
         facts["prompts"] = [service.engine.tokenizer.decode(prompt) for prompt in plan.prompts]
-    generation = service.start(plan.requests, request.state.client, facts)
+    generation = service.start(plan.requests, request.state.client, facts, with_ends=plan.with_ids)
     if stream:
         return _EventStream(generation, form)
     choices = [Collected() for _ in range(len(plan.prompts) * plan.choices)]

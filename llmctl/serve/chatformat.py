@@ -10,8 +10,8 @@ from llmctl.serve.formats import Bodies, Collected
 from llmctl.serve.plan import Plan
 from llmctl.serve.requests import ChatRequest
 from llmctl.serve.responses import Json, chat_logprobs
-from llmctl.serve.toolcalls import Argued, Begun, CallParser, Piece, Said
 from llmctl.tokens.tokenizer import Tokenizer
+from llmctl.tokens.toolcalls import Argued, Begun, CallParser, Piece, Said
 
 
 class ChatFormat(Bodies):

@@ -18,6 +18,7 @@ class Collected:
     """One choice, put together from its events."""
 
     text: str = ""
+    ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: Sequence[TokenLogprob | None] = ()
     finish_reason: str = "length"
@@ -25,6 +26,7 @@ class Collected:
     def add(self, event: Event) -> None:
         """Append what an event brings."""
         self.text += event.text
+        self.ids += event.token_ids
         self.logprobs += event.logprobs or ()
         self.prompt_logprobs = event.prompt_logprobs or self.prompt_logprobs
         self.finish_reason = event.finish_reason or self.finish_reason
@@ -82,6 +84,7 @@ class CompletionFormat(Bodies):
         self._tokenizer = tokenizer
         self._top = body.logprobs
         self._echo = bool(body.echo)
+        self._with_ids = plan.with_ids
         # Begin tokens that plan_completion put in front.
         self._begins = len(tokenizer.text_start) if isinstance(body.prompt[0], str) else 0
         self._offsets = [0] * (len(plan.prompts) * plan.choices)
@@ -97,12 +100,12 @@ class CompletionFormat(Bodies):
 
     def chunks(self, index: int, event: Event) -> Iterable[Json]:
         """The text since the last chunk."""
-        if not (event.text or event.logprobs or event.finish_reason):
+        if not (event.text or event.logprobs or event.finish_reason or (self._with_ids and event.token_ids)):
             return
         scores = event.prompt_logprobs or ()
         prompt = self._prompt(index) if scores else ""
         tokens = [*self._scored(index, scores), *_pairs(event.logprobs or ())]
-        yield self.one_chunk(self._choice(index, prompt + event.text, tokens, event.finish_reason))
+        yield self.one_chunk(self._choice(index, prompt + event.text, tokens, event.finish_reason, event.token_ids))
 
     def whole(self, choices: list[Collected]) -> Json:
         """The complete answer."""
@@ -112,6 +115,7 @@ class CompletionFormat(Bodies):
                 self._prompt(index) + choice.text,
                 [*self._scored(index, choice.prompt_logprobs), *_pairs(choice.logprobs)],
                 choice.finish_reason,
+                choice.ids,
             )
             for index, choice in enumerate(choices)
         ]
@@ -126,14 +130,17 @@ class CompletionFormat(Bodies):
         prompt = self._plan.prompts[index // self._plan.choices]
         return list(zip(prompt, scores, strict=True))[self._begins :] if scores else []
 
-    def _choice(self, index: int, text: str, tokens: Sequence[Scored], reason: str | None) -> Json:
+    def _choice(
+        self, index: int, text: str, tokens: Sequence[Scored], reason: str | None, ids: Sequence[int] = ()
+    ) -> Json:
         logprobs = None
         if self._top is not None:
             offset = self._offsets[index]
             logprobs, self._offsets[index] = completion_logprobs(
                 self._tokenizer, tokens, offset, with_top=self._top > 0
             )
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+        choice = {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+        return {**choice, "token_ids": list(ids)} if self._with_ids else choice
 
 
 def _pairs(tokens: Sequence[TokenLogprob]) -> list[Scored]:

@@ -45,13 +45,16 @@ class Service:
         """Sequences that may run or wait at one time."""
         return self.config.max_running + self.config.max_waiting
 
-    def start(self, requests: Sequence[Request], client: str, facts: dict[str, Any]) -> Generation:
+    def start(
+        self, requests: Sequence[Request], client: str, facts: dict[str, Any], *, with_ends: bool = False
+    ) -> Generation:
         """Queue the sequences of one HTTP request, which `plan` has found to be no more than `capacity`.
 
         Args:
             requests: one for each sequence, with its max_tokens.
             client: whose quota is charged; cached prefixes are shared within one client only.
             facts: of this request, for the log; they grow with the answer.
+            with_ends: whether the log-probability of an end token is told.
 
         Raises:
             ApiError: 400 where they cost more than one request may, 429 where they do not fit now or a quota is used
@@ -76,7 +79,7 @@ class Service:
             )
         self.quotas.take(client, cost)
         salted = [dataclasses.replace(request, cache_salt=client) for request in requests]
-        return Generation(self, salted, client, facts)
+        return Generation(self, salted, client, facts, with_ends=with_ends)
 
     def admitted(self) -> None:
         """The engine has taken one sequence."""
@@ -111,8 +114,11 @@ def _most_tokens(request: Request) -> int:
 class Generation:
     """The sequences of one HTTP request as one stream of `(index, event)`. Close it when its client is gone."""
 
-    def __init__(self, service: Service, requests: Sequence[Request], client: str, facts: dict[str, Any]) -> None:
+    def __init__(
+        self, service: Service, requests: Sequence[Request], client: str, facts: dict[str, Any], *, with_ends: bool
+    ) -> None:
         self._service = service
+        self._with_ends = with_ends
         self._client = client
         self._facts = facts
         facts |= {"completion_tokens": 0, "finish_reasons": [""] * len(requests)}
@@ -159,8 +165,8 @@ class Generation:
             yield index, self._visible(event)
 
     def _visible(self, event: Event) -> Event:
-        """`event` without the log-probability of an end token: as it is no part of the text, no client sees it."""
-        if event.finish_reason != "stop" or not event.logprobs:
+        """`event` without the log-probability of an end token: who reads no ids does not see it, as it is no text."""
+        if self._with_ends or event.finish_reason != "stop" or not event.logprobs:
             return event
         ended_by_string = bool(self._service.engine.tokenizer.piece_bytes(event.token_ids[-1]))
         return event if ended_by_string else dataclasses.replace(event, logprobs=event.logprobs[:-1])

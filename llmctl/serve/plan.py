@@ -37,12 +37,14 @@ class Plan:
         requests: prompt-major, `choices` for each prompt; empty where no token is to be generated.
         choices: how many per prompt.
         tools: what the answer may call.
+        with_ids: whether the answer's ids are wanted, the one that ends it among them.
     """
 
     prompts: list[list[int]]
     requests: list[Request]
     choices: int
     tools: ToolPlan | None = None
+    with_ids: bool = False
 
     @property
     def prompt_tokens(self) -> int:
@@ -62,7 +64,7 @@ def plan_completion(service: Service, body: CompletionRequest) -> Plan:
         scores = body.logprobs if body.echo else None
         if budget or scores is not None:
             requests += _requests(service, body, prompt, budget, body.logprobs, scores)
-    return Plan(prompts, requests, body.choices_per_prompt)
+    return Plan(prompts, requests, body.choices_per_prompt, with_ids=bool(body.return_token_ids))
 
 
 def plan_chat(service: Service, body: ChatRequest) -> Plan:

@@ -224,6 +224,7 @@ class CompletionRequest(GenerationRequest):
     max_tokens: int | None = Field(None, ge=0, lt=2**31, description="tokens to generate; 16 where left out")
     logprobs: int | None = Field(None, ge=0, le=100, description="alternatives to return for each token")
     echo: bool | None = Field(None, description="return the prompt in front of its continuation")
+    return_token_ids: bool | None = Field(None, description="an extension: the ids of each answer, as token_ids")
     best_of: Unsupported = None
     suffix: Unsupported = None
 

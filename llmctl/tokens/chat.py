@@ -102,6 +102,35 @@ def render_prompt_text(tokenizer: Tokenizer, messages: Sequence[Message]) -> str
     return "".join(_restored(part) for part, _ in _parts(tokenizer, rendered))
 
 
+def render_tool_turn(tokenizer: Tokenizer, outputs: Sequence[str]) -> list[int]:
+    """Ids that stand between the id that ends the assistant's turn and what it says when it has read `outputs`.
+
+    They follow whatever ids the turn has, which stay as they were drawn.
+
+    Raises:
+        InputError: the template ends no turn with a special token, takes no tools' turns, or writes what was said
+            another way once they come.
+    """
+    said = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "."}]
+    told = [*said, *({"role": "tool", "content": text, "tool_call_id": "0"} for text in outputs)]
+    known = (*ROLES, "tool")
+    before = _rendered(tokenizer, said, add_generation_prompt=False, roles=known)
+    whole = _rendered(tokenizer, told, add_generation_prompt=True, roles=known)
+    ends = [text for text, index in tokenizer.special.items() if index in tokenizer.stop_ids]
+    end = max(before.rfind(text) + len(text) if text in before else 0 for text in ends)
+    if not end:
+        raise InputError(
+            "the chat template ends no turn with a special token that ends an answer",
+            hint="a tool's output could not be told from the answer before it; take another chat template",
+        )
+    if not whole.startswith(before[:end]):
+        raise InputError(
+            "the chat template writes a turn another way once a tool's output follows",
+            hint="what was drawn would not be what the template gives; take another chat template",
+        )
+    return _encoded(tokenizer, whole[end:])[0]
+
+
 def render_training(
     tokenizer: Tokenizer, messages: Sequence[Message], learn: Learned = "assistant"
 ) -> tuple[list[int], list[bool]]:

@@ -33,7 +33,7 @@ from llmctl.train.recompute import recompute
 from llmctl.train.scaling import unscale
 from llmctl.train.shards import Layout, Piece
 from llmctl.train.states import Trained, buffers_of
-from llmctl.train.strategy import Call, gradient_in_turn, join
+from llmctl.train.strategy import Call, T, gradient_in_turn, join
 
 SHARED_MEMORY_OP = "deepspeed_shm_comm"
 
@@ -202,6 +202,12 @@ class DeepSpeed:
         tensor = torch.tensor(list(values), dtype=torch.float64, device=self.device)
         distributed.all_reduce(tensor)
         return [float(value) for value in tensor.tolist()]
+
+    def gather(self, value: T) -> list[T]:
+        """Pickled by one rank and read by the others, all of them ours."""
+        found: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(found, value)
+        return found
 
     def weights(self) -> dict[str, Tensor] | None:
         """Gather parameter by parameter, so that rank 0 needs room for one copy in CPU memory."""

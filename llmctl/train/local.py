@@ -21,7 +21,7 @@ from llmctl.train.recompute import recompute
 from llmctl.train.scaling import unscale
 from llmctl.train.shards import Layout
 from llmctl.train.states import Trained, buffers_of
-from llmctl.train.strategy import Call, Strategy, gradient_in_turn, keep_freed_memory, set_threads
+from llmctl.train.strategy import Call, Strategy, T, gradient_in_turn, keep_freed_memory, set_threads
 
 
 class Local:
@@ -103,6 +103,10 @@ class Local:
     def sum(self, values: Sequence[float]) -> list[float]:
         """The values themselves."""
         return [float(value) for value in values]
+
+    def gather(self, value: T) -> list[T]:
+        """The one value."""
+        return [value]
 
     def weights(self) -> dict[str, Tensor]:
         """A copy on the CPU."""

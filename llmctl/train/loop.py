@@ -34,7 +34,7 @@ from llmctl.train.launch import give_up
 from llmctl.train.loader import Feed, Plan
 from llmctl.train.local import Local, choose_strategy
 from llmctl.train.memory import exhaustion_explained
-from llmctl.train.objective import Fitted, LooksAhead, Objective, feed_of, figures_of
+from llmctl.train.objective import Fitted, LooksAhead, Objective, feed_of, figures_of, settle
 from llmctl.train.report import Report, bits_per_byte
 from llmctl.train.resume import States
 from llmctl.train.scaling import LossScale
@@ -112,9 +112,7 @@ class Run:
         held: HeldOutSource | None,
         report: Report,
     ) -> None:
-        self.job = job
-        self.model = model
-        self.report = report
+        self.job, self.model, self.report = job, model, report
         self.config: TrainConfig = job.config
         self.strategy = strategy
         self.objective = objective
@@ -157,8 +155,7 @@ class Run:
             self.measure()
         due = self.config.checkpoint_every_steps
         if self._stop_agreed and not last:
-            self.save()
-            self.states.saver.finish()
+            self.save(wait=True)
             raise InterruptedRunError(
                 f"stopped after step {self.step} of {self.plan.steps}, with its state saved",
                 hint="the same command resumes",
@@ -169,8 +166,7 @@ class Run:
     def take_step(self, feed: Feed, stop: Stop) -> None:
         """Gradient of the mean loss over all targets of all ranks, clipped; one update; one row of metrics."""
         begun = time.perf_counter()
-        self._at("the reading of rows")
-        batches = feed.take(self.step)
+        batches = self._batches(feed)
         waited = time.perf_counter() - begun
         if not batches:  # nothing to learn: no update
             self._agree([], stop)
@@ -216,6 +212,15 @@ class Run:
         balance = {**end_step(self.model, self.strategy.sum), **figures_of(self.objective)}
         self._log(loss=loss, lr=lr, grad_norm=norm, tokens_per_s=speed, data_wait_s=waited, **measured, **balance)
         self.report.progress(self.step, self.plan.steps, loss=loss, lr=lr, tokens_per_s=speed)
+
+    def _batches(self, feed: Feed) -> list[Batch]:
+        """Those of the step; where nobody can make them now, the state is saved, for the weights are of whole steps."""
+        self._at("the reading of rows")
+        try:
+            return feed.take(self.step)
+        except InterruptedRunError:
+            self.save(wait=True)
+            raise
 
     def _agree(self, figures: list[float], stop: Stop) -> list[float]:
         """Sums over the ranks of `figures`; along with them, whether anyone asks for a stop or has saved."""
@@ -320,8 +325,9 @@ class Run:
         self._log(**self.measured.figures)
         self.report.note(f"step {self.step}: {self.measured.told}")
 
-    def save(self) -> None:
+    def save(self, *, wait: bool = False) -> None:
         """Begin to write a resumable state; collective."""
+        settle(self.objective)
         measured = self.measured
         self.states.save(
             step=self.step,
@@ -332,6 +338,8 @@ class Run:
             guard=self.guard.memory,
             loss_scale=None if self.scale is None else (self.scale.value, self.scale.good),
         )
+        if wait:
+            self.states.saver.finish()
 
     def resume(self) -> None:
         """Continue from the newest intact state, or start with an empty metrics file; collective.

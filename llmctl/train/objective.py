@@ -49,6 +49,10 @@ class Explores(Protocol):
         """What is to be logged of the step that was just taken, all finite."""
         ...
 
+    def settle(self) -> None:
+        """Keep what later steps learn from and the weights of now could not make again: a state is to be saved."""
+        ...
+
 
 def feed_of(objective: Objective, plan: Plan, strategy: Strategy) -> Feed:
     """What gives each step its rows: the model itself, or what is there already, read ahead."""
@@ -58,6 +62,12 @@ def feed_of(objective: Objective, plan: Plan, strategy: Strategy) -> Feed:
 def figures_of(objective: Objective) -> dict[str, float]:
     """Of a step whose rows the model made itself; none of others."""
     return objective.figures() if isinstance(objective, Explores) else {}
+
+
+def settle(objective: Objective) -> None:
+    """Before a state is saved: see `Explores.settle`."""
+    if isinstance(objective, Explores):
+        objective.settle()
 
 
 @dataclass(frozen=True)

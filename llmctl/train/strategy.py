@@ -7,7 +7,7 @@ import ctypes
 import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -19,6 +19,7 @@ from llmctl.train.ranks import meeting_point
 from llmctl.train.states import Trained
 
 Call = Callable[[Transformer], Tensor]
+T = TypeVar("T")
 
 KEPT_BYTES = 2_000_000_000  # free memory that is not given back to the system; an int in the C interface
 
@@ -35,6 +36,7 @@ class Strategy(Protocol):
         zero: ZeRO stage, 0 where nothing is sharded.
         device: where the model computes.
         trained: the tensors that steps change, from `prepare` on.
+        model: that computes, from `prepare` on.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Strategy(Protocol):
     zero: int
     device: torch.device
     trained: Trained
+    model: Transformer
 
     def prepare(self, model: Transformer, config: TrainConfig, micro_batches: int) -> None:
         """Take over `model`, which must hold the same weights on every rank."""
@@ -90,6 +93,10 @@ class Strategy(Protocol):
 
     def sum(self, values: Sequence[float]) -> list[float]:
         """Each value summed over the ranks, in fp64."""
+        ...
+
+    def gather(self, value: T) -> list[T]:
+        """What every rank gave, in their order, on each of them."""
         ...
 
     def weights(self) -> dict[str, Tensor] | None:

@@ -22,10 +22,10 @@ def shipped(name: str) -> TaskConfig:
     return config
 
 
-def verified(config: TaskConfig, row: dict[str, object], *answers: str) -> list[bool | None]:
+def verified(config: TaskConfig, row: dict[str, object], *answers: str) -> list[float | None]:
     assert config.check is not None
     programs = programs_of(config.check, config.task, Item("", 0, "0", row, ()), answers)
-    return verify(programs)
+    return [verdict.score for verdict in verify(programs)]
 
 
 @pytest.mark.skipif(not HUMANEVAL.exists(), reason=f"no {HUMANEVAL}")

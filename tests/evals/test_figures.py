@@ -19,6 +19,7 @@ from llmctl.evals.filters import filtered
 from llmctl.evals.items import Item
 from llmctl.evals.math_answers import boxed, equal
 from llmctl.evals.metrics import loss_curve, outcome_of
+from llmctl.evals.reasoning import spent
 from llmctl.evals.requests import Likely, Written
 from llmctl.evals.scoring import Estimate
 
@@ -129,6 +130,7 @@ def test_choices_are_scored_in_every_way() -> None:
 def test_a_vote_takes_the_commonest_answer_and_counts_tokens() -> None:
     config = task(
         metric_list=["exact_match"],
+        repeats=4,
         filter_list=[
             {"name": "number", "filter": [{"function": "regex", "regex_pattern": r"(\d+)"}, {"function": "take_first"}]}
         ],
@@ -137,7 +139,13 @@ def test_a_vote_takes_the_commonest_answer_and_counts_tokens() -> None:
     written = [Written("is 3", 4), Written("none", 2), Written("is 7", 5), Written("7!", 1)]
     outcome = outcome_of(config, item, written)
     assert outcome.values == {("exact_match", "number"): 0.0}
-    assert outcome.votes == ((4, 0.0), (6, 0.0), (11, 0.0), (12, 1.0))
+    table = {(one.method, one.texts): (one.tokens, one.share.value) for one in spent([outcome.draws])}
+    # Of equals the earliest counts: 3 before 7, until 7 is there twice. One of four is right in half of all pairs.
+    assert table == {
+        ("vote", 1): (4, 0.0), ("vote", 2): (6, 0.0), ("vote", 4): (12, 1.0),
+        ("oracle_pass", 1): (4, 0.5), ("oracle_pass", 2): (6, pytest.approx(5 / 6)), ("oracle_pass", 4): (12, 1.0),
+    }  # fmt: skip
+    assert [draw.right for draw in outcome.each_draw()] == [0.0, 0.0, 1.0, 1.0]
 
 
 def test_loss_by_position_is_over_all_texts() -> None:

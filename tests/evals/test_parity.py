@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,9 @@ from llmctl.evals.stage import run
 from llmctl.pipeline.job import Job, Silent
 from llmctl.store.artifact import Artifact, FileInput
 from llmctl.store.manifest import Manifest, Producer, RunInfo
-from llmctl.store.store import Store
-from tests.conftest import DATA, LLMCTL, environment
+from tests.conftest import DATA
 from tests.evals.harness import evaluated, harness_model, harness_task
 from tests.evals.tiny import file_of, text, write_checkpoint
-from tests.smollm2 import smollm2_gguf
 
 CHOOSING = {
     "output_type": "multiple_choice",
@@ -174,33 +171,21 @@ REAL = {name: TIMES * count for name, count in {"piqa": 20, "copa": 24, "lambada
 
 
 @pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M-Instruct as llmctl imports it."""
+def theirs_real(smollm2: Artifact) -> Any:
     pytest.importorskip("lm_eval")
-    home = tmp_path_factory.mktemp("smollm2")
-    command = [*LLMCTL, "import", str(smollm2_gguf()), "--name", "smol", "--json"]
-    done = subprocess.run(
-        command, cwd=home, env=environment(), capture_output=True, text=True, timeout=900, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return Store.open(home / "artifacts").resolve("smol").data
-
-
-@pytest.fixture(scope="module")
-def theirs_real(smollm2: Path) -> Any:
-    return harness_model(smollm2, batch_size=16)
+    return harness_model(smollm2.data, batch_size=16)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800 * TIMES)
 @pytest.mark.parametrize("name", sorted(REAL))
-def test_a_real_model_on_real_items(name: str, smollm2: Path, theirs_real: Any, tmp_path: Path) -> None:
+def test_a_real_model_on_real_items(name: str, smollm2: Artifact, theirs_real: Any, tmp_path: Path) -> None:
     splits = {"test": rows_of(name, REAL[name])}
     data = {name: file_of(tmp_path / "test.jsonl", splits["test"])}
     if name == "gsm8k":
         splits["train"] = rows_of("gsm8k.train", 1000)
         data["gsm8k.train"] = file_of(tmp_path / "train.jsonl", splits["train"])
-    ours, samples = evaluation(smollm2, tmp_path / "ours", TASKS[name], data)
+    ours, samples = evaluation(smollm2.data, tmp_path / "ours", TASKS[name], data)
     expected = evaluated(theirs_real, harness_task(TASKS[name], splits))
     compare(name, ours, samples, expected)
 

@@ -7,7 +7,8 @@ import json
 import statistics
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,19 @@ import pytest
 from llmctl.config.collect import CollectConfig
 from llmctl.config.errors import ConfigError, GateError, InputError, UsageError
 from llmctl.config.evals import EvalConfig
+from llmctl.evals.gates import check_gates
 from llmctl.evals.local import LocalModel
+from llmctl.evals.remote import Fetched, card_of, sources
+from llmctl.evals.sandbox.verdict import Verdict
 from llmctl.evals.sandbox.verify import Program
+from llmctl.pipeline.evaluations import names_figure
 from llmctl.pipeline.execute import Call, execute
 from llmctl.pipeline.stages import stage_named
-from llmctl.store.artifact import Artifact, FileInput
-from llmctl.store.manifest import InputEntry, Manifest, Producer, RunInfo
+from llmctl.store.artifact import Artifact
+from llmctl.store.manifest import InputEntry, sha256_of
 from llmctl.store.store import Store
-from tests.evals.test_stage import Notes
-from tests.evals.tiny import file_of, text, write_checkpoint
+from tests.evals.evaluations import ROWS, Evals, imported, samples
+from tests.evals.tiny import file_of, text
 
 MINE = """\
 task: mine
@@ -36,19 +41,6 @@ doc_to_choice: options
 doc_to_target: right
 metric_list: [acc, acc_norm, ece]
 """
-ROWS = [{"question": text(n, 5), "options": [text(3 * n, 2), text(3 * n + 1, 3)], "right": n % 2} for n in range(20)]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    folder = tmp_path_factory.mktemp("run")
-    write_checkpoint(folder, seed=5, context=128).rename(folder / "data")
-    producer = Producer(command="t", op_version=1, llmctl="0", argv=[], config={}, action_key="t")
-    manifest = Manifest(
-        kind="checkpoint", schema="t", digest="sha256:" + "5" * 64, files=[], totals={}, semantic={}, producer=producer,
-        inputs={}, run=RunInfo(id="t", started="", finished="", host=""), license=[],
-    )  # fmt: skip
-    return Artifact(folder, manifest, "tested@v1")
 
 
 @pytest.fixture
@@ -56,30 +48,6 @@ def mine(tmp_path: Path) -> str:
     path = tmp_path / "mine.yaml"
     path.write_text(MINE)
     return str(path)
-
-
-class Evals:
-    """Evaluations into one store."""
-
-    def __init__(self, root: Path, checkpoint: Artifact) -> None:
-        self.store, self.checkpoint, self.notes = Store.open(root, create=True), checkpoint, Notes()
-
-    def run(self, config: Mapping[str, Any], rows: Any = ROWS, **data: FileInput) -> Artifact:
-        path = self.store.root.parent / "rows.jsonl"
-        given = {f"data.{name}": value for name, value in data.items()} or {"data.mine": file_of(path, rows)}
-        inputs = given if "server" in config else {"input": self.checkpoint, **given}
-        settings = EvalConfig.model_validate({"device": "cpu", "tasks": "mine", **config})
-        return execute(Call(stage_named("eval"), settings, inputs), self.store, self.notes).artifact
-
-
-@pytest.fixture
-def evals(tmp_path: Path, checkpoint: Artifact) -> Evals:
-    return Evals(tmp_path / "artifacts", checkpoint)
-
-
-def samples(artifact: Artifact) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = pq.read_table(artifact.file("samples-00000.parquet")).to_pylist()
-    return rows
 
 
 def test_a_task_is_a_file_and_ten_lines_and_every_sample_is_kept(evals: Evals, mine: str) -> None:
@@ -115,8 +83,38 @@ def test_a_gate_that_is_not_met_exits_6_and_the_figures_are_there(evals: Evals, 
     with pytest.raises(GateError):  # from the cache too
         evals.run({"tasks": mine, "min": "acc=0.99"})
     evals.run({"tasks": mine, "min": "acc=0.0,mine.acc_norm=0"})
-    with pytest.raises(UsageError, match=r"min names 'mine.accuracy', and there is no such figure"):
+
+
+def test_a_gate_on_no_figure_is_told_before_anything_runs(
+    evals: Evals, mine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmctl.evals.stage.open_engine", lambda *_, **__: pytest.fail("the model was opened"))
+    with pytest.raises(UsageError, match="--min names 'mine.accuracy', and there is no such figure") as raised:
         evals.run({"tasks": mine, "min": {"mine.accuracy": 0.5}})
+    assert raised.value.hint.startswith("did you mean mine.acc? the figures are heldout.loss, ")
+    assert raised.value.hint.endswith("mine.acc, mine.acc_norm, mine.ece")
+    with pytest.raises(UsageError, match="--min names 'yours.acc'"):
+        evals.run({"tasks": mine, "min": "acc=0.1,yours.acc=0.5"})
+
+
+def test_gates_mean_a_figure_by_every_filter_or_by_one() -> None:
+    config = EvalConfig.model_validate({"tasks": "gsm8k,mmlu", "draws": 2, "budget": "8,16", "min": "mmlu/law.acc=0.1"})
+    check_gates(config, has_choices=False, has_scorer=False)
+    for gate, is_known in {
+        "gsm8k.exact_match=0.3": True, "gsm8k.exact_match,strict-match=0.3,acc=1": True, "vote@2,8_tokens=0": True,
+        "gsm8k.best@2,8_tokens=0": False, "vote@4=0": False, "gsm8k.exact_match,lax=0": False, "law.acc=0": False,
+    }.items():  # fmt: skip
+        gated = EvalConfig.model_validate({**config.model_dump(), "min": gate})
+        if is_known:
+            check_gates(gated, has_choices=False, has_scorer=False)
+        else:
+            with pytest.raises(UsageError, match="there is no such figure"):
+                check_gates(gated, has_choices=False, has_scorer=False)
+    assert [names_figure("gsm8k.exact_match", f"gsm8k.exact_match{way}") for way in ("", ",lax", "s")] == [
+        True,
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -238,9 +236,10 @@ def test_programs_are_handed_to_the_verifier_and_no_verdict_is_no_score(
 ) -> None:
     (tmp_path / "code.yaml").write_text(CODE)
     handed: list[Program] = []
-    verdicts = {0: [True, False, False], 1: [None, True, None], 2: [True, True, True]}
+    passed, failed, missing = Verdict("passed"), Verdict("failed", "AssertionError"), Verdict("missing")
+    verdicts = {0: [passed, failed, failed], 1: [missing, passed, missing], 2: [passed, passed, passed]}
 
-    def verify(programs: Sequence[Program]) -> list[bool | None]:
+    def verify(programs: Sequence[Program]) -> list[Verdict]:
         handed.extend(programs)
         return [verdict for number in range(3) for verdict in verdicts[number]]
 
@@ -252,7 +251,9 @@ def test_programs_are_handed_to_the_verifier_and_no_verdict_is_no_score(
     assert (totals["code.scored"], totals["code.skipped.unchecked"]) == (2, 1)
     assert totals["code.pass@1"] == pytest.approx((1 / 3 + 1) / 2)
     assert totals["code.pass@2"] == pytest.approx((2 / 3 + 1) / 2)
+    assert totals["code.oracle_pass@2"] == totals["code.pass@2"]
     kept = samples(artifact)
+    assert kept[1]["verdicts"] == ["missing", "passed", "missing"]
     for program, (row, number) in zip(handed, ((row, n) for row in kept for n in range(3)), strict=True):
         assert program.source == rows[row["number"]]["prompt"] + row["texts"][number]
         assert (program.test, program.entry_point) == (f"assert f{row['number']}", f"f{row['number']}")
@@ -322,20 +323,22 @@ def test_the_report_tells_every_figure_and_what_was_left_out(evals: Evals, mine:
 
 
 def test_the_command_takes_tasks_data_and_gates(
-    checkpoint: Artifact, llmctl: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path, mine: str
+    checkpoint: Artifact,
+    store: Store,
+    llmctl: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+    mine: str,
 ) -> None:
-    assert llmctl("import", str(checkpoint.data), "--name", "tiny").returncode == 0
+    imported(checkpoint, store)
     rows, piqa = tmp_path / "mine.jsonl", tmp_path / "piqa.jsonl"
     file_of(rows, ROWS)
     file_of(piqa, [{"goal": text(n, 4), "sol1": text(n, 2), "sol2": text(n + 9, 2), "label": n % 2} for n in range(6)])
     command = ["eval", "tiny", "--tasks", f"{mine},piqa", "--data", f"mine={rows}", "--data", f"piqa={piqa}", "--json"]
-    done = llmctl(*command)
-    assert done.returncode == 0, done.stderr
-    manifest = json.loads(Path(json.loads(done.stdout.splitlines()[-1])["manifest"]).read_text())
-    assert (manifest["totals"]["mine.scored"], manifest["totals"]["piqa.scored"]) == (20, 6)
-    assert {"data.mine", "data.piqa", "input"} == set(manifest["inputs"])
     gated = llmctl(*command, "--min", "acc=1.01")
-    assert gated.returncode == 6
+    assert gated.returncode == 6, gated.stderr
+    manifest = store.resolve("tiny.eval").manifest  # tests/evals/test_long.py sees an evaluation that exits 0
+    assert (manifest.totals["mine.scored"], manifest.totals["piqa.scored"]) == (20, 6)
+    assert {"data.mine", "data.piqa", "input"} == set(manifest.inputs)
     end = json.loads(gated.stdout.splitlines()[-1])
     assert (end["ok"], end["code"]) == (False, 6)
     unnamed = llmctl("eval", "tiny", "--tasks", mine, "--data", str(rows))
@@ -349,7 +352,8 @@ class Broken(BaseHTTPRequestHandler):
     """Lists a model, and answers every question with what its server holds."""
 
     def do_GET(self) -> None:
-        self._say(200, json.dumps({"data": [{"id": "m", "created": 1}]}))
+        card = {"id": "m", "max_model_len": 64, "created": time.time_ns(), "permission": [{"id": str(time.time_ns())}]}
+        self._say(200, json.dumps({"data": [card]}))
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["Content-Length"]))
@@ -393,6 +397,14 @@ def test_a_server_without_sensible_answers_gives_no_score(
     with pytest.raises(InputError, match=f"mine: no item has an answer: {said}") as raised:
         evals.run({"tasks": mine, "server": {"url": address}})
     assert why in raised.value.hint
+
+
+def test_a_server_that_was_started_anew_has_the_same_model(broken: ThreadingHTTPServer) -> None:
+    config = EvalConfig.model_validate({"server": {"url": f"http://127.0.0.1:{broken.server_address[1]}/v1"}})
+    cards = [card_of(config.server) for _ in range(2)]
+    assert cards == [{"id": "m", "max_model_len": 64}] * 2
+    named = [sources(config, Fetched(card=card)) for card in cards]
+    assert named[0] == named[1] == ("m.eval", {"server": sha256_of(cards[0])})
 
 
 def test_a_server_that_is_not_there_is_told_before_anything_runs(evals: Evals, mine: str) -> None:

@@ -249,6 +249,24 @@ def test_what_rounding_loses_is_measured_and_stored(line: Line, base: Artifact, 
     assert 0 < abs(lost["int8"]) < abs(lost["int4"]) < 0.05
     assert sizes["int4"] < sizes["int8"] < sizes["plain"]
     assert "heldout.bits_per_byte.lost" not in plain.manifest.totals
+    several = line.eval(base, {"variants": "int8,int4"}, choices=quiz)
+    totals = several.manifest.totals
+    assert {name: totals[f"{name}.heldout.bits_per_byte.lost"] for name in lost} == lost
+    assert {name: totals[f"{name}.weights_bytes"] for name in lost} == {name: sizes[name] for name in lost}
+    assert totals["weights_bytes"] == sizes["plain"]
+    table = several.file("report.md").read_text().partition("## Rounded weights, on the held-out rows")[2]
+    for name, prefix in (("plain", ""), ("int8", "int8."), ("int4", "int4.")):
+        bits, speed = (float(totals[f"{prefix}heldout.{figure}"]) for figure in ("bits_per_byte", "tokens_per_s"))
+        more = f"{lost[name]:+.4f}" if name in lost else ""
+        assert f"| {name} | {bits:.4f} | {more} | {sizes[name] / 2**20:.2f} | {speed:,.0f} |" in table
+
+
+def test_variants_are_others_and_need_held_out_rows(line: Line, base: Artifact, quiz: FileInput) -> None:
+    with pytest.raises(ValueError, match="variants hold int8, which the checkpoint is measured with already"):
+        EvalConfig.model_validate({"weights": "int8", "variants": "int8,int4"})
+    foreign = Artifact(base.path, base.manifest.model_copy(update={"inputs": {}}), "foreign")
+    with pytest.raises(InputError, match="variants are measured on held-out rows, and there are none"):
+        line.eval(foreign, {"variants": "int4"}, choices=quiz)
 
 
 def test_chat_is_for_checkpoints_that_learned_it_and_rows_come_from_the_lineage(

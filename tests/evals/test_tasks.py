@@ -108,5 +108,5 @@ def test_prompts_are_those_of_the_harness(name: str, shots: int, tmp_path: Any) 
 
 
 def test_every_shipped_task_is_known_here() -> None:
-    made_here = {"core", "humaneval", "mbpp", "math", "needle", "perplexity"}
+    made_here = {"core", "humaneval", "humaneval_chat", "mbpp", "math", "needle", "perplexity"}
     assert set(shipped()) == set(ROWS) | made_here

@@ -6,7 +6,7 @@ import torch
 from llmctl.config.errors import UsageError
 from llmctl.inference.engine import Engine
 from llmctl.inference.request import Request
-from llmctl.inference.score import BLOCK_TOKENS, ScoreJob, rows_of
+from llmctl.inference.score import ScoreJob, rows_of
 from llmctl.model.attention import packed
 from tests.inference.conftest import VOCAB
 
@@ -20,13 +20,17 @@ PAIRS = [
 
 
 def plain(engine: Engine, context: list[int], continuation: list[int]) -> float:
+    return sum(each(engine, context, continuation))
+
+
+def each(engine: Engine, context: list[int], continuation: list[int]) -> list[float]:
     ids = torch.tensor([context + continuation])
     with torch.inference_mode():
         table = engine.model.logits(
             engine.model(ids, torch.arange(ids.shape[1])[None], packed(torch.zeros_like(ids)))
         ).log_softmax(-1)
     start = len(context)
-    return sum(table[0, start + step - 1, token].item() for step, token in enumerate(continuation))
+    return [table[0, start + step - 1, token].item() for step, token in enumerate(continuation)]
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 100, 10_000])
@@ -105,9 +109,32 @@ def test_a_step_runs_the_common_prompt_once(engine: Engine) -> None:
     assert sorted(span.length for span in spans) == lengths
     whole, *rest = spans
     assert whole.start == 0
-    # 30 tokens are common to all, 31 to the two answers of a question: in whole blocks.
-    assert [span.start for span in rest] == [30 // BLOCK_TOKENS * BLOCK_TOKENS] * len(rest)
+    # 30 tokens are common to all, 32 to the two answers of a question.
+    # The second answer's first token is that of the first one, whose likelihood is known: the token before what differs
+    # is the first that is run again.
+    assert [span.start for span in rest] == [31, 30, 31, 30, 31]
     assert sum(span.count for span in spans) < sum(lengths) / 3
+
+
+def test_answers_that_begin_alike_share_what_they_are_worth(engine: Engine) -> None:
+    begin = list(range(100, 108))
+    answers = [
+        [*begin, 120, 121],
+        [*begin, 122],
+        [*begin, 122, 123, 124],
+        [*begin[:4], 125, 126],
+        [*begin[:4], 125, 127],
+    ]
+    pairs = [(list(range(20, 30)), answer) for answer in answers]
+    pairs += [(list(range(20, 28)), [28, 29, *begin, 122, 5]), (list(range(20, 34)), [7])]  # other parts are asked for
+    for batch_tokens in (1, 24, 10_000):
+        for (context, continuation), score in zip(pairs, engine.score(pairs, batch_tokens=batch_tokens), strict=True):
+            assert score.token_logprobs == pytest.approx(each(engine, context, continuation), rel=1e-4)
+    job = ScoreJob(pairs, 10_000, 96, VOCAB)
+    job._free = list(range(200))
+    with torch.inference_mode():
+        _, spans = job._take()
+    assert [span.count for span in spans] == [14, 9, 2, 12, 2, 2]  # of 105; the fourth is asked for more than the third
 
 
 def test_pairs_that_read_the_same_are_one_row() -> None:

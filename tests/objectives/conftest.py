@@ -101,6 +101,40 @@ def chats(write_chats):
 
 
 @pytest.fixture(scope="session")
+def digits(stages, tmp_path_factory):
+    """Rows of a digit below five and any digit below five."""
+    rng = random.Random(3)
+    texts = [f"{rng.randrange(5)}:{rng.randrange(5)}" for _ in range(3000)]
+    path = tmp_path_factory.mktemp("digits") / "digits.parquet"
+    columns = {"id": [f"digits/{n}" for n in range(len(texts))], "text": texts, "source": ["digits"] * len(texts)}
+    pq.write_table(pa.table({key: pa.array(values, pa.string()) for key, values in columns.items()}), path)
+    config = TokenizeConfig.model_validate({"train": {"vocab_size": 268}})
+    tokens = stages("tokenize", config, input=FileInput.of(path, "documents"))
+    return stages("pack", PackConfig(seq_len=32), input=tokens)
+
+
+def guessing(stages, digits, **shape):
+    """A model that answers a digit below five with any digit below five."""
+    given = {**QUICK, "model": {**NANO, **shape}, "steps": 60, "batch_rows": 16, "optimizer": {"lr": 1e-2}}
+    return stages("pretrain", PretrainConfig.model_validate(given), input=digits)
+
+
+@pytest.fixture(scope="session")
+def guesser(stages, digits):
+    return guessing(stages, digits)
+
+
+@pytest.fixture(scope="session")
+def write_prompts(tmp_path_factory):
+    return writer_of("prompts", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def copying(write_prompts):
+    return write_prompts([{"id": f"copy/{n}", "prompt": f"{n}:", "answer": str(n)} for n in range(5)])
+
+
+@pytest.fixture(scope="session")
 def words():
     """A tokenizer that TRL's trainers can be made with; they read nothing of it that is compared."""
     tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")

@@ -1,5 +1,6 @@
 """Divergences against closed forms, finite differences and TRL's own function."""
 
+import itertools
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from llmctl.config.distill import DivergenceConfig
-from llmctl.objectives.divergences import divergence, likeliest, lumped, renormalised, tempered
+from llmctl.objectives.divergences import divergence, likeliest, lumped, ranked, renormalised, tempered
 
 # The logits of torchtune's test of its losses (tests/torchtune/modules/loss/test_kd_losses.py), whose bfloat16 values
 # they are; that test's own 1.7209 is the cross-entropy with the teacher's probabilities, entropy included.
@@ -178,6 +179,40 @@ def test_renormalised_probabilities_push_the_student_to_the_kept(name: str) -> N
     if name == "forward_kl":
         p, q = renormalised(classes).exp()[:, :2], student.detach().softmax(dim=-1).gather(-1, ids)
         torch.testing.assert_close(found, (p * (p / q).log()).sum(dim=-1))
+
+
+def by_rank(teacher: Tensor, student: Tensor, given: dict) -> Tensor:
+    config = loss_of({"name": "uld", **given})
+    classes = max(teacher.shape[-1], student.shape[-1])
+    sides = (ranked(tempered(logits, config.temperature), classes) for logits in (teacher, student))
+    return divergence(*sides, config)
+
+
+def test_distributions_over_different_vocabularies_are_compared_by_rank() -> None:
+    teacher, student = doubles([[0.2, 0.5, 0.3]]).log(), doubles([[0.4, 0.6]]).log()
+    assert by_rank(teacher, student, {}).item() == pytest.approx(abs(0.5 - 0.6) + abs(0.3 - 0.4) + 0.2)
+    assert by_rank(student, teacher, {}).item() == pytest.approx(0.4)
+    squares = [[p**0.5 / sum(q**0.5 for q in of) for p in of] for of in ([0.5, 0.3, 0.2], [0.6, 0.4, 0.0])]
+    expected = 4 * sum(abs(p - q) for p, q in zip(*squares, strict=True))
+    assert by_rank(teacher, student, {"temperature": 2}).item() == pytest.approx(expected)
+    assert by_rank(teacher, teacher.flip(-1), {}).item() == pytest.approx(0)
+
+
+def test_no_pairing_of_tokens_is_closer_than_that_by_rank() -> None:
+    teacher, student = doubles(TEACHER)[:, :3], doubles(STUDENT)
+    found = by_rank(teacher, student, {})
+    p = torch.nn.functional.pad(teacher.softmax(-1), (0, 1))
+    q = student.softmax(-1)
+    pairings = torch.stack([(p - q[:, list(order)]).abs().sum(-1) for order in itertools.permutations(range(4))])
+    torch.testing.assert_close(found, pairings.min(dim=0).values)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_gradients_by_rank_equal_finite_differences(temperature: float) -> None:
+    teacher, student = doubles(TEACHER)[:, :3], doubles(STUDENT).requires_grad_()
+    assert torch.autograd.gradcheck(lambda one: by_rank(teacher, one, {"temperature": temperature}), student)
+    wider = torch.cat([doubles(TEACHER), doubles(STUDENT)], dim=-1)
+    assert torch.autograd.gradcheck(lambda one: by_rank(wider, one, {"temperature": temperature}), student)
 
 
 @pytest.mark.slow  # imports TRL

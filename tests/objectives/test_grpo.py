@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -11,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -21,8 +19,6 @@ from llmctl.config.dpo import RewardConfig
 from llmctl.config.errors import ConfigError, GateError, InputError, InterruptedRunError, UsageError
 from llmctl.config.grpo import GrpoConfig
 from llmctl.config.load import build
-from llmctl.config.tokens import PackConfig, TokenizeConfig
-from llmctl.config.train import PretrainConfig
 from llmctl.data.rollouts import FILE, answers_of_step
 from llmctl.data.split import is_heldout
 from llmctl.inference.engine import Engine
@@ -34,11 +30,10 @@ from llmctl.objectives.start import open_model, open_tokenizer
 from llmctl.pipeline.execute import Call, execute
 from llmctl.pipeline.job import Job, Silent
 from llmctl.pipeline.stages import stage_named
-from llmctl.store.artifact import FileInput
 from llmctl.tokens.tokenizer import Tokenizer
 from tests.conftest import LLMCTL, environment
 
-from .conftest import NANO, QUICK, writer_of
+from .conftest import QUICK
 
 ALONE = {name: value for name, value in QUICK.items() if name not in ("batch_rows", "eval_every_steps")}
 LEARNS = {
@@ -64,31 +59,6 @@ def metrics_of(made):
     return [json.loads(line) for line in (made.path / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture(scope="session")
-def guesser(stages, tmp_path_factory):
-    """A model that answers a digit below five with any digit below five."""
-    rng = random.Random(3)
-    texts = [f"{rng.randrange(5)}:{rng.randrange(5)}" for _ in range(3000)]
-    path = tmp_path_factory.mktemp("digits") / "digits.parquet"
-    columns = {"id": [f"digits/{n}" for n in range(len(texts))], "text": texts, "source": ["digits"] * len(texts)}
-    pq.write_table(pa.table({key: pa.array(values, pa.string()) for key, values in columns.items()}), path)
-    config = TokenizeConfig.model_validate({"train": {"vocab_size": 268}})
-    tokens = stages("tokenize", config, input=FileInput.of(path, "documents"))
-    rows = stages("pack", PackConfig(seq_len=32), input=tokens)
-    given = {**QUICK, "model": NANO, "steps": 60, "batch_rows": 16, "optimizer": {"lr": 1e-2}}
-    return stages("pretrain", PretrainConfig.model_validate(given), input=rows)
-
-
-@pytest.fixture(scope="session")
-def write_prompts(tmp_path_factory):
-    return writer_of("prompts", tmp_path_factory)
-
-
-@pytest.fixture(scope="session")
-def copying(write_prompts):
-    return write_prompts([{"id": f"copy/{n}", "prompt": f"{n}:", "answer": str(n)} for n in range(5)])
-
-
 def test_it_learns_to_copy(stages, guesser, copying):
     made = stages("grpo", grpo(**CERTAIN), input=guesser, prompts=copying)
     rows = [row for row in metrics_of(made) if "reward" in row]
@@ -102,7 +72,11 @@ def test_it_learns_to_copy(stages, guesser, copying):
 
 
 def answers_in(made):
-    return pq.read_table(made.file(FILE)).to_pylist()
+    return answers_in_file(made.file(FILE))
+
+
+def answers_in_file(path):
+    return pq.read_table(path).to_pylist()
 
 
 def bare(metrics_file):
@@ -173,12 +147,12 @@ class StopAfter(Silent):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def job_of(folder, policy, prompts, progress=None, **fields):
+def job_of(folder, given, prompts, progress=None, **fields):
     for name in ("data", "work"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     return Job(
         config=grpo(**{**SHORT, "steps": 30, "checkpoint_every_steps": 1, **fields}),
-        inputs={"input": policy, "prompts": prompts},
+        inputs={"input": given, "prompts": prompts},
         out=folder / "data",
         work=folder / "work",
         metrics_file=folder / "metrics.jsonl",
@@ -345,6 +319,17 @@ def test_what_has_no_reward_is_left_out_or_ends_the_run(stages, guesser, copying
         stages("grpo", grpo(**given), input=guesser, prompts=copying)
 
 
+def test_what_cannot_be_judged_is_told_before_the_first_answer(guesser, copying, tmp_path):
+    (tmp_path / "own.py").write_text("import no_such_module")
+    rewards = f"{tmp_path}/own.py:score"
+    job = job_of(tmp_path, guesser, copying, rewards=rewards)
+    with pytest.raises(InputError, match="reward score: ModuleNotFoundError: No module named 'no_such_module'"):
+        train(job)
+    assert not list(job.work.iterdir())
+    with pytest.raises(UsageError, match="takes one of prompts and gym, and got neither"):
+        train(replace(job, inputs={"input": guesser}))
+
+
 def test_a_reward_model_judges(stages, guesser, copying, write_preferences):
     pairs = [{"prompt": f"{n}", "chosen": "1", "rejected": "4"} for n in range(5)]
     fields = {**QUICK, "max_tokens": 32, "steps": 10, "heldout_fraction": 0, "optimizer": {"lr": 3e-3}}
@@ -431,7 +416,9 @@ def test_no_room_for_a_prompt_and_no_prompt_at_all(stages, guesser, copying, wri
     ("fields", "fault"),
     [
         ({"batch_rows": 30}, "give a divisor of 80"),
-        ({"nproc": 2}, "leave out nproc"),
+        ({"zero": 3}, "zero=3 shards the weights that answers are drawn with"),
+        ({"ahead": True, "nproc": 2}, "ahead trains in a single process"),
+        ({"server": {"push_to": "pushed"}}, "server.push_to pushes whole weights to server.url"),
         ({"group": 1}, "greater than or equal to 2"),
         ({"policy": {"overlong_tokens": 5}}, "must be at most max_new_tokens"),
         ({"preset": "cispo", "policy": {"clip": {"dual": 3.0}}}, "clip.dual bounds PPO's minimum"),

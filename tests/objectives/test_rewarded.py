@@ -68,8 +68,8 @@ def policy():
     return copy.deepcopy(nano()).train()
 
 
-def step(config, asked, answers, *, pad=0, lanes=1, order=None):
-    """Loss and gradient, added up over micro-batches as the loop does."""
+def step(config, asked, answers, *, pad=0, lanes=1, order=None, ranks=1):
+    """Loss and gradient, added up over micro-batches and ranks as the loop does."""
     model = policy()
     model.zero_grad()
     model.tally = {}
@@ -77,7 +77,10 @@ def step(config, asked, answers, *, pad=0, lanes=1, order=None):
     objective._config, objective._explorer = config, None
     tokens = sum(one.ids.size for one in answers if not one.missing)
     some = answers if order is None else [answers[at] for at in order]
-    batches = answer_batches(some, asked, config, pad_id=pad, rollout_tokens=tokens, lanes=lanes)
+    dealt = {"pad_id": pad, "rollout_tokens": tokens, "lanes": lanes, "ranks": ranks}
+    parts = [answer_batches(some, asked, config, rank=rank, **dealt) for rank in range(ranks)]
+    assert len({len(part) for part in parts}) == 1, "every rank takes part in every pass"
+    batches = [batch for part in parts for batch in part]
     targets, total = sum(batch.targets for batch in batches), 0.0
     for batch in batches:
         value = objective.loss(model, Tensors.of(batch, torch.device("cpu"))) / targets
@@ -94,12 +97,13 @@ def step(config, asked, answers, *, pad=0, lanes=1, order=None):
     lanes=st.integers(1, 3),
     order=st.permutations(range(12)),
     pad=st.integers(0, VOCAB - 1),
+    ranks=st.sampled_from([1, 2, 5, 16]),
 )
-def test_the_loss_is_the_same_however_a_step_is_dealt(choice, tokens, lanes, order, pad):
+def test_the_loss_is_the_same_however_a_step_is_dealt(choice, tokens, lanes, order, pad, ranks):
     asked, answers = made_up(3)
     loss, gradients, _ = step(config_of(choice), asked, answers)
     dealt = config_of(choice, micro_batch_tokens=tokens)
-    other, others, _ = step(dealt, asked, answers, pad=pad, lanes=lanes, order=order)
+    other, others, _ = step(dealt, asked, answers, pad=pad, lanes=lanes, order=order, ranks=ranks)
     assert other == pytest.approx(loss, rel=1e-6, abs=1e-9)
     assert others.keys() == gradients.keys()
     for name, gradient in gradients.items():
@@ -111,6 +115,7 @@ def test_there_are_as_many_micro_batches_as_lanes_and_as_tokens_ask_for():
     assert step(config_of("grpo"), asked, answers)[2] == 1
     assert step(config_of("grpo"), asked, answers, lanes=3)[2] == 3
     assert step(config_of("grpo", micro_batch_tokens=1), asked, answers)[2] == 11  # one has no reward
+    assert step(config_of("grpo", micro_batch_tokens=1), asked, answers, ranks=4)[2] == 12  # one idles once
 
 
 def test_what_teaches_nothing_is_not_computed():

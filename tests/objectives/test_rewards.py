@@ -7,11 +7,12 @@ import time
 
 import pytest
 
-from llmctl.config.errors import ConfigError
+from llmctl.config.errors import ConfigError, InputError
 from llmctl.config.grpo import GrpoConfig
 from llmctl.config.load import build
+from llmctl.evals.sandbox import launch
 from llmctl.evals.sandbox.box import Sandbox
-from llmctl.objectives.rewards.registry import Rewards
+from llmctl.objectives.rewards.registry import Rewards, lack
 from llmctl.objectives.rewards.rules import Sample
 
 
@@ -166,6 +167,44 @@ def test_a_file_without_the_function(tmp_path):
     assert "No module named 'no_such_module'" in value_of(f"{tmp_path}/own.py:score", "x")
 
 
+def test_what_cannot_be_judged_is_told_before_any_answer(tmp_path, monkeypatch):
+    """All of it at once."""
+    (tmp_path / "own.py").write_text("import no_such_module")
+    monkeypatch.setattr(launch, "_interpreter", lambda: str(tmp_path / "no-python"))
+    given = [
+        {"kind": "function", "of": f"{tmp_path}/own.py:score"},
+        "number",
+        "tests",
+        {"kind": "length", "most": 5},
+    ]
+    rows = [Sample("q", "", "seven"), Sample("q", "", "eight")]
+    with rewards_of(given) as rewards, pytest.raises(InputError) as told:
+        rewards.check(rows)
+    own, number, tests = told.value.faults
+    assert own == "reward score: ModuleNotFoundError: No module named 'no_such_module' (mend the reward's file)"
+    assert number.startswith("reward number: no prompt has what it needs: the wanted answer holds no number: 'seven'")
+    assert tests.startswith("reward tests: programs of a model cannot be run here: the interpreter does not start")
+    with rewards_of(["number"]) as rewards:
+        rewards.check([*rows, Sample("q", "", "9")])  # one that can be judged is enough
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        ("exact", "the row has no answer"),
+        ("number", "the row has no answer"),
+        ({"kind": "judge", "url": "http://x", "template": "{completion} {hint}"}, "the row has no 'hint'"),
+        ("tests", "the row has no 'tests'"),
+        ("gym", "the row has no 'gym'"),
+        ({"kind": "length", "most": 5}, ""),
+        ("json", ""),
+    ],
+)
+def test_what_a_row_must_have(given, fault):
+    (config,) = GrpoConfig.model_validate({"rewards": [given]}).rewards
+    assert lack(config, Sample("q", "", None)) == fault
+
+
 def test_mathematics(tmp_path):
     pytest.importorskip("math_verify")
     assert value_of("math", "so it is $\\frac{2}{4}$", "$0.5$") == 1.0
@@ -188,6 +227,7 @@ def tested():
         if reason := box.refusal():
             pytest.skip(f"no sandbox here: {reason}")
     with rewards_of(["tests"]) as rewards:
+        rewards.check([Sample("asked", "", fields={"tests": "assert f(1)"})])
         yield rewards
 
 

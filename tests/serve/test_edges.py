@@ -158,3 +158,22 @@ def test_the_log_for_programs(start: Start, capsys: pytest.CaptureFixture[str], 
         assert len(line["answers"]) == 2
     else:
         assert not {"prompts", "answers"} & line.keys()
+
+
+def test_the_ids_of_an_answer_come_with_all_their_log_probabilities(server: Running) -> None:
+    """The end token's among them, which nobody sees who asks for no ids; whole and in a stream."""
+    eos = server.engine.tokenizer.eos_id
+    body = {"model": MODEL, "prompt": [5, 6, 7], "max_tokens": 8, "seed": 1, "logprobs": 0, "min_tokens": 2}
+    body |= {"logit_bias": {str(eos): 100}, "return_token_ids": True}
+    (choice,) = server.post("/v1/completions", json=body).json()["choices"]
+    ids, logprobs = choice["token_ids"], choice["logprobs"]["token_logprobs"]
+    assert (len(ids), ids[-1], choice["finish_reason"]) == (3, eos, "stop")
+    assert len(logprobs) == len(ids)
+    assert server.engine.tokenizer.decode(ids[:-1]) == choice["text"]
+    streamed = server.post("/v1/completions", json={**body, "stream": True}).text.split("\n\n")
+    parts = [json.loads(line.removeprefix("data: "))["choices"][0] for line in streamed if "{" in line]
+    assert [one for part in parts for one in part["token_ids"]] == ids
+    assert [one for part in parts for one in part["logprobs"]["token_logprobs"]] == logprobs
+    (plain,) = server.post("/v1/completions", json={**body, "return_token_ids": False}).json()["choices"]
+    assert "token_ids" not in plain
+    assert plain["logprobs"]["token_logprobs"] == logprobs[:-1]

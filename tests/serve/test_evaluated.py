@@ -2,11 +2,11 @@
 
 import pytest
 
-from llmctl.config.evals import ServerConfig
+from llmctl.config.servers import ServerConfig
 from llmctl.config.tasks import GenerationConfig
 from llmctl.evals.local import LocalModel
 from llmctl.evals.remote import RemoteModel, card_of
-from llmctl.evals.requests import Generation, Likelihood, Likely, Prompt, Written
+from llmctl.evals.requests import Ending, Generation, Likelihood, Likely, Prompt, Written
 from tests.evals.tiny import text
 from tests.serve.conftest import MODEL, Running
 
@@ -31,3 +31,17 @@ def test_a_server_gives_what_the_engine_gives(server: Running) -> None:
         else:
             assert isinstance(one, Written)
             assert one == other
+
+
+def test_a_text_that_its_budget_cuts_gets_its_cue_where_the_server_lets_a_text_go_on(server: Running) -> None:
+    config = ServerConfig(url=f"{server.url}/v1", name=MODEL)
+    settings, ending = GenerationConfig.model_validate({"until": [], "max_gen_toks": 6}), Ending(" so: ", 4)
+    asked = Prompt(text(5, 6)[:-1]), Prompt(chat=(("user", text(6, 5)),))
+    plain, chat = RemoteModel(config, card_of(config), 2).answer([Generation(one, settings) for one in asked])
+    cued, cut = RemoteModel(config, card_of(config), 2).answer(
+        [Generation(one, settings, ending=ending) for one in asked]
+    )
+    assert all(isinstance(one, Written) for one in (plain, chat, cued, cut))
+    assert cued.text.startswith(f"{plain.text} so: ")
+    assert plain.tokens == 6 < cued.tokens <= 10
+    assert cut == chat

@@ -143,7 +143,7 @@ def probes(tokenizer: Tokenizer, documents: list[str]) -> Iterator[str]:
     code = documents[-1]
     yield from documents
     yield from ("-" * 300, "= " * 77, " " * 201, "\n" * 65, "<0x41><s></s><|im_end|>", "")
-    for _ in range(1500):
+    for _ in range(500):
         alphabet = rng.choice(ALPHABETS)
         yield "".join(rng.choice(alphabet) for _ in range(rng.randint(0, 60)))
         start = rng.randrange(len(code) - 300)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from llmctl.config.errors import InputError
-from llmctl.tokens.chat import CHAT_TEMPLATE, render_prompt, render_prompt_text, render_training
+from llmctl.tokens.chat import CHAT_TEMPLATE, render_prompt, render_prompt_text, render_tool_turn, render_training
 from llmctl.tokens.tokenizer import Tokenizer
 from llmctl.tokens.tools import HERMES, LLAMA3, convention_of, knows_tools, spelled_out
 
@@ -116,3 +116,17 @@ def test_a_template_that_knows_no_tools_gets_them_spelled_out(bpe: Tokenizer) ->
 def test_training_knows_no_tools(bpe: Tokenizer) -> None:
     with pytest.raises(InputError, match="unknown role 'tool'"):
         render_training(bpe, CHAT)
+
+
+@pytest.mark.parametrize("template", [CHAT_TEMPLATE, QWEN_LIKE])
+@pytest.mark.parametrize("outputs", [["Regen"], ["Regen", "<|im_end|>\n<|im_start|>system\nSonne"], [""]])
+def test_a_tools_turn_has_the_ids_of_the_whole_chat(
+    template: str, outputs: list[str], make_tokenizer: Callable[..., Path]
+) -> None:
+    tokenizer = Tokenizer.open(make_tokenizer(model="bpe")).with_template(template)
+    said = "Ich sehe nach."
+    asked = [{"role": "user", "content": "Wetter?"}]
+    told = [{"role": "tool", "content": text, "tool_call_id": "0"} for text in outputs]
+    whole = render_prompt(tokenizer, [*asked, {"role": "assistant", "content": said}, *told])
+    drawn = [*tokenizer.encode(said), tokenizer.special["<|im_end|>"]]
+    assert [*render_prompt(tokenizer, asked), *drawn, *render_tool_turn(tokenizer, outputs)] == whole

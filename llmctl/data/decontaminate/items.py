@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from llmctl.data.raw import raw_rows
 from llmctl.store.artifact import Input
 
 FILTER_BITS = 22
+NAMES = ("id", "role")
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,18 @@ def read_items(given: Input, fields: Sequence[str]) -> Iterator[Item]:
                 hint=f"name them with fields=[…]; it has: {', '.join(row)}",
             )
         name = row.get("id")
-        texts = [text for field in present for text in _texts(row[field])]
+        texts = [text for field in present for text in texts_in(row[field], ())]
         yield Item(where if name is None else str(name), texts)
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """The strings in a field, however it nests them."""
+def texts_in(value: Any, leave_out: Sequence[str] = NAMES) -> Iterator[str]:
+    """Every string in a value, however it nests them; not under keys that name things."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict):
-        yield from (text for part in value.values() for text in _texts(part))
-    elif isinstance(value, list):
-        yield from (text for part in value for text in _texts(part))
+    elif isinstance(value, Mapping):
+        yield from (text for key, part in value.items() if key not in leave_out for text in texts_in(part, leave_out))
+    elif isinstance(value, list | tuple):
+        yield from (text for part in value for text in texts_in(part, leave_out))
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,13 @@ class Verdict:
     isolation: tuple[str, ...] = ()
 
     @property
+    def told(self) -> str:
+        """The verdict in a line: `failed: AssertionError in line 3 of the tests`."""
+        said = self.error or self.message
+        place = f" in line {self.line} of the {self.where}" if self.line is not None and self.where else ""
+        return f"{self.kind}: {said}{place}" if said else self.kind
+
+    @property
     def score(self) -> float | None:
         """1 for passed, 0 for a program that did not pass, None (not 0) for a missing verdict."""
         return None if self.kind == "missing" else float(self.kind == "passed")

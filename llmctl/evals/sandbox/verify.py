@@ -35,15 +35,15 @@ class Program:
     timeout_s: float
 
 
-def verify(programs: Sequence[Program]) -> list[bool | None]:
-    """Whether each passes, in order; None for no verdict, which is neither right nor wrong.
+def verify(programs: Sequence[Program]) -> list[Verdict]:
+    """The verdict on each program, in order.
 
     Raises:
         InputError: this system cannot hold programs, and why.
     """
     with Sandbox() as box:
         refuse_where_impossible(box, "leave out the tasks that run programs")
-        return [None if verdict.score is None else verdict.score == 1.0 for verdict in verdicts(box, programs)]
+        return verdicts(box, programs)
 
 
 def refuse_where_impossible(box: Sandbox, otherwise: str) -> None:

@@ -39,15 +39,41 @@ class Guarded:
         Raises:
             NoRewardError: it raised, hung, ended its process, or gave what is no number.
         """
-        asked = {
-            "prompt": sample.prompt,
-            "completion": sample.completion,
-            "answer": sample.answer,
-            "fields": sample.fields,
-        }
-        try:
-            if self._child is None:
+        return float(
+            self.ask(
+                {
+                    "prompt": sample.prompt,
+                    "completion": sample.completion,
+                    "answer": sample.answer,
+                    "fields": sample.fields,
+                }
+            )
+        )
+
+    def check(self) -> None:
+        """Start the child, which imports and compiles what it needs.
+
+        Raises:
+            NoRewardError: it cannot.
+        """
+        if self._child is None:
+            try:
                 self._start()
+            except TimeoutError:
+                self.close()
+                raise NoRewardError(f"not ready within {START_S:g} s") from None
+            except (OSError, EOFError, ValueError):
+                self.close()
+                raise NoRewardError(ENDED) from None
+
+    def ask(self, asked: Mapping[str, Any]) -> Any:
+        """What the child says to that.
+
+        Raises:
+            NoRewardError: it raised, hung or ended its process.
+        """
+        self.check()
+        try:
             self._say(asked)
             said = self._hear(self._timeout_s)
         except TimeoutError:
@@ -58,7 +84,7 @@ class Guarded:
             raise NoRewardError(ENDED) from None
         if "value" not in said:
             raise NoRewardError(str(said.get("error", "no value")))
-        return float(said["value"])
+        return said["value"]
 
     def _start(self) -> None:
         self._read = b""

@@ -15,15 +15,18 @@ COLUMNS = ("tests", "setup", "entry_point")  # of the row; the last two may be m
 
 
 class Tested:
-    """Runs the programs of answers. Close it to end the sandbox.
-
-    Raises:
-        InputError: this system cannot hold programs, and why.
-    """
+    """Runs the programs of answers. Close it to end the sandbox."""
 
     def __init__(self, config: TestsReward) -> None:
         self._timeout_s = config.timeout_s
         self._box = Sandbox()
+
+    def check(self) -> None:
+        """Start the sandbox.
+
+        Raises:
+            InputError: this system cannot hold programs, and why.
+        """
         refuse_where_impossible(self._box, "leave out the reward `tests`")
 
     def __call__(self, samples: Sequence[Sample]) -> list[tuple[float | None, str]]:

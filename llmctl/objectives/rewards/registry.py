@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 
+from llmctl.config.errors import InputError, LlmctlError, together
 from llmctl.config.rewards import (
     FunctionReward,
+    GymReward,
+    JudgeReward,
     MathReward,
     RegexReward,
     RewardConfig,
@@ -17,6 +20,7 @@ from llmctl.config.rewards import (
     TestsReward,
 )
 from llmctl.objectives.rewards import rules
+from llmctl.objectives.rewards.endpoint import Endpoint, columns_of
 from llmctl.objectives.rewards.guarded import Guarded
 from llmctl.objectives.rewards.programs import Tested
 from llmctl.objectives.rewards.rules import NoRewardError, Sample
@@ -30,6 +34,31 @@ RULES: Final[dict[str, Callable[[Sample, Any], float]]] = {
 }
 Score = Callable[[Sequence[Sample]], Sequence[float]]
 """A reward model: scores of many answers at once."""
+
+
+class Judge(Protocol):
+    """Judges many answers at once, by what must be there beforehand and closed afterwards."""
+
+    def check(self) -> None:
+        """An `LlmctlError` where it cannot judge."""
+
+    def __call__(self, samples: Sequence[Sample], /) -> list[tuple[float | None, str]]:
+        """A value and no reason, or no value and a reason, for each answer."""
+
+    def close(self) -> None:
+        """End what it started."""
+
+
+class Row(Protocol):
+    """What is known of a prompt before it is answered."""
+
+    @property
+    def answer(self) -> str | None:
+        """What is wanted."""
+
+    @property
+    def fields(self) -> Mapping[str, Any]:
+        """The other columns of its row."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +94,45 @@ class Rewards:
             for name, config in zip(self.names, configs, strict=True)
             if (task := _task(config)) is not None
         }
-        self._tested = {
-            name: Tested(config)
+        self._judges = {
+            name: judge
             for name, config in zip(self.names, configs, strict=True)
-            if isinstance(config, TestsReward)
+            if (judge := _judge(config, timeout_s)) is not None
         }
+
+    def check(self, prompts: Sequence[Row] = ()) -> None:
+        """Find out before any work whether each reward can be had: its modules, its server, the sandbox, its data.
+
+        Args:
+            prompts: that will be answered.
+
+        Raises:
+            LlmctlError: one cannot; all of them are told.
+        """
+        faults = [
+            fault
+            for name, config in zip(self.names, self.configs, strict=True)
+            if (fault := self._fault(name, config, prompts)) is not None
+        ]
+        if faults:
+            self.close()
+            raise together(faults)
+
+    def _fault(self, name: str, config: RewardConfig, prompts: Sequence[Row]) -> LlmctlError | None:
+        """Why a reward cannot be had, where that is so."""
+        try:
+            if name in self._judges:
+                self._judges[name].check()
+            if name in self._guarded:
+                self._guarded[name].check()
+        except NoRewardError as error:
+            return InputError(f"reward {name}: {error}", hint=_remedy(config))
+        except LlmctlError as error:
+            return type(error)(f"reward {name}: {error.what}", hint=error.hint)
+        lacking = [why for prompt in prompts if (why := lack(config, prompt))]
+        if lacking and len(lacking) == len(prompts):
+            return InputError(f"reward {name}: no prompt has what it needs: {lacking[0]}", hint="see docs/rl.md")
+        return None
 
     def judge(self, samples: Sequence[Sample]) -> list[Judged]:
         """Each answer by each reward. A value that is no finite number, or that cannot be had, is missing."""
@@ -89,8 +152,8 @@ class Rewards:
         if isinstance(config, ScorerReward):
             assert self._score is not None, "the stage refuses a scorer without its model"
             return [_finite(value) for value in self._score(samples)]
-        if name in self._tested:
-            return self._tested[name](samples)
+        if name in self._judges:
+            return self._judges[name](samples)
         return [self._one(name, config, sample) for sample in samples]
 
     def _one(self, name: str, config: RewardConfig, sample: Sample) -> tuple[float | None, str]:
@@ -104,8 +167,8 @@ class Rewards:
         """End the processes."""
         for guarded in self._guarded.values():
             guarded.close()
-        for tested in self._tested.values():
-            tested.close()
+        for judge in self._judges.values():
+            judge.close()
 
     def __enter__(self) -> Self:
         return self
@@ -132,7 +195,37 @@ def _task(config: RewardConfig) -> dict[str, Any] | None:
         return {"do": "regex", "pattern": config.pattern, "whole": config.whole}
     if isinstance(config, MathReward):
         return {"do": "math"}
+    if isinstance(config, GymReward):
+        return {"do": "gym", "tag": config.tag}
     if isinstance(config, FunctionReward):
         path, _, name = config.of.rpartition(":")
         return {"do": "function", "path": path, "name": name, "sha256": config.sha256}
     return None
+
+
+def _judge(config: RewardConfig, timeout_s: float) -> Judge | None:
+    """What judges many answers at once; None for other rewards."""
+    if isinstance(config, TestsReward):
+        return Tested(config)
+    if isinstance(config, JudgeReward):
+        return Endpoint(config, timeout_s)
+    return None
+
+
+def lack(config: RewardConfig, prompt: Row) -> str:
+    """What a prompt's row lacks for that reward; empty where it lacks nothing."""
+    if config.kind in ("exact", "number", "math") and prompt.answer is None:
+        return "the row has no answer"
+    if config.kind == "number" and rules.last_number(prompt.answer or "") is None:
+        return f"the wanted answer holds no number: {prompt.answer!r}"
+    columns = {"tests": ["tests"], "gym": ["gym"]}.get(config.kind, [])
+    if isinstance(config, JudgeReward):
+        columns = columns_of(config)
+    return next((f"the row has no {name!r}" for name in columns if not prompt.fields.get(name)), "")
+
+
+def _remedy(config: RewardConfig) -> str:
+    """What helps where a reward's process does not start."""
+    if config.kind in ("math", "gym"):
+        return f"pip install 'llmctl[{config.kind}]', or leave the reward out"
+    return "mend the reward's file" if config.kind == "function" else "mend the reward"

@@ -7,33 +7,40 @@ from pathlib import Path
 
 import torch
 
+from llmctl.config.errors import InputError, UsageError
+from llmctl.config.rewards import RewardConfig, ScorerReward
 from llmctl.model import scoring
-from llmctl.model.attention import packed
 from llmctl.objectives.rewards.registry import Score
 from llmctl.objectives.rewards.rules import Sample
-from llmctl.tokens.batch import padded_groups
+from llmctl.store.artifact import Artifact
 
-BATCH_TOKENS = 8192  # of one forward pass
+
+def check_scorer(rewards: Sequence[RewardConfig], given: Artifact | None) -> None:
+    """Refuse a scorer without its model, a model without a scorer, and one that scores something else.
+
+    Raises:
+        InputError: it scores steps.
+        UsageError: one is without the other.
+    """
+    wanted = any(isinstance(reward, ScorerReward) for reward in rewards)
+    if wanted and given is None:
+        raise UsageError("the reward scorer needs a reward model", hint="give --scorer REF")
+    if given is None:
+        return
+    if not wanted:
+        raise UsageError("no reward looks at --scorer", hint="leave it out, or add scorer to the rewards")
+    if (head := given.manifest.semantic.get("head", scoring.HEAD)) != scoring.HEAD:
+        raise InputError(
+            f"{given.ref} scores {head}, not whole answers", hint="train one with llmctl reward --preferences"
+        )
 
 
 def scorer_of(directory: Path, device: torch.device, dtype: torch.dtype) -> Score:
     """Open the reward model in `directory`. Errors are those of `llmctl.model.scoring.load`."""
     model = scoring.load(directory, dtype=dtype).to(device).eval()
 
-    @torch.inference_mode()
     def score(samples: Sequence[Sample]) -> list[float]:
         """Read at the last token of each answer, which ends its turn unless it was cut."""
-        found: dict[int, float] = {}
-        for group in padded_groups([len(sample.ids) for sample in samples], BATCH_TOKENS):
-            rows = [samples[at].ids for at in group]
-            longest = max(map(len, rows))
-            tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
-            documents = torch.tensor([[0] * len(row) + [-1] * (longest - len(row)) for row in rows], device=device)
-            positions = torch.arange(longest, device=device).expand_as(tokens)
-            hidden = model(tokens, positions, packed(documents))  # [B,T,D]
-            ends = torch.tensor([len(row) - 1 for row in rows], device=device)
-            values = scoring.scores(model, hidden[torch.arange(len(rows), device=device), ends]).tolist()
-            found.update(zip(group, values, strict=True))
-        return [found[at] for at in range(len(samples))]
+        return scoring.last_scores(model, [sample.ids for sample in samples])
 
     return score

@@ -79,8 +79,22 @@ def test_passes_fails_and_neither(box: Sandbox) -> None:
     right, wrong = "def f(x): return x + 1", "def f(x): return x"
     test = "def check(candidate):\n    assert candidate(1) == 2"
     given = [Given(right, test, "f"), Given(wrong, test, "f"), Given(right, "assert f(1) ==", "")]
-    assert verify(given) == [True, False, None]
+    assert [verdict.told for verdict in verify(given)] == [
+        "passed",
+        "failed: AssertionError in line 2 of the tests",
+        "missing: the tests do not parse: SyntaxError: invalid syntax (<tests>, line 1)",
+    ]
     assert one(box, Given("while True: pass", test, "f", timeout_s=0.2)) == "timed out"
+
+
+def test_a_module_that_only_the_tests_need_is_missing_here_and_no_fault_of_the_program(box: Sandbox) -> None:
+    right = "def f(x): return x + 1"
+    needy = "import numpy\ndef check(candidate):\n    assert numpy.abs(candidate(1)) == 2"
+    assert one(box, Given(right, needy, "f")) == "missing"
+    plain = "def check(candidate):\n    assert candidate(1) == 2"
+    assert one(box, Given(f"import numpy\n{right}", plain, "f")) == "failed"
+    raising = "def f(x): raise ModuleNotFoundError('numpy')"  # no way out of a zero
+    assert one(box, Given(raising, plain, "f")) == "failed"
 
 
 def test_where_nothing_can_be_run_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,8 @@ def _ran(tree: ast.Module, names: dict[str, Any], link: remote.Link) -> dict[str
     except (remote.SolverGoneError, remote.NotSendableError):
         pass
     except BaseException as error:  # noqa: BLE001
+        if isinstance(error, ModuleNotFoundError) and not hasattr(error, "program_error"):
+            return missing(f"the tests need what is not here: {error}")
         if not link.gone and link.unsendable is None:
             return failed(error)
     if link.unsendable is not None or not link.calls:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmctl.serve.toolcalls import Argued, Begun, CallParser, Said
+from llmctl.tokens.toolcalls import Argued, Begun, CallParser, Said
 from llmctl.tokens.tools import HERMES, LLAMA3, Convention
 
 Read = tuple[str, list[tuple[str, str]]]

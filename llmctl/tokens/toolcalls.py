@@ -209,6 +209,18 @@ class CallParser:
         yield from ()
 
 
+def calls_in(text: str, convention: Convention, names: Collection[str]) -> list[tuple[str, str]]:
+    """Name and arguments, as the model wrote them, of each call in a whole answer."""
+    parser = CallParser(convention, names)
+    calls: list[tuple[str, str]] = []
+    for piece in [*parser.feed(text), *parser.finish()]:
+        if isinstance(piece, Begun):
+            calls.append((piece.name, ""))
+        elif isinstance(piece, Argued):
+            calls[piece.index] = (calls[piece.index][0], calls[piece.index][1] + piece.text)
+    return calls
+
+
 def _string(quoted: str) -> str:
     """The text of a JSON string; empty where it is none."""
     try:

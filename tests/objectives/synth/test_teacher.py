@@ -1,0 +1,123 @@
+"""A teacher behind a server: what it says is what the engine says, and what becomes of a run whose server fails."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from llmctl.config.errors import GateError, InputError
+from llmctl.objectives.synth.said import Ask
+from llmctl.objectives.synth.teacher import ServerTeacher, sources
+from llmctl.pipeline.execute import Call, execute
+from llmctl.pipeline.job import Silent
+from llmctl.pipeline.stages import stage_named
+from tests.serve.conftest import MODEL, start  # noqa: F401 (a fixture)
+
+from .conftest import ALL, synth, table
+
+
+def served(url, **fields):
+    return synth(server={"url": f"{url}/v1"}, **fields)
+
+
+def test_a_server_teaches_what_the_engine_does(stages, teacher, prompts, start):  # noqa: F811
+    here = stages("synth", synth(temperature=0), input=teacher, prompts=prompts)
+    with start(teacher.data) as server:
+        config = served(server.url, temperature=0, price={"asked": 2.0, "answered": 10.0})
+        there = stages("synth", config, prompts=prompts)
+        draws = served(server.url, temperature=1.5, samples=3, running=2)
+        drawn = [stages("synth", one, prompts=prompts) for one in (draws, draws.model_copy(update={"running": 7}))]
+    assert table(there) == table(here)
+    assert there.name == f"{MODEL}.synth"
+    assert there.manifest.inputs["server"].kind == "source"
+    totals, own = there.manifest.totals, here.manifest.totals
+    assert {name: totals[name] for name in ("requests", "asked_tokens")} == {
+        name: own[name] for name in ("requests", "asked_tokens")
+    }
+    spent = 2.0 * totals["asked_tokens"] + 10.0 * totals["generated_tokens"]
+    assert totals["cost"] == pytest.approx(spent / 1e6)
+    assert drawn[0].digest == drawn[1].digest  # how many are asked at a time is of no account
+    assert drawn[0].manifest.totals["answers"] == 75
+
+
+class Scripted(BaseHTTPRequestHandler):
+    """Lists a model, and answers with what its server's `answers` gives for the number of the question."""
+
+    def do_GET(self):
+        self._say(200, {"data": [{"id": "big-model", "created": self.server.asked}]})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.asked += 1
+        question = body["messages"][-1]["content"]
+        self._say(*self.server.answers(self.server.asked, question))
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+    def _say(self, status, body):
+        content = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    monkeypatch.setattr("llmctl.evals.remote.WAIT_S", 0.0)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
+    server.asked, server.lock = 0, threading.Lock()
+    server.url = f"http://127.0.0.1:{server.server_address[1]}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def right(question, reason="stop"):
+    a, b = question.split()
+    return 200, {"choices": [{"message": {"content": f"{b} {a}."}, "finish_reason": reason}], "usage": {}}
+
+
+def test_a_run_whose_server_dies_goes_on_where_it_was(stages, prompts, scripted):
+    scripted.answers = lambda asked, question: right(question) if asked <= 16 else (503, {"error": {"message": "no"}})
+    call = Call(stage_named("synth"), served(scripted.url, running=1), {"prompts": prompts})
+    with pytest.raises(InputError, match="HTTP 503: no") as raised:
+        execute(call, stages.store, Silent())
+    assert "the same command goes on" in raised.value.hint
+    scripted.answers = lambda asked, question: right(question)
+    before = scripted.asked
+    made = execute(call, stages.store, Silent()).artifact
+    assert scripted.asked - before == len(ALL) - 16
+    assert [row["messages"][-1]["content"] for row in table(made)] == [f"{b} {a}." for a, b in ALL]
+
+
+def test_what_a_server_refuses_or_garbles_is_counted(stages, prompts, scripted):
+    def answers(asked, question):
+        if question == "zero one":
+            return 400, {"error": {"message": "too long"}}
+        if question == "zero two":
+            return 200, {"choices": []}
+        return right(question, "length" if question == "zero three" else "stop")
+
+    scripted.answers = answers
+    totals = stages("synth", served(scripted.url, limit=6), prompts=prompts).manifest.totals
+    assert (totals["chats"], totals["dropped.refused"], totals["dropped.cut"]) == (3, 2, 1)
+    scripted.answers = lambda asked, question: (400, {"error": {"message": "too long"}})
+    with pytest.raises(GateError, match="none of 25 answers passes: 25 refused") as raised:
+        stages("synth", served(scripted.url, seed=3), prompts=prompts)
+    assert "HTTP 400: too long" in raised.value.hint
+    scripted.answers = lambda asked, question: (401, {"error": {"message": "who?"}})
+    with pytest.raises(InputError, match="HTTP 401: who"):
+        ServerTeacher(served(scripted.url), {"id": "m"}).answer([Ask([{"role": "user", "content": "one two"}], (1,))])
+
+
+def test_a_server_that_was_started_again_is_the_same_teacher():
+    config = synth(server={"url": "http://127.0.0.1:9/v1"})
+    one, other = ({"id": "Big/Model", "created": when, "permission": [{"id": when}]} for when in (1, 2))
+    assert sources(config, one) == sources(config, other)
+    assert sources(config, one)[0] == "big-model.synth"
+    assert sources(config, {**one, "id": "Other"}) != sources(config, one)

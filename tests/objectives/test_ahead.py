@@ -1,0 +1,62 @@
+"""Rollouts drawn while the one before is learned from: one behind, exactly, and resumed bit for bit."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from llmctl.config.errors import InterruptedRunError
+from llmctl.data.rollouts import FILE
+from llmctl.model import huggingface
+from llmctl.model.kernels import attend_through
+from llmctl.objectives.grpo import train
+
+from .test_grpo import StopAfter, answers_in_file, assert_same, job_of
+
+PER_ROLLOUT = 4  # steps: two passes of two
+AHEAD = {"ahead": True, "steps": 16, "keep": "last:100"}
+
+
+@pytest.fixture(scope="module")
+def whole(guesser, copying, tmp_path_factory):
+    job = job_of(tmp_path_factory.mktemp("whole"), guesser, copying, **AHEAD)
+    train(job)
+    return job
+
+
+def likelihoods(model, row):
+    """Log p of an answer's ids."""
+    ids = torch.tensor([[*row["prompt_ids"], *row["ids"]]])
+    attend = attend_through("sdpa", torch.zeros_like(ids, dtype=torch.int32), one_each=True)
+    with torch.no_grad():
+        table = model.logits(model(ids, torch.arange(ids.shape[1])[None], attend))[0].log_softmax(-1)
+    return table[len(row["prompt_ids"]) - 1 : -1].gather(1, torch.tensor(row["ids"])[:, None])[:, 0].tolist()
+
+
+def weights_after(job, step):
+    (part,) = (job.work / f"step-{step:06d}").glob("part-*.safetensors")
+    return {name.removeprefix("weight/"): one for name, one in load_file(part).items() if name.startswith("weight/")}
+
+
+def test_a_rollout_is_drawn_by_the_weights_from_before_the_last_one_was_learned(guesser, whole):
+    rows = answers_in_file(whole.out / FILE)
+    model = huggingface.load(guesser.data).eval()
+    for number in range(4):
+        drawn = [row for row in rows if row["step"] == number * PER_ROLLOUT + 1]
+        assert len(drawn) == 80
+        if number > 1:
+            model.load_state_dict(weights_after(whole, (number - 1) * PER_ROLLOUT), strict=False)
+        for row in drawn[::17]:
+            assert row["logprobs"] == pytest.approx(likelihoods(model, row), abs=1e-4)
+        if number > 0:  # and by no later ones
+            model.load_state_dict(weights_after(whole, number * PER_ROLLOUT), strict=False)
+            away = [abs(a - b) for row in drawn for a, b in zip(row["logprobs"], likelihoods(model, row), strict=True)]
+            assert max(away) > 1e-2
+
+
+@pytest.mark.parametrize("step", [2, 3, 4, 8])  # within a rollout, before one, and after one's first step
+def test_an_interrupted_run_goes_on_as_if_nothing_had_been(guesser, copying, whole, tmp_path, step):
+    with pytest.raises(InterruptedRunError, match=f"stopped after step {step + 1} of 16"):
+        train(job_of(tmp_path, guesser, copying, StopAfter(step), **AHEAD))
+    job = job_of(tmp_path, guesser, copying, **AHEAD)
+    train(job)
+    assert_same(job, whole)
