@@ -91,6 +91,11 @@ def digest_of(path: str, known: str | None = None) -> str:
     return found
 
 
+def parted(value: Any) -> Any:
+    """`en,de`, as a flag carries it, as a list; anything else as it is."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
 def named(value: Any, default: str) -> Any:
     """A block that says which of several it is by `name`: given by that name alone, or without it for the default."""
     if isinstance(value, str):

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from llmctl.config.base import Config
+from llmctl.config.base import Config, parted
 
 PiiKind = Literal["key", "iban", "card", "ssn", "ip", "email", "phone"]
 PII_KINDS: tuple[PiiKind, ...] = ("key", "iban", "card", "ssn", "ip", "email", "phone")
-
-
-def _listed(value: Any) -> Any:
-    """`en,de` as a list; what is a list already stays."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
 Code = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
-Codes = Annotated[tuple[Code, ...], BeforeValidator(_listed)]
-Kinds = Annotated[tuple[PiiKind, ...], BeforeValidator(_listed)]
+Codes = Annotated[tuple[Code, ...], BeforeValidator(parted)]
+Kinds = Annotated[tuple[PiiKind, ...], BeforeValidator(parted)]
 
 
 class UrlConfig(Config):

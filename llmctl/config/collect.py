@@ -6,13 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from llmctl.config.base import execution
+from llmctl.config.base import execution, parted
 from llmctl.config.engine import EngineConfig
-
-
-def _split_commas(value: object) -> object:
-    """`MIT,Apache-2.0`, as a flag carries it, as a list."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 class CollectConfig(EngineConfig):
@@ -35,7 +30,7 @@ class CollectConfig(EngineConfig):
     license: str = Field(
         default="", max_length=200, description="SPDX identifier for documents that name no licence of their own"
     )
-    license_allow: Annotated[tuple[str, ...], BeforeValidator(_split_commas)] = Field(
+    license_allow: Annotated[tuple[str, ...], BeforeValidator(parted)] = Field(
         default=(),
         description="SPDX identifiers, separated by commas: documents under other licences, or none, are dropped",
     )
@@ -69,6 +64,6 @@ class CollectConfig(EngineConfig):
         description="what decompresses to more than this many times its size (and to over 4 MiB) is taken for a "
         "decompression bomb: it is dropped and counted",
     )
-    wiki_namespaces: Annotated[tuple[int, ...], BeforeValidator(_split_commas)] = Field(
+    wiki_namespaces: Annotated[tuple[int, ...], BeforeValidator(parted)] = Field(
         default=(0,), description="namespaces of MediaWiki dumps to read; 0 holds the articles"
     )

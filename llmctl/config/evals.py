@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from llmctl.config.base import INTEGER_LIMIT, Config, execution
+from llmctl.config.base import INTEGER_LIMIT, Config, execution, parted
 from llmctl.config.devices import Device, Precision, Weights
 from llmctl.config.servers import ServerConfig
 from llmctl.config.tasks import AnyTask, GroupConfig, TaskConfig, read_tasks
@@ -33,14 +33,7 @@ def _gates(value: Any) -> Any:
 
 def _numbers(value: Any) -> Any:
     """`64,128` or `64` for [64, 128] or [64]."""
-    if isinstance(value, str):
-        return [one.strip() for one in value.split(",") if one.strip()]
-    return [value] if isinstance(value, int) else value
-
-
-def _words(value: Any) -> Any:
-    """`int8,int4` for [int8, int4]."""
-    return [one.strip() for one in value.split(",") if one.strip()] if isinstance(value, str) else value
+    return [value] if isinstance(value, int) else parted(value)
 
 
 class EvalConfig(Config):
@@ -108,7 +101,7 @@ class EvalConfig(Config):
     weights: Weights = Field(
         "plain", description="int8, int4: round the weights, and measure beside it what that loses"
     )
-    variants: Annotated[tuple[Literal["int8", "int4"], ...], BeforeValidator(_words)] = Field(
+    variants: Annotated[tuple[Literal["int8", "int4"], ...], BeforeValidator(parted)] = Field(
         (), description="weights rounded so, such as int8,int4: bits per byte, size and speed of each in one table"
     )
     batch_tokens: int = execution(

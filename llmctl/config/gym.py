@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from llmctl.config.base import Config
+from llmctl.config.base import Config, parted
 
 PACKAGE = "reasoning-gym"
 
@@ -53,8 +53,7 @@ class GymConfig(Config):
     @field_validator("tasks", mode="before")
     @classmethod
     def _tasks_by_name(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            value = [part.strip() for part in value.split(",") if part.strip()]
+        value = parted(value)
         if not isinstance(value, list | tuple):
             return value
         return [{"name": one} if isinstance(one, str) else one for one in value]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from llmctl.config.base import Config, compiled, digest_of
+from llmctl.config.base import Config, compiled, digest_of, parted
 from llmctl.config.servers import ServerConfig
 
 
@@ -205,8 +205,7 @@ RewardConfig = Annotated[
 
 def listed(value: Any) -> Any:
     """Rewards as blocks: a text names some, parted by commas; `file.py:function` names a function of one's own."""
-    if isinstance(value, str):
-        value = [part.strip() for part in value.split(",") if part.strip()]
+    value = parted(value)
     if not isinstance(value, list | tuple):
         return value
     return [_block(one) if isinstance(one, str) else one for one in value]

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from llmctl.config.base import Config, compiled
+from llmctl.config.base import Config, compiled, parted
 from llmctl.config.load import build, read_yaml
 
 OutputType = Literal["multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until"]
@@ -318,8 +318,7 @@ def _folder() -> Traversable:
 
 def read_tasks(value: Any) -> Any:
     """What `tasks` is given as, names and files separated by commas or listed, read into mappings."""
-    if isinstance(value, str):
-        value = [one.strip() for one in value.split(",") if one.strip()]
+    value = parted(value)
     return [read_task(one) for one in value] if isinstance(value, Sequence) else value
 
 

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from llmctl.config.base import Config
+from llmctl.config.base import Config, parted
 from llmctl.config.serve import ToolFormat
 
 ToolName = Literal["calculator", "python"]
 
 
-def _names(value: Any) -> Any:
-    """A text names some, parted by commas."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
-
-
 class ToolsConfig(Config):
     """Tools that a policy may call; it is told of them, and what they give is read and never learned."""
 
-    names: Annotated[tuple[ToolName, ...], BeforeValidator(_names)] = Field(
+    names: Annotated[tuple[ToolName, ...], BeforeValidator(parted)] = Field(
         default=(), description="what may be called: calculator, python (programs in the sandbox); none where empty"
     )
     calls: int = Field(default=4, ge=1, le=1000, description="calls in one answer; one that would make more is cut")
