@@ -97,11 +97,7 @@ def _columns(artifact: Artifact) -> Iterator[tuple[list[str], pa.Array]]:
         if artifact.kind == "documents":
             yield ids, batch.column("text")
             continue
-        names = [
-            name
-            for name in ("prompt", "question", "choices", "messages", "chosen", "rejected")
-            if name in batch.schema.names
-        ]
+        names = [name for name in TAUGHT if name in batch.schema.names]
         rows = batch.select(names).to_pylist()
         yield ids, pa.array(["\n".join(texts_in(row)) for row in rows], pa.string())
 
