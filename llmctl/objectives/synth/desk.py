@@ -23,7 +23,7 @@ from llmctl.objectives.synth.teacher import Teacher
 
 Numbered = tuple[int, Question]
 """A question and its number among all that are ever asked at its step, on which its seeds depend."""
-ScoredIds = Callable[[Sequence[Message], str], tuple[int, ...]]
+ScoredIds = Callable[[Sequence[Message], str], Sequence[int]]
 """Ids of a chat with its answer, as a reward model reads them."""
 Fault = Callable[[Question, Said], str]
 """What is wrong with an answer to a question; empty where nothing is."""
@@ -138,30 +138,36 @@ class Desk:
             [Ask(messages(question), self.seeds(ANSWERS, number, config.samples)) for number, question in asked]
         )
         self.tally.enter(ANSWERS, [one.text for several in said for one in several])
-        return [
-            self.sifted(question, several, fault, judged=judged)
-            for (_, question), several in zip(asked, said, strict=True)
-        ]
+        return self.sifted([question for _, question in asked], said, fault, judged=judged)
 
     def sifted(
         self,
-        question: Question,
-        said: Sequence[Said],
+        questions: Sequence[Question],
+        said: Sequence[Sequence[Said]],
         fault: Fault = no_fault,
         *,
         judged: bool = True,
-    ) -> list[Said]:
-        """Each answer with its reward, or with what is wrong with it; arguments as for `answered`."""
-        sifted = [one if one.fault else replace(one, fault=fault(question, one)) for one in self._sieve.sifted(said)]
-        if not judged or not self._rewards.names:
-            return sifted
-        samples = [self._sample(question, one) for one in sifted if not one.fault]
-        found = iter(self._rewards.judge(samples))
-        return [one if one.fault else self._verdict(one, next(found)) for one in sifted]
+    ) -> list[list[Said]]:
+        """Each answer to each question with its reward, or with what is wrong with it; arguments as for `answered`.
+
+        All of them are judged together: a judge behind a server, a sandbox and a reward model take many at a time.
+        """
+        of = [question for question, several in zip(questions, said, strict=True) for _ in several]
+        sifted = self._sieve.sifted([one for several in said for one in several])
+        sifted = [
+            one if one.fault else replace(one, fault=fault(question, one))
+            for question, one in zip(of, sifted, strict=True)
+        ]
+        if judged and self._rewards.names:
+            samples = [self._sample(question, one) for question, one in zip(of, sifted, strict=True) if not one.fault]
+            found = iter(self._rewards.judge(samples))
+            sifted = [one if one.fault else self._verdict(one, next(found)) for one in sifted]
+        in_order = iter(sifted)
+        return [[next(in_order) for _ in several] for several in said]
 
     def _sample(self, question: Question, one: Said) -> Sample:
         ids = self._scored_ids(question.messages, one.text) if self._scored_ids is not None else ()
-        return Sample(question.spoken, one.text, question.answer, one.tokens, question.fields, ids)
+        return Sample(question.spoken, one.text, question.answer, one.tokens, question.fields, tuple(ids))
 
     def _verdict(self, one: Said, judged: Judged) -> Said:
         if judged.missing:

@@ -52,7 +52,7 @@ class Passages:
         for batch in read_batches(inputs["documents"], ["id", "text", "source"]):
             for name, text, source in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                 found += [
-                    Question(f"{name}?passage-{number}", [], None, name, source, {}, passage)
+                    Question(f"{name}?passage-{number}", [], None, name, source, {PASSAGE: passage}, passage)
                     for number, passage in enumerate(passages_in(text, self._way.passage_words))
                     if len(passage.split()) >= self._way.least_passage_words
                 ]

@@ -68,9 +68,11 @@ class Revisions(Answers):
         desk.tally.enter(REVISIONS, [draft.first.text for draft in drafts])
         for turn in range(self._way.rounds):
             drafts = self._revised(drafts, turn, desk)
-        for question, own in itertools.groupby(drafts, key=lambda draft: draft.question):
-            several = list(own)
-            yield from self._written(question, several, desk)
+        groups = [list(own) for _, own in itertools.groupby(drafts, key=lambda draft: draft.question)]
+        questions = [own[0].question for own in groups]
+        sifted = desk.sifted(questions, [[draft.last for draft in own] for own in groups])
+        for question, own, said in zip(questions, groups, sifted, strict=True):
+            yield from self._written(question, own, said, desk)
 
     def _begun(self, asked: Sequence[Numbered], desk: Desk) -> Iterator[Draft]:
         """All whole answers, whatever they are worth."""
@@ -118,9 +120,10 @@ class Revisions(Answers):
         order = pick(self._principles, len(self._principles), self._config.seed, draft.question.id, str(draft.number))
         return order[turn % len(order)]
 
-    def _written(self, question: Question, drafts: Sequence[Draft], desk: Desk) -> Iterator[dict[str, Any]]:
-        """What is made of the drafts of one question."""
-        said = desk.sifted(question, [draft.last for draft in drafts])
+    def _written(
+        self, question: Question, drafts: Sequence[Draft], said: Sequence[Said], desk: Desk
+    ) -> Iterator[dict[str, Any]]:
+        """What is made of the drafts of one question, and of what is known of their last texts."""
         messages = instructed(question.messages, self._config.instructed if self._config.keep_instruction else "")
         if self._way.write == "chats":
             yield from chats(question, messages, said, desk, REVISIONS)

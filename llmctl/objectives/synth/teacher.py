@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
-from llmctl.config.errors import InputError
+from llmctl.config.errors import InputError, InterruptedRunError, LlmctlError
 from llmctl.config.synth import SynthConfig
 from llmctl.evals.remote import BAD_ANSWER, Connection, FailedError, card_of, name_of
 from llmctl.inference.conversation import open_engine
@@ -112,18 +112,16 @@ class ServerTeacher:
         """Each answer by a request of its own, as many at a time as `running` says.
 
         Raises:
-            InputError: the server is gone, is busy for long, or lets nobody in.
+            InputError: the server lets nobody in.
+            InterruptedRunError: it is gone, or busy for long.
         """
         with ThreadPoolExecutor(self._config.running) as threads:
-            waiting = [[threads.submit(self._one, ask, seed) for seed in ask.seeds] for ask in asks]
-            try:
-                return [[one.result() for one in several] for several in waiting]
-            except BaseException:
-                threads.shutdown(wait=False, cancel_futures=True)
-                raise
+            every = [(ask, seed) for ask in asks for seed in ask.seeds]
+            said = iter(list(threads.map(self._one, every)))  # where one raises, no further one is asked
+        return [[next(said) for _ in ask.seeds] for ask in asks]
 
-    def _one(self, ask: Ask, seed: int) -> Said:
-        config = self._config
+    def _one(self, one: tuple[Ask, int]) -> Said:
+        (ask, seed), config = one, self._config
         body = {
             "model": self._name,
             "messages": [dict(message) for message in ask.messages],
@@ -138,11 +136,11 @@ class ServerTeacher:
             text, reason = str(choice["message"]["content"] or "").strip(), str(choice["finish_reason"])
             asked, tokens = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
         except FailedError as error:
-            if error.status not in (*NOT_THIS_ONE, http.client.OK):
-                raise InputError(
-                    f"{config.server.url}: {error}", hint="what was answered is kept: the same command goes on"
-                ) from None
-            return Said("", 0, fault="refused", missing=str(error))
+            if error.status in (*NOT_THIS_ONE, http.client.OK):
+                return Said("", 0, fault="refused", missing=str(error))
+            kind: type[LlmctlError] = InputError if error.refuses else InterruptedRunError
+            hint = "what was answered is kept: the same command goes on"
+            raise kind(f"{config.server.url}: {error}", hint=hint) from None
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             return Said("", 0, fault="refused", missing=f"{BAD_ANSWER}: {type(error).__name__}: {error}")
         return Said(text, tokens, fault=_fault(text, reason), asked=asked)

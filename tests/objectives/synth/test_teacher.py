@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from llmctl.config.errors import GateError, InputError
+from llmctl.config.errors import GateError, InputError, InterruptedRunError
 from llmctl.objectives.synth.said import Ask
 from llmctl.objectives.synth.teacher import ServerTeacher, sources
 from llmctl.pipeline.execute import Call, execute
@@ -85,9 +85,9 @@ def right(question, reason="stop"):
 def test_a_run_whose_server_dies_goes_on_where_it_was(stages, prompts, scripted):
     scripted.answers = lambda asked, question: right(question) if asked <= 16 else (503, {"error": {"message": "no"}})
     call = Call(stage_named("synth"), served(scripted.url, running=1), {"prompts": prompts})
-    with pytest.raises(InputError, match="HTTP 503: no") as raised:
+    with pytest.raises(InterruptedRunError, match="HTTP 503: no") as raised:
         execute(call, stages.store, Silent())
-    assert "the same command goes on" in raised.value.hint
+    assert (raised.value.exit_code, "the same command goes on" in raised.value.hint) == (75, True)
     scripted.answers = lambda asked, question: right(question)
     before = scripted.asked
     made = execute(call, stages.store, Silent()).artifact
@@ -121,3 +121,23 @@ def test_a_server_that_was_started_again_is_the_same_teacher():
     assert sources(config, one) == sources(config, other)
     assert sources(config, one)[0] == "big-model.synth"
     assert sources(config, {**one, "id": "Other"}) != sources(config, one)
+
+
+def test_a_judge_hears_the_answers_of_many_prompts_at_a_time(stages, teacher, prompts, scripted):
+    both = threading.Event()
+
+    def verdict(asked, told):
+        if asked > 1:
+            both.set()
+        assert both.wait(20)  # the first has its verdict once the second has been asked for
+        wanted, _, said = told.partition("\n")
+        return 200, {"choices": [{"message": {"content": f"Score: {10 * (said == wanted)}"}}]}
+
+    scripted.answers = verdict
+    judge = {"kind": "judge", "url": f"{scripted.url}/v1", "template": "{answer}\n{completion}", "at_once": 2}
+    judged, exact = (
+        stages("synth", synth(rewards=rewards, temperature=1.5), input=teacher, prompts=prompts)
+        for rewards in ([judge], "exact")
+    )
+    assert table(judged) == table(exact)
+    assert 0 < len(table(judged)) < len(ALL)
