@@ -48,7 +48,7 @@ class FailedError(Exception):
     @property
     def refuses(self) -> bool:
         """Whether it will answer no such request, however often it is asked."""
-        return http.client.BAD_REQUEST <= self.status < http.client.INTERNAL_SERVER_ERROR
+        return http.client.BAD_REQUEST <= self.status < http.client.INTERNAL_SERVER_ERROR and self.status not in BUSY
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as waiting
 
 import torch
 
@@ -32,7 +33,7 @@ class Ahead:
     @torch.no_grad()
     def begin(self, work: Callable[[Transformer], object]) -> None:
         """Take over the weights, and do `work` with them."""
-        self.wait()
+        self.require()
         theirs = self._model.state_dict(keep_vars=True)
         for name, mine in self._copy.state_dict(keep_vars=True).items():
             if mine is not theirs[name]:
@@ -40,6 +41,11 @@ class Ahead:
         self._doing = self._thread.submit(work, self._copy)
 
     def wait(self) -> None:
+        """Until it is done, whatever came of it."""
+        if self._doing is not None:
+            waiting([self._doing])
+
+    def require(self) -> None:
         """Until it is done; raises what it raised, each time."""
         if self._doing is not None:
             self._doing.result()

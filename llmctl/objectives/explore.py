@@ -165,7 +165,7 @@ class Explorer:
         return [value for part in self._strategy.gather(values) for value in part]
 
     def settle(self) -> None:
-        """Wait for what is drawn ahead, which then lies in `job.work`."""
+        """Wait for what is drawn ahead, which then lies in `job.work`; what went wrong is raised by who needs it."""
         if self._ahead is not None:
             self._ahead.wait()
 
@@ -183,7 +183,8 @@ class Explorer:
         """The one of that number: at hand, on the disk, or made now."""
         if self._held is not None and self._held[0] == number:
             return self._held[1]
-        self.settle()
+        if self._ahead is not None:
+            self._ahead.require()
         path = rollout_file(self._asked.job.work, number)
         at_hand = kept(path) if self._plan.rank == 0 and path.is_file() else None
         made = self._strategy.gather(at_hand)[0] or self._keep(number, self._strategy.model)

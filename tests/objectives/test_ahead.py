@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llmctl.config.errors import InterruptedRunError
+from llmctl.config.errors import GateError, InterruptedRunError
 from llmctl.data.rollouts import FILE
 from llmctl.model import huggingface
 from llmctl.model.kernels import attend_through
@@ -60,3 +60,23 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_been(guesser, copying, who
     job = job_of(tmp_path, guesser, copying, **AHEAD)
     train(job)
     assert_same(job, whole)
+
+
+ONCE = """
+asked = 0
+
+def score(completion, answer, **row):
+    global asked
+    asked += 1
+    if asked > 80:
+        raise ValueError("no more")
+    return float(completion.strip() == answer)
+"""
+
+
+def test_steps_are_saved_though_what_is_drawn_beside_them_fails(guesser, copying, tmp_path):
+    (tmp_path / "own.py").write_text(ONCE)  # of the first rollout's answers, and of no later ones
+    job = job_of(tmp_path, guesser, copying, rewards=f"{tmp_path}/own.py:score", missing="stop", **AHEAD)
+    with pytest.raises(GateError, match="no reward: score: ValueError: no more"):
+        train(job)
+    assert (job.work / "step-000003").is_dir()  # complete once the next is begun: that of step 4 was

@@ -14,6 +14,7 @@ import pytest
 
 from llmctl.config.errors import InputError, InterruptedRunError
 from llmctl.data.rollouts import FILE
+from llmctl.evals.remote import FailedError
 from llmctl.objectives.grpo import train
 from llmctl.pipeline.job import Silent
 from llmctl.train.launch import _free_port
@@ -154,6 +155,11 @@ def saying(choice, status=200):
 def test_a_server_that_says_too_little_is_refused(guesser, copying, tmp_path, choice, status, fault):
     with saying(choice, status) as url, pytest.raises(InputError, match=fault):
         train(job_of(tmp_path, guesser, copying, steps=4, server={"url": url}))
+
+
+def test_a_server_that_is_busy_does_not_refuse():
+    statuses = (0, 200, 400, 401, 404, 408, 422, 429, 500, 503)
+    assert [status for status in statuses if FailedError("", status).refuses] == [400, 401, 404, 422]
 
 
 @pytest.mark.skipif(not REAL, reason="LLMCTL_TEST_VLLM_PYTHON names no interpreter that has vLLM")
