@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -12,7 +11,8 @@ from llmctl.config.errors import InputError
 from llmctl.evals.requests import Prompt
 from llmctl.model import scoring
 from llmctl.model.device import choose_device
-from llmctl.tokens.chat import render_training
+from llmctl.store.artifact import Artifact
+from llmctl.tokens.chat import render_answer
 from llmctl.tokens.tokenizer import Tokenizer
 
 AT_ONCE = 256  # texts, whose ids are held at one time
@@ -25,16 +25,17 @@ class Scorer:
     turn ends.
 
     Args:
-        directory: of the checkpoint.
+        given: the checkpoint.
         device: where it runs.
 
     Raises:
-        InputError: it gives no scores.
+        InputError: it gives no scores, or scores of something else than whole answers.
     """
 
-    def __init__(self, directory: Path, device: Device) -> None:
-        self._model = scoring.load(directory, dtype=torch.float32).to(choose_device(device)).eval()
-        self._tokenizer = Tokenizer.open(directory)
+    def __init__(self, given: Artifact, device: Device) -> None:
+        scoring.require_whole(given)
+        self._model = scoring.load(given.data, dtype=torch.float32).to(choose_device(device)).eval()
+        self._tokenizer = Tokenizer.open(given.data)
 
     def score(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
         """The score of each text as the answer to its prompt.
@@ -51,11 +52,10 @@ class Scorer:
 
     def _ids(self, prompt: Prompt, text: str) -> list[int]:
         asked = prompt.messages if prompt.chat else [{"role": "user", "content": prompt.text}]
-        ids, spoken = render_training(self._tokenizer, [*asked, {"role": "assistant", "content": text}])
-        end = max(place for place, said in enumerate(spoken) if said) + 1
-        if end > (context := self._model.config.context):
+        ids = render_answer(self._tokenizer, asked, text)
+        if len(ids) > (context := self._model.config.context):
             raise InputError(
-                f"a text with its prompt has {end} tokens, the reward model reads {context}",
+                f"a text with its prompt has {len(ids)} tokens, the reward model reads {context}",
                 hint="give a smaller --budget, or fewer --shots",
             )
-        return ids[:end]
+        return ids

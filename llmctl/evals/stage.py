@@ -46,10 +46,12 @@ class EvaluationData:
     Attributes:
         heldout: the split to measure loss on; None where no rows are known.
         tasks: what is asked, the questions of --choices among them.
+        scorer: the reward model that chooses among several texts; None where there is none.
     """
 
     heldout: Rows | None
     tasks: tuple[Loaded, ...]
+    scorer: Scorer | None = None
 
 
 def run(job: Job[EvalConfig]) -> Product:
@@ -139,7 +141,7 @@ def _served(job: Job[EvalConfig], found: Found) -> EvaluationData:
     tasks = tuple(loaded(task, config, job.group("data"), None, chat=chat) for task in config.all_tasks)
     if chat and (cued := [task.config.task for task in tasks if task.config.budget.tokens and task.config.budget.cue]):
         job.progress.note(f"{', '.join(cued)}: a chat over a server is cut where its budget ends, without its cue")
-    data = EvaluationData(None, tasks)
+    data = EvaluationData(None, tasks, _scorer(job))
     fetched: Fetched = job.fetched
     model = RemoteModel(config.server, fetched.card or card_of(config.server), config.max_running)
     found.add(results.CHECKPOINT, *_asked(job, model, data))
@@ -199,7 +201,11 @@ def gather(job: Job[EvalConfig], tokenizer: Tokenizer, context: int) -> Evaluati
         learned_chat = bool(checkpoint.manifest.semantic.get("chat", False))
         tasks.append(_choices(config, questions, chat=learned_chat if config.chat == "auto" else config.chat))
     tasks += [loaded(task, config, data, tokenizer, chat=config.chat is True) for task in config.all_tasks]
-    return EvaluationData(heldout, tuple(tasks))
+    return EvaluationData(heldout, tuple(tasks), _scorer(job))
+
+
+def _scorer(job: Job[EvalConfig]) -> Scorer | None:
+    return Scorer(job.artifact("scorer"), job.config.device) if "scorer" in job.inputs else None
 
 
 def _choices(config: EvalConfig, given: Input, *, chat: bool) -> Loaded:
@@ -302,10 +308,9 @@ def _asked(job: Job[EvalConfig], model: Model, data: EvaluationData) -> tuple[Fi
     config, fetched = job.config, job.fetched or Fetched()
     figures: Figures = {}
     tasks: list[Measured] = []
-    scorer = Scorer(job.artifact("scorer").data, config.device) if "scorer" in job.inputs else None
     with RequestCache(fetched.requests, model.identity) as cache:
         for task in data.tasks:
-            tasks.append(measured(task, model, cache, config, _reporter(job, task.config.task), scorer))
+            tasks.append(measured(task, model, cache, config, _reporter(job, task.config.task), data.scorer))
             figures |= tasks[-1].figures
             for reason, count in sorted(tasks[-1].skipped.items()):
                 job.progress.note(f"{task.config.task}: {count} of {len(task.items)} items left out: {reason}")

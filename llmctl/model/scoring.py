@@ -13,6 +13,7 @@ from llmctl.config.errors import InputError, IntegrityError
 from llmctl.model import huggingface
 from llmctl.model.attention import packed
 from llmctl.model.transformer import Transformer
+from llmctl.store.artifact import Artifact
 from llmctl.store.files import publish_bytes
 from llmctl.tokens.batch import padded_groups
 
@@ -58,6 +59,18 @@ def save_head(directory: Path, weight: Tensor) -> None:
     from safetensors.torch import save
 
     publish_bytes(directory / FILE, save({WEIGHT: weight.contiguous()}, {"format": "pt"}))
+
+
+def require_whole(given: Artifact) -> None:
+    """Refuse a checkpoint whose scores are of something else than whole answers.
+
+    Raises:
+        InputError: so they are.
+    """
+    if (head := given.manifest.semantic.get("head", HEAD)) != HEAD:
+        raise InputError(
+            f"{given.ref} scores {head}, not whole answers", hint="train one with llmctl reward --preferences"
+        )
 
 
 def load(directory: Path, *, dtype: torch.dtype | None = None) -> Transformer:

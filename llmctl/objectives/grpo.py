@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from llmctl.config.errors import UsageError
+from llmctl.config.errors import InputError, UsageError
 from llmctl.config.grpo import GrpoConfig
 from llmctl.data.rollouts import FILE
 from llmctl.model import scoring
@@ -26,7 +26,7 @@ from llmctl.objectives.rewards.registry import Rewards, Score
 from llmctl.objectives.rewards.scorer import check_scorer, scorer_of
 from llmctl.objectives.rollouts import gathered
 from llmctl.objectives.served import Server
-from llmctl.objectives.start import check_same_tokens, fill_id, longest, open_model, open_tokenizer
+from llmctl.objectives.start import check_same_tokens, context_of, fill_id, longest, open_model, open_tokenizer
 from llmctl.objectives.tools.talk import Talks
 from llmctl.pipeline.job import FileFacts, Job, Product
 from llmctl.store.artifact import Artifact
@@ -37,7 +37,13 @@ from llmctl.train.ranks import environment
 
 
 def run(job: Job[GrpoConfig]) -> Product:
-    """Train here, or with ranks."""
+    """Refuse inputs that do not go together; train here, or with ranks.
+
+    Raises:
+        InputError: the reward model scores something else than whole answers of this policy.
+        UsageError: of prompts and gym both are given, or neither; or a model or a server that nothing looks at.
+    """
+    _check_given(job)
     return launch.start(job, "llmctl.objectives.grpo:train")
 
 
@@ -46,7 +52,6 @@ def train(job: Job[GrpoConfig]) -> Product:
 
     Raises:
         InputError: a prompt is malformed or leaves no room for an answer, or no answer gets a reward.
-        UsageError: a model or a server is given that nothing looks at.
     """
     given, config = job.artifact(), job.config
     tokenizer = open_tokenizer(given)
@@ -66,7 +71,9 @@ def train(job: Job[GrpoConfig]) -> Product:
     )
     _tell(job, prompts, length)
     rewards = Rewards(config.rewards, config.reward_timeout_s, _scorer(job))
-    rewards.check(prompts.kept)
+    if _judges(job):
+        rewards.check(prompts.kept)
+    server = Server(config.server, tokenizer, given.data) if config.server.url else None
     model = open_model(given, tokenizer, config.base)
     start = adapter.begin(model, config.lora, config.seed)
     if config.policy.baseline == "value":
@@ -75,11 +82,8 @@ def train(job: Job[GrpoConfig]) -> Product:
     replay = Replay(job, prompts.kept) if "replay" in job.inputs else None
     if replay is not None:
         replay.check_enough(steps)
-        if config.server.url:
-            raise UsageError("a replay draws nothing, and server.url is given", hint="leave out one of them")
     kept = replay is not None and replay.keeps_reference and config.needs_reference
     reference = None if kept else _reference(job)
-    server = Server(config.server, tokenizer, given.data) if config.server.url and replay is None else None
     asked = Asked(job, tokenizer, prompts.kept, rewards, reference, fill_id(given, tokenizer), replay, server, talks)
     objective = PolicyObjective(asked, config)
     held = HeldOutPrompts(asked, prompts.held, config) if prompts.held else None
@@ -116,16 +120,39 @@ def _talks(config: GrpoConfig, tokenizer: Tokenizer, length: int, *, chat: bool)
     return Talks(tokenizer, config.tools, length)
 
 
-def _questions(job: Job[GrpoConfig]) -> tuple[Iterable[Question], str]:
-    """What is asked, and where it comes from.
-
-    Raises:
-        UsageError: of prompts and gym both are given, or neither.
-    """
-    gym = job.config.gym
-    if ("prompts" in job.inputs) == (gym is not None):
-        told = "neither" if gym is None else "both"
+def _check_given(job: Job[GrpoConfig]) -> None:
+    """What can be told of the inputs before a rank is started or a prompt is read; errors are those of `run`."""
+    config = job.config
+    if ("prompts" in job.inputs) == (config.gym is not None):
+        told = "neither" if config.gym is None else "both"
         raise UsageError(f"grpo takes one of prompts and gym, and got {told}", hint="give --prompts REF or --gym TASKS")
+    if "reference" in job.inputs and not config.needs_reference:
+        raise UsageError("policy.kl.weight is 0, so no reference is looked at", hint="leave out --reference")
+    if "replay" in job.inputs and config.server.url:
+        raise UsageError("a replay draws nothing, and server.url is given", hint="leave out one of them")
+    scorer = job.artifact("scorer") if "scorer" in job.inputs else None
+    if scorer is not None or _judges(job):
+        check_scorer(config.rewards, scorer)
+    if scorer is None:
+        return
+    policy = job.artifact()
+    check_same_tokens(policy, scorer, hint="policy and reward model must read the same ids")
+    length, reads = longest(policy, config.max_tokens), context_of(scorer)
+    if length > reads:
+        raise InputError(
+            f"a prompt with its answer may have {length} tokens, and {scorer.ref} reads {reads}",
+            hint=f"give max_tokens={reads}, or a reward model that reads more",
+        )
+
+
+def _judges(job: Job[GrpoConfig]) -> bool:
+    """Whether answers are judged: those that are learned from again have been, and held-out ones are given anew."""
+    return "replay" not in job.inputs or job.config.heldout_fraction > 0
+
+
+def _questions(job: Job[GrpoConfig]) -> tuple[Iterable[Question], str]:
+    """What is asked, and where it comes from."""
+    gym = job.config.gym
     if gym is not None:
         return gym_questions(gym), "reasoning-gym"
     return prompts_of(job.inputs["prompts"]), job.inputs["prompts"].ref
@@ -146,8 +173,6 @@ def _steps(config: GrpoConfig, prompts: int) -> int:
 def _reference(job: Job[GrpoConfig]) -> Any:
     """The model to stay close to: the one given, or the one to start from; None where nothing looks at it."""
     if not job.config.needs_reference:
-        if "reference" in job.inputs:
-            raise UsageError("policy.kl.weight is 0, so no reference is looked at", hint="leave out --reference")
         return None
     policy = job.artifact()
     given = job.artifact("reference") if "reference" in job.inputs else policy
@@ -158,13 +183,10 @@ def _reference(job: Job[GrpoConfig]) -> Any:
 
 
 def _scorer(job: Job[GrpoConfig]) -> Score | None:
-    """The reward model, where one of the rewards asks for it."""
-    given = job.artifact("scorer") if "scorer" in job.inputs else None
-    check_scorer(job.config.rewards, given)
-    if given is None:
+    """The reward model, where one is given and answers are judged."""
+    if "scorer" not in job.inputs or not _judges(job):
         return None
-    check_same_tokens(job.artifact(), given, hint="policy and reward model must read the same ids")
-    return scorer_of(given.data, _device(job), torch.float32)
+    return scorer_of(job.artifact("scorer").data, _device(job), torch.float32)
 
 
 def _device(job: Job[GrpoConfig]) -> torch.device:

@@ -161,6 +161,16 @@ def render_training(
     return ids, learned
 
 
+def render_answer(tokenizer: Tokenizer, messages: Sequence[Message], answer: str) -> list[int]:
+    """Ids of a chat with the assistant's answer, up to the one that ends its turn: what a reward model reads.
+
+    Raises:
+        InputError: as `render_training`.
+    """
+    ids, spoken = render_training(tokenizer, [*messages, {"role": "assistant", "content": answer}])
+    return ids[: max(place for place, said in enumerate(spoken) if said) + 1]
+
+
 def _spans(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[tuple[int, int]]:
     """Where the assistant speaks in the rendered chat."""
 

@@ -145,5 +145,8 @@ def test_what_has_nothing_to_choose_among_is_told_first(evals: Evals, scorer: Ar
         evals.run({"tasks": "piqa", "draws": 2}, ROWS)
     with pytest.raises(InputError, match=r"has no score.safetensors: it gives no scores"):
         evals.run({**task, "draws": 2}, ROWS, {"scorer": evals.checkpoint})
+    of_steps = scorer.manifest.model_copy(update={"semantic": {**scorer.manifest.semantic, "head": "steps"}})
+    with pytest.raises(InputError, match="reward@v1 scores steps, not whole answers"):
+        evals.run({**task, "draws": 2}, ROWS, {"scorer": Artifact(scorer.path, of_steps, "reward@v1")})
     with pytest.raises(ValueError, match="greater than or equal to 1"):
         EvalConfig.model_validate({"tasks": "gsm8k", "budget": "0,4"})

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 
 from llmctl.config.dpo import RewardConfig
 from llmctl.config.errors import ConfigError, GateError, InputError, InterruptedRunError, UsageError
-from llmctl.config.grpo import GrpoConfig
+from llmctl.config.grpo import DrawsConfig, GrpoConfig
 from llmctl.config.load import build
 from llmctl.data.rollouts import FILE, answers_of_step
 from llmctl.data.split import is_heldout
@@ -25,11 +26,14 @@ from llmctl.inference.engine import Engine
 from llmctl.inference.request import Request
 from llmctl.model import huggingface, scoring
 from llmctl.model.kernels import attend_through
-from llmctl.objectives.grpo import train
+from llmctl.objectives.grpo import run, train
+from llmctl.objectives.rewards.rules import Sample
+from llmctl.objectives.rewards.scorer import scorer_of
 from llmctl.objectives.start import open_model, open_tokenizer
 from llmctl.pipeline.execute import Call, execute
 from llmctl.pipeline.job import Job, Silent
 from llmctl.pipeline.stages import stage_named
+from llmctl.store.artifact import Artifact
 from llmctl.tokens.tokenizer import Tokenizer
 from tests.conftest import LLMCTL, environment
 
@@ -327,7 +331,12 @@ def test_what_cannot_be_judged_is_told_before_the_first_answer(guesser, copying,
         train(job)
     assert not list(job.work.iterdir())
     with pytest.raises(UsageError, match="takes one of prompts and gym, and got neither"):
-        train(replace(job, inputs={"input": guesser}))
+        run(replace(job, inputs={"input": guesser}))
+    with pytest.raises(UsageError, match="no reference is looked at"):
+        run(replace(job, inputs={**job.inputs, "reference": guesser}))
+    with pytest.raises(UsageError, match="a replay draws nothing, and server.url is given"):
+        served = job.config.model_copy(update={"server": DrawsConfig(url="http://127.0.0.1:9/v1")})
+        run(replace(job, inputs={**job.inputs, "replay": guesser}, config=served))
 
 
 def test_a_reward_model_judges(stages, guesser, copying, write_preferences):
@@ -346,6 +355,28 @@ def test_a_reward_model_judges(stages, guesser, copying, write_preferences):
         stages("grpo", grpo(steps=4, rewards="scorer"), input=guesser, prompts=copying)
     with pytest.raises(UsageError, match="no reward looks at --scorer"):
         stages("grpo", grpo(steps=4), input=guesser, prompts=copying, scorer=scorer)
+    # What was judged is not judged again.
+    replayed = {"input": guesser, "prompts": copying, "replay": made}
+    call = Call(stage_named("grpo"), grpo(steps=4, rewards="scorer"), replayed, name="again.grpo")
+    again = execute(call, stages.store, Silent()).artifact
+    assert again.file("model.safetensors").read_bytes() == made.file("model.safetensors").read_bytes()
+
+
+def test_a_reward_model_says_nothing_of_what_it_cannot_read(stages, guesser, copying, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(guesser.data, folder)
+    scoring.save_head(folder, torch.ones(1, 32))
+    score = scorer_of(folder, torch.device("cpu"), torch.float32)
+    (fits, why), *others = score([Sample("", "", ids=(1,) * count) for count in (64, 65, 3)])
+    assert (np.isfinite(fits), why) == (True, "")
+    assert others[0] == (None, "with its prompt it is longer than the 64 tokens that the reward model reads")
+    assert others[1][0] == pytest.approx(score([Sample("", "", ids=(1,) * 3)])[0][0])
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").chmod(0o644)
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 16}))
+    short = Artifact(tmp_path, guesser.manifest, "short.reward@v1")
+    with pytest.raises(InputError, match="may have 32 tokens, and short.reward@v1 reads 16"):
+        stages("grpo", grpo(steps=1, rewards="scorer"), input=guesser, prompts=copying, scorer=short)
 
 
 def test_adapters_learn_too(stages, guesser, copying):

@@ -32,7 +32,9 @@ RULES: Final[dict[str, Callable[[Sample, Any], float]]] = {
     "length": rules.length,
     "repetition": rules.repetition,
 }
-Score = Callable[[Sequence[Sample]], Sequence[float]]
+Value = tuple[float | None, str]
+"""A value and no reason, or no value and a reason."""
+Score = Callable[[Sequence[Sample]], list[Value]]
 """A reward model: scores of many answers at once."""
 
 
@@ -42,8 +44,8 @@ class Judge(Protocol):
     def check(self) -> None:
         """An `LlmctlError` where it cannot judge."""
 
-    def __call__(self, samples: Sequence[Sample], /) -> list[tuple[float | None, str]]:
-        """A value and no reason, or no value and a reason, for each answer."""
+    def __call__(self, samples: Sequence[Sample], /) -> list[Value]:
+        """Of each answer."""
 
     def close(self) -> None:
         """End what it started."""
@@ -147,19 +149,19 @@ class Rewards:
             found.append(Judged(math.nan if missing else math.fsum(weighted), parts, missing))
         return found
 
-    def _column(self, name: str, config: RewardConfig, samples: Sequence[Sample]) -> list[tuple[float | None, str]]:
-        """A value and no reason, or no value and a reason, for each answer."""
+    def _column(self, name: str, config: RewardConfig, samples: Sequence[Sample]) -> list[Value]:
+        """What one reward says of each answer."""
         if isinstance(config, ScorerReward):
             assert self._score is not None, "the stage refuses a scorer without its model"
-            return [_finite(value) for value in self._score(samples)]
+            return self._score(samples)
         if name in self._judges:
             return self._judges[name](samples)
         return [self._one(name, config, sample) for sample in samples]
 
-    def _one(self, name: str, config: RewardConfig, sample: Sample) -> tuple[float | None, str]:
+    def _one(self, name: str, config: RewardConfig, sample: Sample) -> Value:
         try:
             guarded = self._guarded.get(name)
-            return _finite(guarded(sample) if guarded is not None else RULES[config.kind](sample, config))
+            return finite(guarded(sample) if guarded is not None else RULES[config.kind](sample, config))
         except NoRewardError as error:
             return None, str(error)
 
@@ -179,7 +181,8 @@ class Rewards:
         self.close()
 
 
-def _finite(value: float) -> tuple[float | None, str]:
+def finite(value: float) -> Value:
+    """The value, where it is a number."""
     return (value, "") if math.isfinite(value) else (None, f"its value is {value}")
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from llmctl.config.errors import InputError, UsageError
+from llmctl.config.errors import UsageError
 from llmctl.config.rewards import RewardConfig, ScorerReward
 from llmctl.model import scoring
-from llmctl.objectives.rewards.registry import Score
+from llmctl.objectives.rewards.registry import Score, Value, finite
 from llmctl.objectives.rewards.rules import Sample
 from llmctl.store.artifact import Artifact
 
@@ -29,18 +29,19 @@ def check_scorer(rewards: Sequence[RewardConfig], given: Artifact | None) -> Non
         return
     if not wanted:
         raise UsageError("no reward looks at --scorer", hint="leave it out, or add scorer to the rewards")
-    if (head := given.manifest.semantic.get("head", scoring.HEAD)) != scoring.HEAD:
-        raise InputError(
-            f"{given.ref} scores {head}, not whole answers", hint="train one with llmctl reward --preferences"
-        )
+    scoring.require_whole(given)
 
 
 def scorer_of(directory: Path, device: torch.device, dtype: torch.dtype) -> Score:
     """Open the reward model in `directory`. Errors are those of `llmctl.model.scoring.load`."""
     model = scoring.load(directory, dtype=dtype).to(device).eval()
+    most = model.config.context
+    beyond = f"with its prompt it is longer than the {most} tokens that the reward model reads"
 
-    def score(samples: Sequence[Sample]) -> list[float]:
-        """Read at the last token of each answer, which ends its turn unless it was cut."""
-        return scoring.last_scores(model, [sample.ids for sample in samples])
+    def score(samples: Sequence[Sample]) -> list[Value]:
+        """Read at the last token of each answer, which ends its turn unless it was cut; none of what is too long."""
+        rows = [sample.ids for sample in samples]
+        scores = iter(scoring.last_scores(model, [row for row in rows if len(row) <= most]))
+        return [finite(next(scores)) if len(row) <= most else (None, beyond) for row in rows]
 
     return score

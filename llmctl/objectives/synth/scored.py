@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from typing import Any
 
 import torch
 
 from llmctl.model.device import choose_device
-from llmctl.objectives.asked import Message
 from llmctl.objectives.rewards.registry import Score
 from llmctl.objectives.rewards.scorer import check_scorer, scorer_of
 from llmctl.objectives.start import open_tokenizer
 from llmctl.objectives.synth.desk import ScoredIds
 from llmctl.pipeline.job import Job
-from llmctl.tokens.chat import render_training
+from llmctl.tokens.chat import render_answer
 
 
 def reward_model(job: Job[Any]) -> tuple[Score | None, ScoredIds | None]:
@@ -23,11 +22,5 @@ def reward_model(job: Job[Any]) -> tuple[Score | None, ScoredIds | None]:
     check_scorer(job.config.rewards, given)
     if given is None:
         return None, None
-    tokenizer = open_tokenizer(given)
-
-    def ids(messages: Sequence[Message], answer: str) -> tuple[int, ...]:
-        """Up to the end of the answer's turn, as it was trained (`llmctl.objectives.pairs`)."""
-        found, spoken = render_training(tokenizer, [*messages, {"role": "assistant", "content": answer}], "last")
-        return tuple(found[: max(place for place, learned in enumerate(spoken) if learned) + 1])
-
-    return scorer_of(given.data, choose_device(job.config.device), torch.float32), ids
+    score = scorer_of(given.data, choose_device(job.config.device), torch.float32)
+    return score, functools.partial(render_answer, open_tokenizer(given))
