@@ -13,6 +13,8 @@ from llmctl.data.tables import read_parquet, read_rows
 from llmctl.objectives.targets import shown
 from llmctl.store.artifact import Artifact, Input
 
+ASKED = ("prompt", "question", "instruction")
+"""Columns that may hold what is asked; the first that is there does."""
 OWN_COLUMNS = ("id", "prompt", "answer", "document", "source", "messages")
 Message = Mapping[str, str]
 
@@ -79,13 +81,14 @@ def _of_chats(given: Input) -> Iterator[Question]:
 
 
 def prompts_of(given: Input) -> Iterator[Question]:
-    """The questions of a `prompts` artifact or of a file with columns prompt and answer, in their order.
+    """The questions of a `prompts` artifact or of a file with columns of `ASKED` and answer, in their order.
 
     Raises:
         InputError: a malformed row, named, or a file of an unknown format.
     """
     for number, row in enumerate(_rows(given), start=1):
-        where, asked, wanted = f"{given.ref}: prompt {number}", row.get("prompt"), row.get("answer")
+        where, wanted = f"{given.ref}: prompt {number}", row.get("answer")
+        asked = next((row[name] for name in ASKED if row.get(name)), None)
         if not asked or not isinstance(asked, str | list):
             raise InputError(f"{where} must be a string or messages: {shown(asked)}", hint='give {"prompt", "answer"}')
         if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, str | int | float)):

@@ -17,6 +17,7 @@ from llmctl.model.device import choose_device
 from llmctl.objectives import adapter, checkpoint
 from llmctl.objectives.explore import FOLDER, Asked
 from llmctl.objectives.heldout_prompts import HeldOutPrompts
+from llmctl.objectives.preferred import first_measured
 from llmctl.objectives.prompts import Prompts, read_prompts
 from llmctl.objectives.rewarded import PolicyObjective
 from llmctl.objectives.rewards.registry import Rewards, Score
@@ -65,7 +66,7 @@ def train(job: Job[GrpoConfig]) -> Product:
     objective = PolicyObjective(asked, config)
     steps = config.steps or _steps(config, len(prompts.kept))
     held = HeldOutPrompts(asked, prompts.held, config) if prompts.held else None
-    fitted = fit(job, model, objective, steps=steps, heldout_rows=held)
+    fitted = fit(job, model, objective, steps=steps, heldout_rows=held, measured_before=True)
     if fitted.weights is not None:
         fitted.weights.pop(scoring.WEIGHT, None)  # what was expected of answers is of no use to who asks for one
     rows = gathered(sorted((job.work / FOLDER).glob("*.parquet")), job.out / FILE)
@@ -74,6 +75,7 @@ def train(job: Job[GrpoConfig]) -> Product:
         "dropped.overlong": len(prompts.overlong),
         "answers": rows,
         "logprob_gap": _largest_gap(job.metrics_file),
+        **_before(job.metrics_file),
     }
     asked_about = job.inputs["prompts"]
     about_held = isinstance(asked_about, Artifact) and "heldout_fraction" in asked_about.manifest.semantic
@@ -87,6 +89,12 @@ def _largest_gap(metrics: Path) -> float:
     """Of the whole run, what went before an interrupt among it."""
     with open(metrics, encoding="utf-8") as lines:
         return max((json.loads(line).get("logprob_gap", 0.0) for line in lines), default=0.0)
+
+
+def _before(metrics: Path) -> dict[str, float]:
+    """The held-out reward before the first step, where prompts are held out."""
+    first = first_measured(metrics)
+    return {"before_heldout_reward": first["heldout_reward"]} if "heldout_reward" in first else {}
 
 
 def _steps(config: GrpoConfig, prompts: int) -> int:
