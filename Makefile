@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STORE ?= demo
 # A file stays on one process, which makes its fixtures once; one process more than cores, since many wait for others.
 TOGETHER := -n $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --maxprocesses 5 --dist loadfile
-CHAT := $(BIN)/llmctl chat demo.dpo --store $(STORE) --max-tokens 60
+CHAT := $(BIN)/llmctl chat demo.grpo --store $(STORE) --max-tokens 60
 
 .PHONY: help setup setup-dev demo serve test test-quick lint format bench clean
 
@@ -34,12 +34,17 @@ demo: setup  ## raw text to a served model: train, evaluate, answer (at most 12 
 	@$(BIN)/llmctl show demo.dpo --store $(STORE) | grep heldout_
 	@echo; echo "== Evaluation: held-out documents and questions about functions that the model never saw =="
 	@$(BIN)/llmctl show demo.eval --store $(STORE)
+	@echo; echo "== Rewards: answers of ten to sixteen words, to held-out questions before and after grpo =="
+	@$(BIN)/llmctl show demo.grpo --store $(STORE) | grep heldout_
+	@echo; echo "== Distillation: held-out answers to a student alone, and to the same student with the teacher =="
+	@$(BIN)/llmctl show demo.alone --store $(STORE) | grep heldout_loss
+	@$(BIN)/llmctl show demo.distill --store $(STORE) | grep heldout_loss
 	@echo; echo "== Three sample answers =="
 	@$(CHAT) 'What does `os.path.join` do?' 'What does `json.dumps` do?' 'What does `random.shuffle` do?'
-	@echo "Serve it:  $(BIN)/llmctl serve demo.dpo --store $(STORE)"
+	@echo "Serve it:  $(BIN)/llmctl serve demo.grpo --store $(STORE)"
 
 serve: setup  ## serve the demo's model on http://127.0.0.1:8000
-	@$(BIN)/llmctl serve demo.dpo --store $(STORE)
+	@$(BIN)/llmctl serve demo.grpo --store $(STORE)
 
 test: setup-dev  ## the whole test suite
 	$(BIN)/python -m pytest -q $(TOGETHER)

@@ -15,13 +15,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from ruamel.yaml import YAML
 
+from llmctl.data.rollouts import FILE as ROLLOUTS
+from llmctl.store.artifact import Artifact
 from llmctl.store.store import Store
 from llmctl.store.verify import verify_store
 from tests.conftest import LLMCTL, environment
 
+REWARDS = [{"kind": "regex", "pattern": "[ae]"}]
+RECIPES = Path(__file__).parents[1] / "recipes"
 WORDS = (
     "data flows through the house and every page goes down to the tokens before it comes up again as an answer".split()
 )
@@ -104,7 +109,7 @@ def test_a_killed_stage_publishes_nothing_after_it(shell: Any, notes: Path, tmp_
 
 def test_the_demo_goes_from_documentation_to_a_gain_on_held_out_pairs(llmctl: Any, tmp_path: Path) -> None:
     """The recipe itself, its numbers made small, on made-up documentation."""
-    recipe = YAML(typ="safe").load((Path(__file__).parents[1] / "recipes" / "demo.yaml").read_text())
+    recipe = YAML(typ="safe").load((RECIPES / "demo.yaml").read_text())
     chance, known = random.Random(1), sorted(set(WORDS))
     with open(tmp_path / "docs.jsonl", "w") as lines:
         for number in range(150):
@@ -120,6 +125,10 @@ def test_the_demo_goes_from_documentation_to_a_gain_on_held_out_pairs(llmctl: An
         "sft": {"steps": 4, "batch_rows": 4, "max_tokens": 128},
         "quiz": {"choices": 2},
         "dpo": {"steps": 15, "max_tokens": 128, "row_tokens": 256, "optimizer": {"lr": 1e-3}},
+        "grpo": {"steps": 2, "group": 4, "prompts_per_rollout": 2, "max_new_tokens": 8, "rewards": REWARDS},
+        "small": {"steps": 2, "batch_rows": 2},
+        "alone": {"steps": 2, "max_tokens": 128},
+        "distill": {"steps": 2, "max_tokens": 128},
     }
     for step, fields in small.items():
         recipe["steps"][step]["with"] = {**recipe["steps"][step]["with"], **fields}
@@ -136,6 +145,23 @@ def test_the_demo_goes_from_documentation_to_a_gain_on_held_out_pairs(llmctl: An
     assert f"{totals['heldout_pairs']} held-out pairs, before and after: loss" in done.stderr
     evaluated = store.resolve("demo.eval").manifest
     assert evaluated.inputs["input"].digest == store.resolve("demo.dpo").digest
+    check_rewards(store.resolve("demo.grpo"))
+    student, alone = store.resolve("demo.distill").manifest, store.resolve("demo.alone").manifest
+    assert student.inputs["input"].digest == store.resolve("demo.grpo").digest
+    assert student.inputs["student"] == alone.inputs["input"]
+    assert student.totals["heldout_targets"] == alone.totals["heldout_targets"] > 0  # both figures are of the same text
+
+
+def check_rewards(policy: Artifact) -> None:
+    """Every answer was judged, and the likeliest ones to held-out questions before and after."""
+    rows = pq.read_table(policy.data / ROLLOUTS).to_pylist()
+    assert len(rows) == 2 * 8
+    for row in rows:
+        assert row["reward"] == float(bool(set("ae") & set(row["completion"])))
+    totals = policy.manifest.totals
+    assert totals["heldout_prompts"] > 0
+    assert 0 <= totals["before_heldout_reward"] <= 1
+    assert 0 <= totals["heldout_reward"] <= 1
 
 
 def wait_for(condition: Any, seconds: float = 120) -> None:

@@ -28,7 +28,9 @@ SPEAKERS: Final = {
 }
 # What Parquet fills in where other messages of the file have the key.
 SAYS_NOTHING: Final[tuple[Any, ...]] = (None, "", [])
-CHAT_FORMS = "messages, ShareGPT's conversations, Alpaca's instruction and output, or prompt and completion"
+CHAT_FORMS = (
+    "messages, ShareGPT's conversations, Alpaca's instruction and output, prompt and completion, or question and answer"
+)
 PREFERENCE_FORMS = "prompt, chosen and rejected, or prompt, completion and label"
 
 
@@ -54,6 +56,9 @@ def _chat(row: Row, where: str) -> Row:
     if row.get("completion") is not None:
         prompt, completion = _prompt(row, where), _answer(row, "completion", where)
         return {**row, "messages": [*prompt, *completion]}
+    if row.get("question") is not None:  # as in GSM8K's own files
+        question, answer = (_text(row.get(name), f"{where}: {name!r}") for name in ("question", "answer"))
+        return {**row, "messages": [_message("user", question), _message("assistant", answer)]}
     raise InputError(f"{where}: no 'messages'", hint=f"a row of chats has {CHAT_FORMS}")
 
 

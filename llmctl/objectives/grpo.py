@@ -19,6 +19,7 @@ from llmctl.objectives.asked import Question, prompts_of
 from llmctl.objectives.explore import FOLDER, Asked
 from llmctl.objectives.gym import gym_questions
 from llmctl.objectives.heldout_prompts import HeldOutPrompts
+from llmctl.objectives.preferred import first_measured
 from llmctl.objectives.prompts import Prompts, read_prompts
 from llmctl.objectives.replay import Replay
 from llmctl.objectives.rewarded import PolicyObjective
@@ -87,7 +88,7 @@ def train(job: Job[GrpoConfig]) -> Product:
     asked = Asked(job, tokenizer, prompts.kept, rewards, reference, fill_id(given, tokenizer), replay, server, talks)
     objective = PolicyObjective(asked, config)
     held = HeldOutPrompts(asked, prompts.held, config) if prompts.held else None
-    fitted = fit(job, model, objective, steps=steps, heldout_rows=held)
+    fitted = fit(job, model, objective, steps=steps, heldout_rows=held, measured_before=True)
     if fitted.weights is None:  # the leader publishes
         return Product(checkpoint.SCHEMA)
     fitted.weights.pop(scoring.WEIGHT, None)  # what was expected of answers is of no use to who asks for one
@@ -97,6 +98,7 @@ def train(job: Job[GrpoConfig]) -> Product:
         "dropped.overlong": len(prompts.overlong),
         "answers": rows,
         "logprob_gap": _largest_gap(job.metrics_file),
+        **_before(job.metrics_file),
     }
     asked_about = job.inputs.get("prompts")
     about_held = isinstance(asked_about, Artifact) and "heldout_fraction" in asked_about.manifest.semantic
@@ -162,6 +164,12 @@ def _largest_gap(metrics: Path) -> float:
     """Of the whole run, what went before an interrupt among it."""
     with open(metrics, encoding="utf-8") as lines:
         return max((json.loads(line).get("logprob_gap", 0.0) for line in lines), default=0.0)
+
+
+def _before(metrics: Path) -> dict[str, float]:
+    """The held-out reward before the first step, where prompts are held out."""
+    first = first_measured(metrics)
+    return {"before_heldout_reward": first["heldout_reward"]} if "heldout_reward" in first else {}
 
 
 def _steps(config: GrpoConfig, prompts: int) -> int:

@@ -180,13 +180,21 @@ def test_the_reward_of_prompts_that_are_held_out(stages, guesser, write_prompts)
     learned = {row["prompt_id"] for row in answers_in(made)}
     assert held
     assert not learned & {row["id"] for row in held}
-    with Engine.open(made.data) as engine:
-        bos = engine.tokenizer.bos_id
-        asked = [Request([bos, *engine.tokenizer.encode(row["prompt"])], max_tokens=4, temperature=0.0) for row in held]
-        right = [said.text.strip() == row["answer"] for said, row in zip(engine.generate(asked), held, strict=True)]
     totals = made.manifest.totals
-    assert (totals["heldout_prompts"], totals["heldout_reward"]) == (len(held), pytest.approx(np.mean(right)))
-    assert [row["step"] for row in metrics_of(made) if "heldout_reward" in row] == [4, 8]
+    assert totals["heldout_prompts"] == len(held)
+    assert totals["before_heldout_reward"] == pytest.approx(share_right(guesser, held))
+    assert totals["heldout_reward"] == pytest.approx(share_right(made, held))
+    assert [row["step"] for row in metrics_of(made) if "heldout_reward" in row] == [0, 4, 8]
+
+
+def share_right(checkpoint, rows):
+    """How many of the likeliest answers are the wanted ones."""
+    with Engine.open(checkpoint.data) as engine:
+        bos = engine.tokenizer.bos_id
+        asked = [Request([bos, *engine.tokenizer.encode(row["prompt"])], max_tokens=4, temperature=0.0) for row in rows]
+        return np.mean(
+            [one.text.strip() == row["answer"] for one, row in zip(engine.generate(asked), rows, strict=True)]
+        )
 
 
 def assert_same(job, whole):
