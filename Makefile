@@ -5,8 +5,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STORE ?= demo
-# A file stays on one process, which makes its fixtures once; one process more than cores, since many wait for others.
-TOGETHER := -n $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --maxprocesses 5 --dist loadfile
+# A file stays on one process, which makes its fixtures once, and none of the long ones comes last, as with the order of
+# xdist; one process more than cores, since many wait for others.
+TOGETHER := -n $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1) --maxprocesses 5 --dist loadfile --no-loadscope-reorder
 CHAT := $(BIN)/llmctl chat demo.grpo --store $(STORE) --max-tokens 60
 
 .PHONY: help setup setup-dev demo serve test test-quick lint format bench clean

@@ -336,7 +336,7 @@ def test_rollouts_keep_what_was_drawn_beside_what_a_tool_gave(learned, tokenizer
     shown = next(row for row in answers_of_step(learned, 1) if row["own"] is not None)
     assert [line.partition(" ")[0] for line in spoken(shown)] == ["->", "<-", "->"]
     assert spoken(shown)[1] == f"<- [tool] {shown['turns'][1]['text']}"
-    assert metrics_of(learned)[0]["tool_tokens"] > 1
+    assert metrics_of(learned)[1]["tool_tokens"] > 1
 
 
 def test_it_learns_on_what_reasoning_gym_asks(stages, unsure):

@@ -115,12 +115,11 @@ def test_what_a_server_refuses_or_garbles_is_counted(stages, prompts, scripted):
         ServerTeacher(served(scripted.url), {"id": "m"}).answer([Ask([{"role": "user", "content": "one two"}], (1,))])
 
 
-def test_a_server_that_was_started_again_is_the_same_teacher():
+def test_a_server_gives_its_models_name_and_digest():
     config = synth(server={"url": "http://127.0.0.1:9/v1"})
-    one, other = ({"id": "Big/Model", "created": when, "permission": [{"id": when}]} for when in (1, 2))
-    assert sources(config, one) == sources(config, other)
-    assert sources(config, one)[0] == "big-model.synth"
-    assert sources(config, {**one, "id": "Other"}) != sources(config, one)
+    name, digests = sources(config, {"id": "Big/Model"})
+    assert name == "big-model.synth"
+    assert digests == sources(config, {"id": "Big/Model"})[1] != sources(config, {"id": "Other"})[1]
 
 
 def test_a_judge_hears_the_answers_of_many_prompts_at_a_time(stages, teacher, prompts, scripted):

@@ -234,7 +234,7 @@ def test_a_way_is_given_what_it_asks_about(stages, teacher, prompts, tmp_path):
     documents = written(tmp_path / "d.jsonl", [{"id": "d", "text": "one two"}], "documents")
     with pytest.raises(UsageError, match="way=answers asks about --prompts or --chats, and got --documents"):
         stages("synth", synth(), input=teacher, documents=documents)
-    with pytest.raises(UsageError, match=r"sums\.sft@v\d and http://127.0.0.1:9/v1 are both teachers"):
+    with pytest.raises(UsageError, match=r"sums\.sft@v\d+ and http://127.0.0.1:9/v1 are both teachers"):
         both = synth(server={"url": "http://127.0.0.1:9/v1"})
         run(Job(both, {"input": teacher, "prompts": prompts}, tmp_path, tmp_path, tmp_path / "m", Silent(), None))
     with pytest.raises(UsageError, match="way=questions asks about documents alone"):
