@@ -21,25 +21,23 @@ int level(void) {
     return 0;
 }
 
-/* The sums of sixteen vectors, each in its lane: four rounds in which two vectors become one. */
+/* The sums of LANES vectors, each in its lane: rounds in which two vectors become one. */
 INLINE lanes sums_of(lanes *x) {
-#define FOLD(count, ...)                                                                                             \
+#define FOLD(count, step, ...)                                                                                       \
     for (int i = 0; i < count; i++) {                                                                                \
-        whole_lanes first = {__VA_ARGS__}, second = first + STEP;                                                      \
+        whole_lanes first = {__VA_ARGS__}, second = first + step;                                                    \
         x[i] = __builtin_shuffle(x[2 * i], x[2 * i + 1], first) + __builtin_shuffle(x[2 * i], x[2 * i + 1], second); \
     }
-#define STEP 8
-    FOLD(8, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23)
-#undef STEP
-#define STEP 4
-    FOLD(4, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27)
-#undef STEP
-#define STEP 2
-    FOLD(2, 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29)
-#undef STEP
-#define STEP 1
-    FOLD(1, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
-#undef STEP
+#if LANES == 16
+    FOLD(8, 8, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23)
+    FOLD(4, 4, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27)
+    FOLD(2, 2, 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29)
+    FOLD(1, 1, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
+#else
+    FOLD(4, 4, 0, 1, 2, 3, 8, 9, 10, 11)
+    FOLD(2, 2, 0, 1, 4, 5, 8, 9, 12, 13)
+    FOLD(1, 1, 0, 2, 4, 6, 8, 10, 12, 14)
+#endif
 #undef FOLD
     return x[0];
 }
@@ -50,9 +48,10 @@ INLINE void attend_heads(const Attention *job, int64_t row, int64_t kv_head, int
     const int64_t parts = width / LANES, heads = 2 * job->kv_heads, seen = job->places[2 * row + 1];
     const int32_t *table = job->tables + job->places[2 * row] * job->table_width;
     const int64_t stride = cache_kind == FLOAT ? 4 : cache_kind == BFLOAT16 ? 2 : 1;
-    lanes q[TOGETHER][WIDEST / LANES], mixed[TOGETHER][WIDEST / LANES], sums[TOGETHER], held[LANES * WIDEST / LANES];
+    lanes q[TOGETHER][WIDEST / LANES], mixed[TOGETHER][WIDEST / LANES], sums[TOGETHER], held[WIDEST];
     float peaks[TOGETHER], weights[TOGETHER][LANES];
-    const whole_lanes steps = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    whole_lanes steps;
+    for (int t = 0; t < LANES; t++) steps[t] = t;
     for (int g = 0; g < count; g++) {
         peaks[g] = LEAST;
         sums[g] = all(0.0f);

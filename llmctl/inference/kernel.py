@@ -21,7 +21,7 @@ from llmctl.model.attention import Scoring
 from llmctl.model.positions import Angles
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # as in kernel.c
-LANES, WIDEST_HEAD = 16, 256  # as in kernel.c
+LANES, WIDEST_HEAD = 16, 256  # the most numbers of a register, and as in kernel.c
 PANEL = 32  # as in linear.c
 BUILDS = ("kernel", "kernel_avx2", "kernel_avx512", "kernel_avx512bf16")  # by `level` of kernel.c; see setup.py
 

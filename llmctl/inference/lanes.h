@@ -1,7 +1,6 @@
-/* What kernel.c, linear.c and block.c have in common: sixteen numbers at a time, in float whatever they are stored as.
-
-   A vector of 64 bytes becomes as many registers as the processor's are wide. The code is compiled once for each kind of
-   processor (setup.py), and kernel.py loads the best that the machine runs. */
+/* What kernel.c, linear.c and block.c have in common: as many numbers at a time as a register holds, in float whatever they
+   are stored as. The code is compiled once for each kind of processor (setup.py), and kernel.py loads the best that the
+   machine runs. */
 
 #ifndef LLMCTL_LANES_H
 #define LLMCTL_LANES_H
@@ -12,17 +11,21 @@
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
+#if defined(__AVX512F__)
 #define LANES 16
+#else /* two registers where they hold four */
+#define LANES 8
+#endif
 
 enum { FLOAT = 0, BFLOAT16 = 1, INT8 = 2 };
 
-typedef float lanes __attribute__((vector_size(64)));
-typedef float loose_lanes __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t whole_lanes __attribute__((vector_size(64)));
-typedef uint16_t half_lanes __attribute__((vector_size(32)));
-typedef uint16_t loose_half_lanes __attribute__((vector_size(32), aligned(2), may_alias));
-typedef int32_t loose_whole_lanes __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int8_t loose_byte_lanes __attribute__((vector_size(16), aligned(1), may_alias));
+typedef float lanes __attribute__((vector_size(4 * LANES)));
+typedef float loose_lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t whole_lanes __attribute__((vector_size(4 * LANES)));
+typedef uint16_t half_lanes __attribute__((vector_size(2 * LANES)));
+typedef uint16_t loose_half_lanes __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef int32_t loose_whole_lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int8_t loose_byte_lanes __attribute__((vector_size(LANES), aligned(1), may_alias));
 
 INLINE lanes all(float value) { return value - (lanes){0}; }
 
@@ -30,7 +33,7 @@ INLINE lanes chosen(whole_lanes where, lanes yes, lanes no) {
     return (lanes)((where & (whole_lanes)yes) | (~where & (whole_lanes)no));
 }
 
-/* Sixteen numbers from place `at` on. */
+/* LANES numbers from place `at` on. */
 INLINE lanes load(const void *from, int64_t at, int kind) {
     if (kind == FLOAT) return *(const loose_lanes *)((const float *)from + at);
     if (kind == INT8) return __builtin_convertvector(*(const loose_byte_lanes *)((const int8_t *)from + at), lanes);
@@ -38,7 +41,7 @@ INLINE lanes load(const void *from, int64_t at, int kind) {
     return (lanes)(wide << 16);
 }
 
-/* Store sixteen numbers; to bfloat16 rounded to nearest, ties to even. */
+/* Store LANES numbers; to bfloat16 rounded to nearest, ties to even. */
 INLINE void store(void *to, int64_t at, lanes x, int kind) {
     if (kind == FLOAT) {
         *(loose_lanes *)((float *)to + at) = x;
