@@ -13,8 +13,10 @@
 #define INLINE static inline __attribute__((always_inline))
 #if defined(__AVX512F__)
 #define LANES 16
-#else /* two registers where they hold four */
+#elif defined(__AVX__)
 #define LANES 8
+#else
+#define LANES 4
 #endif
 
 enum { FLOAT = 0, BFLOAT16 = 1, INT8 = 2 };

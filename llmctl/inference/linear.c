@@ -10,24 +10,16 @@
 
 #define PANEL 32                   /* outputs whose weights lie together */
 #define HIGH ((int32_t)0xFFFF0000) /* the later number of a pair of bfloat16 */
-/* A vector here is one register, unlike `lanes`, which GCC keeps in memory where it takes several; and as many rows are
-   served at once as leave their sums, two or four vectors each, in registers. */
-#if defined(__AVX512F__)
-#define BYTES 64
+#define STRETCH 128                /* numbers of a row that are made floats at a time */
+/* As many rows are served at once as leave their sums, two or four vectors each, in registers. */
+#if LANES == 16
 #define ROWS 12
-#elif defined(__AVX__)
-#define BYTES 32
+#elif LANES == 8
 #define ROWS 6
 #else
-#define BYTES 16
 #define ROWS 3
 #endif
-#define STRETCH 128 /* numbers of a row that are made floats at a time */
-#define WIDE (BYTES / 4)
-#define PARTS(rows) (PANEL / WIDE == 2 || (rows) > 3 ? 2 : 4)
-
-typedef float wide __attribute__((vector_size(BYTES), aligned(4), may_alias));
-typedef int32_t whole_wide __attribute__((vector_size(BYTES), aligned(4), may_alias));
+#define PARTS(rows) (PANEL / LANES == 2 || (rows) > 3 ? 2 : 4)
 
 /* Add what is to be added to the sums of one row and some outputs, and store them. */
 static void finish(const Linear *job, int64_t column, int64_t row, const float *sums, int count, int kind) {
@@ -60,21 +52,21 @@ static void widen(const uint16_t *x, float *out, int64_t count) {
 INLINE void product(const Linear *job, int64_t panel, int column, int64_t first, const int rows, const int parts,
                     const int kind) {
     const int64_t K = job->width;
-    wide sums[ROWS][4];
+    lanes sums[ROWS][4];
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
-        for (int p = 0; p < parts; p++) sums[r][p] = (wide){0};
+        for (int p = 0; p < parts; p++) sums[r][p] = all(0.0f);
     if (kind == FLOAT) {
         const float *weight = (const float *)job->weight + panel * K * PANEL + column;
         const float *x = (const float *)job->x + first * K;
         for (int64_t k = 0; k < K; k++) {
-            wide some[4];
+            lanes some[4];
 #pragma GCC unroll 4
-            for (int p = 0; p < parts; p++) some[p] = *(const wide *)(weight + k * PANEL + p * WIDE);
+            for (int p = 0; p < parts; p++) some[p] = *(const loose_lanes *)(weight + k * PANEL + p * LANES);
 #pragma GCC unroll 12
             for (int r = 0; r < rows; r++) {
-                const wide factor = x[r * K + k] - (wide){0};
+                const lanes factor = all(x[r * K + k]);
 #pragma GCC unroll 4
                 for (int p = 0; p < parts; p++) sums[r][p] += factor * some[p];
             }
@@ -84,9 +76,9 @@ INLINE void product(const Linear *job, int64_t panel, int column, int64_t first,
         const uint16_t *x = (const uint16_t *)job->x + first * K;
 #if defined(__AVX512BF16__)
         for (int64_t k = 0; k < K / 2; k++) {
-            whole_wide some[4];
+            whole_lanes some[4];
 #pragma GCC unroll 4
-            for (int p = 0; p < parts; p++) some[p] = *(const whole_wide *)(weight + k * PANEL + p * WIDE);
+            for (int p = 0; p < parts; p++) some[p] = *(const loose_whole_lanes *)(weight + k * PANEL + p * LANES);
 #pragma GCC unroll 12
             for (int r = 0; r < rows; r++) {
                 int32_t pair;
@@ -94,7 +86,7 @@ INLINE void product(const Linear *job, int64_t panel, int column, int64_t first,
                 const __m512bh factors = (__m512bh)_mm512_set1_epi32(pair);
 #pragma GCC unroll 4
                 for (int p = 0; p < parts; p++)
-                    sums[r][p] = (wide)_mm512_dpbf16_ps((__m512)sums[r][p], factors, (__m512bh)some[p]);
+                    sums[r][p] = (lanes)_mm512_dpbf16_ps((__m512)sums[r][p], factors, (__m512bh)some[p]);
             }
         }
 #else
@@ -107,15 +99,15 @@ INLINE void product(const Linear *job, int64_t panel, int column, int64_t first,
                 /* The earlier numbers of the pairs, then the later ones: both at once would not fit the registers. */
 #pragma GCC unroll 2
                 for (int later = 0; later < 2; later++) {
-                    wide some[4];
+                    lanes some[4];
 #pragma GCC unroll 4
                     for (int p = 0; p < parts; p++) {
-                        const whole_wide both = *(const whole_wide *)(pairs + p * WIDE);
-                        some[p] = later ? (wide)(both & HIGH) : (wide)(both << 16);
+                        const whole_lanes both = *(const loose_whole_lanes *)(pairs + p * LANES);
+                        some[p] = later ? (lanes)(both & HIGH) : (lanes)(both << 16);
                     }
 #pragma GCC unroll 12
                     for (int r = 0; r < rows; r++) {
-                        const wide factor = factors[r][2 * k + later] - (wide){0};
+                        const lanes factor = all(factors[r][2 * k + later]);
 #pragma GCC unroll 4
                         for (int p = 0; p < parts; p++) sums[r][p] += factor * some[p];
                     }
@@ -128,14 +120,14 @@ INLINE void product(const Linear *job, int64_t panel, int column, int64_t first,
     for (int r = 0; r < rows; r++) {
         float held[PANEL];
 #pragma GCC unroll 4
-        for (int p = 0; p < parts; p++) *(wide *)(held + p * WIDE) = sums[r][p];
-        finish(job, panel * PANEL + column, first + r, held, parts * WIDE, kind);
+        for (int p = 0; p < parts; p++) *(loose_lanes *)(held + p * LANES) = sums[r][p];
+        finish(job, panel * PANEL + column, first + r, held, parts * LANES, kind);
     }
 }
 
 /* `rows` rows from `first` on times one panel. */
 INLINE void panel_product(const Linear *job, int64_t panel, int64_t first, const int rows) {
-    for (int column = 0; column < PANEL; column += PARTS(rows) * WIDE)
+    for (int column = 0; column < PANEL; column += PARTS(rows) * LANES)
         if (job->kind == FLOAT)
             product(job, panel, column, first, rows, PARTS(rows), FLOAT);
         else
