@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 from pydantic.fields import FieldInfo
 
 NOT_SEMANTIC = {"semantic": False}
@@ -74,6 +74,10 @@ def compiled(pattern: str) -> str:
     except re.error as error:
         raise ValueError(f"no regular expression: {error}") from None
     return pattern
+
+
+Pattern = Annotated[str, AfterValidator(compiled)]
+"""Of Python's re, refused where it is none."""
 
 
 def digest_of(path: str, known: str | None = None) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from llmctl.config.base import Config, compiled, digest_of, parted
+from llmctl.config.base import Config, Pattern, digest_of, parted
 from llmctl.config.servers import ServerConfig
 
 
@@ -34,13 +34,8 @@ class RegexReward(_Reward):
     """1 where a pattern is found."""
 
     kind: Literal["regex"] = Field(default="regex", description="which reward")
-    pattern: str = Field(min_length=1, max_length=10_000, description="of Python's re; searched for unless whole")
+    pattern: Pattern = Field(min_length=1, max_length=10_000, description="of Python's re; searched for unless whole")
     whole: bool = Field(default=False, description="whether all of the answer must match")
-
-    @field_validator("pattern")
-    @classmethod
-    def _compiles(cls, value: str) -> str:
-        return compiled(value)
 
 
 class JsonReward(_Reward):
@@ -132,7 +127,7 @@ class JudgeReward(_Reward):
         description="what the judge is told; {prompt}, {completion}, {answer}, {rubric}, {low}, {high} and "
         "{a column of the prompt's row} are filled in",
     )
-    pattern: str = Field(
+    pattern: Pattern = Field(
         default=r"(?i)score\s*[:=]\s*\**\s*(-?\d+(?:\.\d+)?)",
         max_length=10_000,
         description="of Python's re, whose first group is the score; the last place where it is found counts",
@@ -147,7 +142,7 @@ class JudgeReward(_Reward):
     @field_validator("pattern")
     @classmethod
     def _has_a_group(cls, value: str) -> str:
-        if re.compile(compiled(value)).groups < 1:
+        if re.compile(value).groups < 1:
             raise ValueError("needs a group that holds the score, such as Score: (\\d+)")
         return value
 

@@ -6,29 +6,12 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from llmctl.config.base import INTEGER_LIMIT, Config, compiled, execution, named
+from llmctl.config.base import INTEGER_LIMIT, Config, Pattern, execution, named
+from llmctl.config.decontaminate import OverlapConfig
 from llmctl.config.devices import Device, Precision
 from llmctl.config.rewards import RewardConfig, listed
 from llmctl.config.servers import ServerConfig
 from llmctl.config.ways import AnswersConfig, ThoughtsConfig, WayConfig
-
-
-class ContaminationConfig(Config):
-    """What of a question or an answer counts as taken from an evaluation set."""
-
-    ngram_words: int = Field(13, ge=1, le=100, description="Words in a row that count as overlap.")
-    min_words: int = Field(
-        8,
-        ge=1,
-        le=100,
-        description="An evaluation text of fewer words than ngram_words, but at least so many, is looked for whole.",
-    )
-
-    @model_validator(mode="after")
-    def _ordered(self) -> ContaminationConfig:
-        if self.min_words > self.ngram_words:
-            raise ValueError(f"min_words {self.min_words} is above ngram_words {self.ngram_words}")
-        return self
 
 
 class PriceConfig(Config):
@@ -65,11 +48,11 @@ class SynthConfig(Config):
         description="Put behind the last question when the teacher is asked, such as: Think step by step.",
     )
     keep_instruction: bool = Field(False, description="Leave the instruction in the chats that are written.")
-    form: str = Field("", max_length=10_000, description="Pattern of Python's re that every answer must hold.")
+    form: Pattern = Field("", max_length=10_000, description="Pattern of Python's re that every answer must hold.")
     least_words: int = Field(1, ge=1, description="Shorter answers are dropped.")
     most_words: int | None = Field(None, ge=1, description="Longer answers are dropped.")
-    contamination: ContaminationConfig | None = Field(
-        default_factory=lambda: ContaminationConfig.model_validate({}),
+    contamination: OverlapConfig | None = Field(
+        default_factory=OverlapConfig,
         description="Drop what shares so many words in a row with an evaluation set (--against NAME=REF, and the "
         "held-out chats of --chats); null looks for none.",
     )
@@ -96,11 +79,6 @@ class SynthConfig(Config):
     def _rewards_by_name(cls, value: Any) -> Any:
         return listed(value)
 
-    @field_validator("form")
-    @classmethod
-    def _form_compiles(cls, value: str) -> str:
-        return compiled(value)
-
     @property
     def instructed(self) -> str:
         """What is put behind the last question."""
@@ -126,7 +104,7 @@ class SynthConfig(Config):
 
     @model_validator(mode="after")
     def _pairs_can_be_made(self) -> SynthConfig:
-        if self.way.name != "preferences":
+        if not self.way.compares:
             return self
         if self.samples < 2:
             raise ValueError("way=preferences compares answers to one prompt: give --samples 2 or more")

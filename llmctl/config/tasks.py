@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from llmctl.config.base import Config, compiled, parted
+from llmctl.config.base import Config, Pattern, parted
 from llmctl.config.load import build, read_yaml
 
 OutputType = Literal["multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until"]
@@ -69,15 +69,10 @@ class MetricConfig(Config):
     ignore_case: bool = Field(default=False, description="exact_match: compare in lower case")
     ignore_punctuation: bool = Field(default=False, description="exact_match: compare without ASCII punctuation")
     ignore_numbers: bool = Field(default=False, description="exact_match: compare without ASCII digits")
-    regexes_to_ignore: Annotated[tuple[str, ...], BeforeValidator(_listed)] = Field(
+    regexes_to_ignore: Annotated[tuple[Pattern, ...], BeforeValidator(_listed)] = Field(
         default=(), description="exact_match: patterns that are cut out of both sides first, in order"
     )
     k: int = Field(default=1, ge=1, le=10_000, description="pass: how many answers may be tried")
-
-    @field_validator("regexes_to_ignore")
-    @classmethod
-    def _compile(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(map(compiled, value))
 
     @model_validator(mode="after")
     def _follows(self) -> MetricConfig:
@@ -101,15 +96,10 @@ class FilterStep(Config):
     function: Literal[
         "regex", "take_first", "take_first_k", "majority_vote", "lowercase", "uppercase", "remove_whitespace", "math"
     ] = Field(description="what is done; math takes what stands between the first and the last dollar sign")
-    regex_pattern: str = Field(default=r"#### (\-?[0-9\.\,]+)", description="regex: what to look for")
+    regex_pattern: Pattern = Field(default=r"#### (\-?[0-9\.\,]+)", description="regex: what to look for")
     group_select: int = Field(default=0, description="regex: which match; -1 for the last")
     fallback: str = Field(default="[invalid]", description="regex: the answer where nothing matches")
     k: int = Field(default=1, ge=1, description="take_first_k: how many answers to keep")
-
-    @field_validator("regex_pattern")
-    @classmethod
-    def _compiles(cls, value: str) -> str:
-        return compiled(value)
 
 
 class FilterConfig(Config):

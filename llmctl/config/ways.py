@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from llmctl.config.base import Config, digest_of
+from llmctl.config.base import Config, Pattern, digest_of
 
 NEW_TASK = """Here are some tasks:
 
@@ -46,10 +46,15 @@ MostSimilar = Annotated[
 
 
 class _Way(Config):
-    """One way; `asks` says which inputs it takes, any one of them."""
+    """One way.
+
+    `asks` says which inputs it takes, any one of them; `compares`, whether a row is made of two answers, whose rewards
+    are held against one another.
+    """
 
     asks: ClassVar[tuple[str, ...]] = ("prompts", "chats")
     writes: ClassVar[str] = "chats"
+    compares: ClassVar[bool] = False
 
     @property
     def output(self) -> str:
@@ -100,7 +105,7 @@ class QuestionsConfig(_Way):
     passage_words: int = Field(200, ge=1, le=100_000, description="Longest passage, in words; paragraphs stay whole.")
     least_passage_words: int = Field(20, ge=1, description="Shorter passages are not asked about.")
     per_passage: int = Field(1, ge=1, le=1024, description="Questions asked for on each passage.")
-    form: str = Field(r"\?$", max_length=10_000, description="Pattern of Python's re that a question must hold.")
+    form: Pattern = Field(r"\?$", max_length=10_000, description="Pattern of Python's re that a question must hold.")
     most_similar: MostSimilar = 0.7
     least_grounded: float = Field(
         0.5, ge=0, le=1, description="Least share of an answer's words that must stand in the passage."
@@ -118,6 +123,7 @@ class PreferencesWayConfig(_Way):
     """The best of several answers to a prompt over the worst of them, by rewards."""
 
     writes: ClassVar[str] = "preferences"
+    compares: ClassVar[bool] = True
 
     name: Literal["preferences"] = Field(default="preferences", description="what is made, and how")
     least_margin: float = Field(0.0, ge=0, description="The two must differ in their rewards by more than this.")

@@ -56,14 +56,13 @@ class Endpoint:
 
     def _verdict(self, sample: Sample) -> tuple[str, str]:
         """What the judge says, and why it says nothing where it does not."""
-        body = {
-            "model": self._name,
-            "messages": [{"role": "user", "content": ""}],
-            "max_tokens": self._config.max_tokens,
-            "temperature": 0,
-        }
         try:
-            body["messages"] = [{"role": "user", "content": told(self._config, sample)}]
+            body = {
+                "model": self._name,
+                "messages": [{"role": "user", "content": told(self._config, sample)}],
+                "max_tokens": self._config.max_tokens,
+                "temperature": 0,
+            }
             said = Connection.of(self._config.server).ask("/chat/completions", body)["choices"][0]["message"]["content"]
         except (FailedError, NoRewardError) as error:
             return "", str(error)

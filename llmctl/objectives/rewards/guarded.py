@@ -9,7 +9,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +57,8 @@ class Guarded:
             NoRewardError: it cannot.
         """
         if self._child is None:
-            try:
+            with self._ended(f"not ready within {START_S:g} s"):
                 self._start()
-            except TimeoutError:
-                self.close()
-                raise NoRewardError(f"not ready within {START_S:g} s") from None
-            except (OSError, EOFError, ValueError):
-                self.close()
-                raise NoRewardError(ENDED) from None
 
     def ask(self, asked: Mapping[str, Any]) -> Any:
         """What the child says to that.
@@ -73,18 +67,24 @@ class Guarded:
             NoRewardError: it raised, hung or ended its process.
         """
         self.check()
-        try:
+        with self._ended(f"no value within {self._timeout_s:g} s"):
             self._say(asked)
             said = self._hear(self._timeout_s)
-        except TimeoutError:
-            self.close()
-            raise NoRewardError(f"no value within {self._timeout_s:g} s") from None
-        except (OSError, EOFError, ValueError):
-            self.close()
-            raise NoRewardError(ENDED) from None
         if "value" not in said:
             raise NoRewardError(str(said.get("error", "no value")))
         return said["value"]
+
+    @contextlib.contextmanager
+    def _ended(self, late: str) -> Iterator[None]:
+        """A child that is late, gone or says what is no JSON is ended, and there is no reward."""
+        try:
+            yield
+        except TimeoutError:
+            self.close()
+            raise NoRewardError(late) from None
+        except (OSError, EOFError, ValueError):
+            self.close()
+            raise NoRewardError(ENDED) from None
 
     def _start(self) -> None:
         self._read = b""

@@ -35,12 +35,15 @@ class Answers:
         """What is asked first about one."""
         return instructed(unit.messages, self._config.instructed)
 
+    def written(self, question: Question) -> list[Message]:
+        """What of the chat before an answer is written: with the instruction where that is to stay."""
+        return instructed(question.messages, self._config.instructed if self._config.keep_instruction else "")
+
     def rows(self, units: Sequence[Numbered], desk: Desk) -> Iterator[dict[str, Any]]:
         """The chats of one part."""
         asked = desk.uncontaminated(units)
         for (_, question), said in zip(asked, desk.answered(asked, self.opening), strict=True):
-            written = self._config.instructed if self._config.keep_instruction else ""
-            yield from chats(question, instructed(question.messages, written), said, desk)
+            yield from chats(question, self.written(question), said, desk)
 
 
 class Preferences(Answers):
@@ -59,10 +62,7 @@ class Preferences(Answers):
             if not pair:
                 continue
             best, worst = pair
-            written = self._config.instructed if self._config.keep_instruction else ""
-            yield preference(
-                question, instructed(question.messages, written), best.text, worst.text, best.reward - worst.reward
-            )
+            yield preference(question, self.written(question), best.text, worst.text, best.reward - worst.reward)
 
 
 def chats(

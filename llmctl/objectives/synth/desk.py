@@ -174,7 +174,7 @@ class Desk:
             self.missing = self.missing or judged.missing
             return replace(one, fault="no_reward", missing=judged.missing)
         assert math.isfinite(judged.value), "what has no value is missing"
-        passes = self.config.way.name == "preferences" or judged.value >= self.config.least
+        passes = self.config.way.compares or judged.value >= self.config.least
         return replace(one, reward=judged.value, fault="" if passes else "wrong")
 
     def kept(

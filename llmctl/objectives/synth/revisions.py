@@ -17,7 +17,7 @@ from llmctl.config.synth import SynthConfig
 from llmctl.config.ways import RevisionsConfig
 from llmctl.data.lessons.draw import pick
 from llmctl.objectives.asked import Message, Question
-from llmctl.objectives.synth.answers import Answers, chats, instructed, preference
+from llmctl.objectives.synth.answers import Answers, chats, preference
 from llmctl.objectives.synth.desk import Desk, Numbered, said_by_assistant, turns_of
 from llmctl.objectives.synth.instruct import PLACES
 from llmctl.objectives.synth.said import Ask, Dropped, Said, chosen
@@ -124,7 +124,7 @@ class Revisions(Answers):
         self, question: Question, drafts: Sequence[Draft], said: Sequence[Said], desk: Desk
     ) -> Iterator[dict[str, Any]]:
         """What is made of the drafts of one question, and of what is known of their last texts."""
-        messages = instructed(question.messages, self._config.instructed if self._config.keep_instruction else "")
+        messages = self.written(question)
         if self._way.write == "chats":
             yield from chats(question, messages, said, desk, REVISIONS)
             return

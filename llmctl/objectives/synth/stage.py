@@ -179,7 +179,7 @@ def _written(job: Job[SynthConfig], parts: Sequence[Part], counted: str, units: 
         writer.write_rows(rows)
     files = writer.close()
     size = sum(len(turn["content"].encode()) for row in rows for turn in _spoken(row))
-    each = 2 if job.config.way.name == "preferences" else 1
+    each = 2 if job.config.way.compares else 1
     write_funnel(job.out, tally.content(len(rows), size, each))
     totals: dict[str, int | float | str] = {
         kind: len(rows),

@@ -222,6 +222,7 @@ def test_the_two_that_differ_most():
         ({"way": {"name": "self_instruct", "shown": 2, "shown_new": 2}}, "leaves no given task among the 2 shown"),
         ({"way": {"name": "revisions", "constitution": "no/such/file"}}, "cannot read no/such/file"),
         ({"form": "("}, "no regular expression"),
+        ({"way": {"name": "questions", "form": "("}}, "no regular expression"),
         ({"least_words": 5, "most_words": 4}, "no answer has 5 words or more and 4 or fewer"),
     ],
 )
