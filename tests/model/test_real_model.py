@@ -17,8 +17,7 @@ from llmctl.model.huggingface import load
 from llmctl.store.store import Store
 from llmctl.tokens.chat import render_prompt
 from llmctl.tokens.tokenizer import Tokenizer
-from tests.conftest import LLMCTL, environment
-from tests.smollm2 import smollm2_gguf
+from tests.smollm2 import imported_smollm2
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -42,13 +41,7 @@ Llmctl = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the store is that the model was imported into."""
-    home = tmp_path_factory.mktemp("smollm2")
-    command = [*LLMCTL, "import", str(smollm2_gguf()), "--name", "smol", "--json"]
-    done = subprocess.run(
-        command, cwd=home, env=environment(), capture_output=True, text=True, timeout=900, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return home
+    return imported_smollm2(tmp_path_factory.mktemp("smollm2"))
 
 
 @pytest.fixture(scope="module")

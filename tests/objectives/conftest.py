@@ -18,6 +18,7 @@ from llmctl.store.store import Store
 
 NANO = {"name": "nano", "width": 32, "layers": 2, "heads": 2, "kv_heads": 1, "ffn_width": 64, "context": 64}
 QUICK = {"batch_rows": 8, "precision": "fp32", "threads": 1, "device": "cpu", "eval_every_steps": 10}
+ALONE = {name: value for name, value in QUICK.items() if name not in ("batch_rows", "eval_every_steps")}
 
 
 torch.set_num_threads(1)  # the models are tiny, and the machine is shared

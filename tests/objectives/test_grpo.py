@@ -37,9 +37,8 @@ from llmctl.store.artifact import Artifact
 from llmctl.tokens.tokenizer import Tokenizer
 from tests.conftest import LLMCTL, environment
 
-from .conftest import QUICK
+from .conftest import ALONE, QUICK
 
-ALONE = {name: value for name, value in QUICK.items() if name not in ("batch_rows", "eval_every_steps")}
 LEARNS = {
     "group": 16,
     "prompts_per_rollout": 5,

@@ -32,7 +32,7 @@ from llmctl.tokens.batch import IGNORE
 from llmctl.tokens.chat import CHAT_TEMPLATE, render_prompt
 from llmctl.tokens.tokenizer import Tokenizer
 
-from .conftest import NANO, QUICK
+from .conftest import ALONE, NANO, QUICK
 from .test_pairs import VOCAB, nano
 
 # It knows tools, tells nothing of them (the model is tiny), and gives their outputs to the policy as a user would.
@@ -282,7 +282,6 @@ def test_a_tools_output_is_no_length(loss_agg):
     assert answer.size == 5
 
 
-ALONE = {name: value for name, value in QUICK.items() if name not in ("batch_rows", "eval_every_steps")}
 LEARNS = {
     "group": 8,
     "prompts_per_rollout": 6,

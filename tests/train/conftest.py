@@ -1,4 +1,12 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))  # synthetic_run is imported here, and by name in ranks
+import pytest
+
+HERE = str(Path(__file__).parent)
+sys.path.insert(0, HERE)  # synthetic_run is imported here, and by name in ranks
+
+
+@pytest.fixture(autouse=True)
+def _ranks_find_the_entry(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", HERE)

@@ -20,11 +20,6 @@ pytestmark = pytest.mark.slow  # each start of two ranks imports torch and deeps
 FIELDS = {"model": WIDE, "steps": 6, "micro_batch_rows": 3, "eval_every_steps": 4}
 
 
-@pytest.fixture(autouse=True)
-def _ranks_find_the_entry(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
-
-
 @pytest.fixture(scope="module")
 def single(tmp_path_factory):
     job = make_job(tmp_path_factory.mktemp("single"), **FIELDS)

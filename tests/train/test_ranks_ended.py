@@ -30,11 +30,6 @@ run_ranks(make_job(sys.argv[1], **ast.literal_eval(sys.argv[2])), "synthetic_run
 """
 
 
-@pytest.fixture(autouse=True)
-def _ranks_find_the_entry(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
-
-
 @pytest.mark.parametrize(
     ("name", "ranks"),
     [
