@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from llmctl.pipeline.stages import stage_named
 from llmctl.store.artifact import Artifact
 from llmctl.store.manifest import InputEntry, sha256_of
 from llmctl.store.store import Store
+from tests.answering import Answering
 from tests.evals.evaluations import ROWS, Evals, imported, samples
 from tests.evals.tiny import file_of, text
 
@@ -348,25 +349,16 @@ def test_the_command_takes_tasks_data_and_gates(
     assert alone.returncode in (2, 4)
 
 
-class Broken(BaseHTTPRequestHandler):
+class Broken(Answering):
     """Lists a model, and answers every question with what its server holds."""
 
-    def do_GET(self) -> None:
+    def get(self) -> None:
         card = {"id": "m", "max_model_len": 64, "created": time.time_ns(), "permission": [{"id": str(time.time_ns())}]}
-        self._say(200, json.dumps({"data": [card]}))
+        self.say(200, {"data": [card]})
 
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self._say(*self.server.answer)  # type: ignore[attr-defined]
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
-
-    def _say(self, status: int, body: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body.encode())))
-        self.end_headers()
-        self.wfile.write(body.encode())
+    def post(self, body: Any) -> None:
+        del body
+        self.say(*self.server.answer)  # type: ignore[attr-defined]
 
 
 @pytest.fixture

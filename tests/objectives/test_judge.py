@@ -1,9 +1,8 @@
 """A judge behind a real server on loopback: what it gives, and what is missing where it gives nothing."""
 
-import json
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from llmctl.evals import remote
 from llmctl.objectives.rewards.endpoint import told
 from llmctl.objectives.rewards.registry import Rewards
 from llmctl.objectives.rewards.rules import Sample
+from tests.answering import Answering
 
 SAYS = {
     "good": "Let me see. Score: 3 at first, but no.\nScore: **8**",
@@ -40,37 +40,26 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/v1"
 
 
-class Handler(BaseHTTPRequestHandler):
-    def log_message(self, *words):
-        pass
-
-    def _send(self, status, body):
-        content = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def do_GET(self):
+class Handler(Answering):
+    def get(self):
         self.server.keys.add(self.headers.get("Authorization"))
-        self._send(200, {"data": [{"id": "small"}, {"id": "large"}]})
+        self.say(200, {"data": [{"id": "small"}, {"id": "large"}]})
 
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def post(self, body):
         self.server.bodies.append(body)
         self.server.keys.add(self.headers.get("Authorization"))
         said = body["messages"][0]["content"].rpartition("\n")[2]
         if said == "busy" and self.server.busy < 2:
             self.server.busy += 1
-            self._send(503, {"error": {"message": "later"}})
+            self.say(503, {"error": {"message": "later"}})
         elif said == "refused":
-            self._send(400, {"error": {"message": "too long\nfor me"}})
+            self.say(400, {"error": {"message": "too long\nfor me"}})
         elif said == "odd":
-            self._send(200, {"choices": []})
+            self.say(200, {"choices": []})
         elif said == "slow":
             time.sleep(2)
         else:
-            self._send(200, {"choices": [{"message": {"content": SAYS.get(said, SAYS["good"])}}]})
+            self.say(200, {"choices": [{"message": {"content": SAYS.get(said, SAYS["good"])}}]})
 
 
 @pytest.fixture

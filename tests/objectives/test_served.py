@@ -2,7 +2,6 @@
 
 import contextlib
 import http.server
-import json
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from llmctl.evals.remote import FailedError
 from llmctl.objectives.grpo import train
 from llmctl.pipeline.job import Silent
 from llmctl.train.launch import _free_port
+from tests.answering import Answering
 from tests.conftest import LLMCTL, environment
 
 from .conftest import guessing
@@ -108,23 +108,13 @@ def test_a_server_draws_what_the_engine_would_and_nothing_is_lost_where_it_dies(
 def saying(choice, status=200):
     """A server whose every answer has this one choice."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
+    class Handler(Answering):
+        def get(self):
             self.say(200, {"data": [{"id": "m"}]})
 
-        def do_POST(self):
-            self.rfile.read(int(self.headers["Content-Length"]))
+        def post(self, body):
+            del body
             self.say(status, {"choices": [choice]} if status == 200 else {"error": {"message": "no such field"}})
-
-        def say(self, code, body):
-            content = json.dumps(body).encode()
-            self.send_response(code)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *words):
-            pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)

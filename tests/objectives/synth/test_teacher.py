@@ -1,8 +1,7 @@
 """A teacher behind a server: what it says is what the engine says, and what becomes of a run whose server fails."""
 
-import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 
 import pytest
 
@@ -12,6 +11,7 @@ from llmctl.objectives.synth.teacher import ServerTeacher, sources
 from llmctl.pipeline.execute import Call, execute
 from llmctl.pipeline.job import Silent
 from llmctl.pipeline.stages import stage_named
+from tests.answering import Answering
 from tests.serve.conftest import MODEL, start  # noqa: F401 (a fixture)
 
 from .conftest import ALL, synth, table
@@ -41,28 +41,17 @@ def test_a_server_teaches_what_the_engine_does(stages, teacher, prompts, start):
     assert drawn[0].manifest.totals["answers"] == 75
 
 
-class Scripted(BaseHTTPRequestHandler):
+class Scripted(Answering):
     """Lists a model, and answers with what its server's `answers` gives for the number of the question."""
 
-    def do_GET(self):
-        self._say(200, {"data": [{"id": "big-model", "created": self.server.asked}]})
+    def get(self):
+        self.say(200, {"data": [{"id": "big-model", "created": self.server.asked}]})
 
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+    def post(self, body):
         with self.server.lock:
             self.server.asked += 1
         question = body["messages"][-1]["content"]
-        self._say(*self.server.answers(self.server.asked, question))
-
-    def log_message(self, *_):
-        """Say nothing."""
-
-    def _say(self, status, body):
-        content = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
+        self.say(*self.server.answers(self.server.asked, question))
 
 
 @pytest.fixture
