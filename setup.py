@@ -11,8 +11,11 @@ KERNELS = {
     "llmctl.data.clean._markup": "llmctl/data/clean/markup.c",
     "llmctl.data.dedup._kernel": "llmctl/data/dedup/kernel.c",
 }
-ENGINE = [f"llmctl/inference/{name}.c" for name in ("block", "kernel", "linear")]
-# One build for each kind of processor; which one is loaded is decided where it runs (llmctl/inference/kernel.py).
+MODELS = {  # with the headers that say what Python hands over
+    "llmctl.model._native": (["attention", "fused", "softmax"], ["lanes", "native"]),
+    "llmctl.inference._kernel": (["block", "kernel", "linear"], ["steps", "../model/lanes"]),
+}
+# One build for each kind of processor; which one is loaded is decided where it runs (llmctl/model/native.py).
 LEVELS = {"": []}
 if platform.machine().lower() in {"x86_64", "amd64"}:
     LEVELS |= {
@@ -22,16 +25,23 @@ if platform.machine().lower() in {"x86_64", "amd64"}:
     }
 PLAIN = ["-std=gnu11", "-O3"]
 
+
+def folder(name: str) -> str:
+    """Where the sources of an extension lie."""
+    return name.rpartition(".")[0].replace(".", "/")
+
+
 setup(
     ext_modules=[
         *(Extension(name, sources=[source], extra_compile_args=PLAIN) for name, source in KERNELS.items()),
         *(
             Extension(
-                f"llmctl.inference._kernel{level}",
-                sources=ENGINE,
-                depends=["llmctl/inference/lanes.h"],
+                f"{name}{level}",
+                sources=[f"{folder(name)}/{source}.c" for source in sources],
+                depends=[f"{folder(name)}/{header}.h" for header in headers],
                 extra_compile_args=[*PLAIN, "-Wno-psabi", *flags],
             )
+            for name, (sources, headers) in MODELS.items()
             for level, flags in LEVELS.items()
         ),
     ]

@@ -11,7 +11,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["fp32", "bf16"]
 TrainPrecision = Literal["fp32", "bf16", "fp16", "fp8", "fp8-rowwise"]
 
-AttentionBackend = Literal["auto", "sdpa", "flex", "flash"]
+AttentionBackend = Literal["auto", "sdpa", "native", "flex", "flash"]
 """Through which kernel packed rows attend."""
 
 Weights = Literal["plain", "int8", "int4"]

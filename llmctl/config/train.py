@@ -103,7 +103,7 @@ class TrainConfig(Config):
     compile: bool = execution(default=False, description="Compile the model with torch.compile (single process only).")
     attention_backend: AttentionBackend = execution(
         "auto",
-        description="Kernel of attention: SDPA, FlexAttention or FlashAttention; auto takes what works.",
+        description="Kernel of attention: SDPA, our own on a CPU, FlexAttention or FlashAttention; auto: what works.",
     )
     recompute: Literal["none", "selective", "full"] = execution(
         "none",

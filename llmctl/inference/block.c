@@ -2,7 +2,7 @@
 
    It is what llmctl.model.transformer says in Python, which at one token costs as much as a third of the products. */
 
-#include "lanes.h"
+#include "steps.h"
 
 typedef struct {
     const void *x;                                 /* [rows, width] */

@@ -3,23 +3,11 @@
    Numbers are float or bfloat16, as the model has them; all arithmetic is in float. Nothing is allocated. kernel.py
    documents the functions, and the tests hold them against torch (tests/inference/test_kernel.py). */
 
-#include "lanes.h"
+#include "steps.h"
 
 #define WIDEST 256 /* numbers of a head */
 #define TOGETHER 8 /* queries that one pass over the keys serves */
 #define LEAST (-3.0e38f)
-
-/* The best build for this processor: 0 the plain one, 1 AVX2, 2 AVX-512, 3 with products of bfloat16. */
-int level(void) {
-#if defined(__x86_64__) && defined(__GNUC__)
-    if (__builtin_cpu_supports("avx512bf16")) return 3;
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512cd"))
-        return 2;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) return 1;
-#endif
-    return 0;
-}
 
 /* The sums of LANES vectors, each in its lane: rounds in which two vectors become one. */
 INLINE lanes sums_of(lanes *x) {

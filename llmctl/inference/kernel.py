@@ -11,19 +11,17 @@ import ctypes
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from llmctl.data import compiled
+from llmctl.model import native
 from llmctl.model.attention import Scoring
 from llmctl.model.positions import Angles
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # as in kernel.c
-LANES, WIDEST_HEAD = 16, 256  # the most numbers of a register, and as in kernel.c
+WIDEST_HEAD = 256  # as in kernel.c
 PANEL = 32  # as in linear.c
-BUILDS = ("kernel", "kernel_avx2", "kernel_avx512", "kernel_avx512bf16")  # by `level` of kernel.c; see setup.py
 
 
 class _Attention(ctypes.Structure):
@@ -74,7 +72,7 @@ def library() -> ctypes.CDLL:
     Raises:
         LlmctlError: the kernel was not built.
     """
-    return compiled.library(__file__, BUILDS[compiled.library(__file__, BUILDS[0]).level()])
+    return native.build(__file__, "kernel")
 
 
 @functools.cache
@@ -89,14 +87,6 @@ def _short() -> ctypes.PyDLL:
     return short
 
 
-@functools.cache
-def _parallel() -> ctypes.c_void_p | None:
-    """How torch's own threads are asked to work; another team beside them would fight for the same cores."""
-    for path in (Path(torch.__file__).parent / "lib").glob("libgomp*"):
-        return ctypes.cast(ctypes.CDLL(str(path)).GOMP_parallel, ctypes.c_void_p)
-    return None
-
-
 def serves(x: Tensor) -> bool:
     """Whether the kernel takes numbers of this kind, where they are."""
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
@@ -105,7 +95,7 @@ def serves(x: Tensor) -> bool:
 def serves_heads(data: Tensor) -> bool:
     """Whether it attends to a cache [..., width] of this kind."""
     width = data.shape[-1]
-    return data.device.type == "cpu" and data.dtype in KINDS and width % LANES == 0 and width <= WIDEST_HEAD
+    return data.device.type == "cpu" and data.dtype in KINDS and width % native.LANES == 0 and width <= WIDEST_HEAD
 
 
 @dataclass(frozen=True)
@@ -148,7 +138,7 @@ def attend(q: Tensor, data: Tensor, scales: Tensor | None, rows: Rows, scoring: 
         KINDS[q.dtype],
         KINDS[data.dtype],
     )
-    library().attend(ctypes.byref(job), _parallel(), torch.get_num_threads())
+    library().attend(ctypes.byref(job), native.parallel(), torch.get_num_threads())
     return out
 
 
@@ -169,7 +159,7 @@ class Block(ctypes.Structure):
 
 def run_block(block: Block) -> None:
     """Run one, whose every field is set."""
-    library().block(ctypes.byref(block), _parallel(), torch.get_num_threads())
+    library().block(ctypes.byref(block), native.parallel(), torch.get_num_threads())
 
 
 def address(tensor: Tensor | None) -> int | None:
@@ -191,7 +181,7 @@ def pack(weights: Sequence[Tensor]) -> Tensor:
     for some, weight in zip(parts, weights, strict=True):
         whole = weight.contiguous()
         job = _Packing(whole.data_ptr(), some.data_ptr(), *whole.shape, KINDS[dtype])
-        library().pack(ctypes.byref(job), _parallel(), torch.get_num_threads())
+        library().pack(ctypes.byref(job), native.parallel(), torch.get_num_threads())
     return packed
 
 
@@ -202,7 +192,7 @@ def linear(x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int) -> Tens
     out = x.new_empty((*x.shape[:-1], outputs))
     given = (x.data_ptr(), packed.data_ptr(), address(bias), None, out.data_ptr())
     job = _Linear(*given, x.numel() // width, width, outputs, KINDS[x.dtype])
-    library().linear(ctypes.byref(job), _parallel(), torch.get_num_threads())
+    library().linear(ctypes.byref(job), native.parallel(), torch.get_num_threads())
     return out
 
 

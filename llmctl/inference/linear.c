@@ -3,7 +3,7 @@
    One panel of weights serves all rows before the next is read, and several rows at once, whose sums stay in registers.
    Every row's sums are made in the same order, so a row's result does not depend on the others. */
 
-#include "lanes.h"
+#include "steps.h"
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
 #endif

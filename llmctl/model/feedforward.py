@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from llmctl.config.model import ModelConfig
+from llmctl.model import native
 
 
 def relu2(x: Tensor) -> Tensor:
@@ -48,6 +49,8 @@ class FeedForward(nn.Module):
         if self.gate_proj is None:
             inner = self.activation(self.up_proj(x))
         else:
-            inner = self.activation(self.gate_proj(x)) * self.up_proj(x)
+            gate, up = self.gate_proj(x), self.up_proj(x)
+            silu = self.activation is functional.silu
+            inner = native.gated(gate, up) if silu and native.serves(gate, up) else self.activation(gate) * up
         mixed: Tensor = self.down_proj(inner)
         return mixed

@@ -1,4 +1,4 @@
-"""Attention of packed rows through kernels that skip what documents do not see: FlexAttention and FlashAttention.
+"""Attention of packed rows through kernels that skip what documents do not see: FlexAttention, FlashAttention, our own.
 
 `llmctl.model.attention` says everything with masks and torch's own SDPA, on every device; what is here gives the same
 and is chosen at the start of a run, after a small product has shown that it runs and agrees.
@@ -17,13 +17,14 @@ from torch import Tensor
 from llmctl.config.devices import AttentionBackend
 from llmctl.config.errors import UsageError
 from llmctl.config.model import ModelConfig
-from llmctl.config.train import TrainConfig
 from llmctl.model.attention import PLAIN, Attend, Scoring, packed
-from llmctl.model.device import product_dtype
+from llmctl.model.device import DTYPES, product_dtype
+from llmctl.model.native import LANES, NativePacked
 from llmctl.model.transformer import Transformer
 
 TOLERANCE = 2e-2  # of a probe in bf16, whose digits end at 2^-8
 WIDEST_HEAD = 256  # of FlashAttention
+COMPUTES_IN = {"native": ("fp32",), "flash": ("bf16", "fp16")}
 
 
 @dataclass(frozen=True)
@@ -140,14 +141,17 @@ class FlashPacked:
         return result
 
 
-def flash_packed(documents: Tensor) -> FlashPacked:
-    """`FlashPacked` of rows of documents, int [B,T]; padding counts as one more document of its row."""
+def document_starts(documents: Tensor) -> tuple[Tensor, int]:
+    """Where each document of rows, int [B,T], begins, int32 [S+1] with the end, and the tokens of the longest.
+
+    Padding counts as one more document of its row.
+    """
     B, T = documents.shape
     change = torch.ones(B, T, dtype=torch.bool, device=documents.device)
     change[:, 1:] = documents[:, 1:] != documents[:, :-1]
     begins = change.flatten().nonzero().flatten()
     starts = torch.cat((begins, begins.new_tensor([B * T])))
-    return FlashPacked(starts.to(torch.int32), int(starts.diff().max().item()))
+    return starts.to(torch.int32), int(starts.diff().max().item())
 
 
 def _of_one_dtype(*given: Tensor) -> tuple[Tensor, ...]:
@@ -159,18 +163,26 @@ def _of_one_dtype(*given: Tensor) -> tuple[Tensor, ...]:
 
 
 def attend_through(backend: str, documents: Tensor, *, one_each: bool | None = None) -> Attend:
-    """Attention of packed rows through `sdpa`, `flex` or `flash`; the arguments are those of `packed`."""
+    """Attention of packed rows through `sdpa`, `native`, `flex` or `flash`; the arguments are those of `packed`."""
     if backend == "flex":
         return FlexPacked(documents)
     if backend == "flash":
-        return flash_packed(documents)
+        return FlashPacked(*document_starts(documents))
+    if backend == "native":
+        return NativePacked(*document_starts(documents))
     return packed(documents, one_each=one_each)
 
 
-def set_backend(model: Transformer, config: TrainConfig, device: torch.device) -> str:
-    """`choose_backend` for the training of `model`, which then attends through it; the line that says so."""
-    dtype = product_dtype(config.precision) or torch.float32
-    wanted, compiled = config.attention_backend, config.compile
+def set_backend(
+    model: Transformer,
+    precision: str,
+    device: torch.device,
+    wanted: AttentionBackend = "auto",
+    *,
+    compiled: bool = False,
+) -> str:
+    """`choose_backend` for packed rows that go through `model`, which then attends so; the line that says so."""
+    dtype = product_dtype(precision) or torch.float32
     model.attention_backend, told = choose_backend(wanted, model.config, device, dtype, compiled=compiled)
     return told
 
@@ -180,8 +192,8 @@ def choose_backend(
 ) -> tuple[str, str]:
     """Which kernel a run attends through.
 
-    `auto` is SDPA on a CPU and under torch.compile; on an accelerator the first of FlashAttention, FlexAttention and
-    SDPA that can say what the model does, runs here and agrees with SDPA.
+    `auto` is SDPA under torch.compile; on a CPU our own kernel and on an accelerator FlashAttention or FlexAttention,
+    the first that can say what the model does, runs here and agrees with SDPA, and else SDPA.
 
     Args:
         wanted: of the configuration.
@@ -202,10 +214,10 @@ def choose_backend(
         if reason := _hindrance(wanted, config, device, dtype):
             raise UsageError(f"attention_backend={wanted}: {reason}", hint="attention_backend=auto takes what works")
         return wanted, f"attention through {wanted}"
-    if device.type == "cpu" or compiled:
-        return "sdpa", f"attention through sdpa ({'compiled' if compiled else 'on a CPU'})"
+    if compiled:
+        return "sdpa", "attention through sdpa (compiled)"
     reasons: list[str] = []
-    for name in ("flash", "flex"):
+    for name in ("native",) if device.type == "cpu" else ("flash", "flex"):
         reason = _hindrance(name, config, device, dtype)
         if reason is None:
             return name, "; ".join([f"attention through {name}", *reasons])
@@ -215,29 +227,36 @@ def choose_backend(
 
 def _hindrance(backend: str, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why a kernel cannot be had for this model here; None where it can."""
-    if device.type == "cpu":
-        return {"flex": "it has no backward pass on a CPU", "flash": "it runs on GPUs alone"}[backend]
-    if backend == "flash":
-        if dtype not in (torch.bfloat16, torch.float16):
-            return "it computes in bf16 and fp16 alone"
-        if beyond := _beyond_flash(config):
-            return f"it cannot express {beyond}"
+    elsewhere = {"flex": "it has no backward pass on a CPU", "flash": "it runs on GPUs alone"}
+    if device.type != "cpu":
+        elsewhere = {"native": "it runs on CPUs alone"}
+    if backend in elsewhere:
+        return elsewhere[backend]
+    names = COMPUTES_IN.get(backend, tuple(DTYPES))
+    if dtype not in (DTYPES[name] for name in names):
+        return f"it computes in {' and '.join(names)} alone"
+    if backend != "flex" and (beyond := _beyond(backend, config)):
+        return f"it cannot express {beyond}"
     try:
         return disagreement(backend, config, device, dtype)
     except Exception as error:  # noqa: BLE001 (a kernel that is missing or broken fails in any way it likes)
         return f"it fails here: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
 
 
-def _beyond_flash(config: ModelConfig) -> str:
-    """What of the model FlashAttention has no word for; empty where it can say all."""
+def _beyond(backend: str, config: ModelConfig) -> str:
+    """What of the model FlashAttention or our kernel has no word for; empty where it can say all."""
     attention = config.attention
     parts = {
         "soft-caps": attention.softcap is not None,
         "sinks": attention.sinks,
         "alibi": config.positions == "alibi",
-        "latent attention": config.latent is not None,
-        f"heads wider than {WIDEST_HEAD}": config.head_width > WIDEST_HEAD,
     }
+    if backend == "flash":
+        parts["latent attention"] = config.latent is not None
+        parts[f"heads wider than {WIDEST_HEAD}"] = config.head_width > WIDEST_HEAD
+    else:
+        widths = [config.head_width, *([config.latent.value_width] if config.latent else [])]
+        parts[f"heads whose width {LANES} does not divide"] = any(width % LANES for width in widths)
     return " and ".join(name for name, has in parts.items() if has)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from llmctl.model import native
 from llmctl.model.attention import Attend, holds_one_each
 from llmctl.model.kernels import attend_through
 from llmctl.model.sequence import CutAttention
@@ -70,7 +71,10 @@ def cross_entropies(
     def of_chunk(hidden: Tensor, targets: Tensor) -> Tensor:
         logits = logits_of(hidden)
         exact = logits if logits.dtype == torch.float64 else logits.float()
-        losses = functional.cross_entropy(exact, targets, reduction="none")
+        if native.serves(exact):
+            losses = native.cross_entropies(exact, targets)
+        else:
+            losses = functional.cross_entropy(exact, targets, reduction="none")
         return losses + z_loss * exact.logsumexp(dim=-1).square() if z_loss else losses
 
     size = max(1, logits_at_once // vocab_size)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from llmctl.config.model import ModelConfig
+from llmctl.model import native
 
 
 class RMSNorm(nn.Module):
@@ -19,6 +20,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] to [..., D] of the same dtype."""
+        if native.serves(x, self.weight):
+            return native.rms_norm(x, self.weight, self.eps)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)  # one kernel for sqrt(sum(x^2))
         scale = torch.rsqrt(norm.square() / x.shape[-1] + self.eps)
         return (x * scale).to(x.dtype) * self.weight

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llmctl.config.blocks import Llama3Scaling, NtkScaling, RopeScaling, YarnScaling
+from llmctl.model import native
 
 Angles = tuple[Tensor, Tensor]
 Turn = Callable[[Tensor], Tensor]
@@ -87,6 +88,8 @@ def rotate(x: Tensor, angles: Angles) -> Tensor:
         angles: from `rotary_angles`.
     """
     cos, signed_sin = angles
+    if native.serves(x) and x.shape[:-2] == cos.shape[:-2]:
+        return native.turned(x, cos, signed_sin)
     swapped = x.roll(x.shape[-1] // 2, dims=-1)  # (right half, left half)
     return torch.addcmul(x * cos, swapped, signed_sin).to(x.dtype)
 

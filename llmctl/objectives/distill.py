@@ -197,7 +197,9 @@ def _taught(job: Job[DistillConfig], tokenizer: Tokenizer) -> tuple[Texts, Teach
 
 def _teacher(job: Job[DistillConfig], tokenizer: Tokenizer, device: torch.device) -> Transformer:
     teacher = open_model(job.artifact(), tokenizer).to(device)
-    job.progress.note(f"the teacher: {set_backend(teacher, job.config, device)}")
+    job.progress.note(
+        f"the teacher: {set_backend(teacher, job.config.precision, device, job.config.attention_backend)}"
+    )
     return teacher
 
 

@@ -14,6 +14,7 @@ from llmctl.config.grpo import GrpoConfig
 from llmctl.data.rollouts import FILE
 from llmctl.model import scoring
 from llmctl.model.device import choose_device
+from llmctl.model.kernels import set_backend
 from llmctl.objectives import adapter, checkpoint
 from llmctl.objectives.asked import Question, prompts_of
 from llmctl.objectives.explore import FOLDER, Asked
@@ -186,7 +187,9 @@ def _reference(job: Job[GrpoConfig]) -> Any:
     given = job.artifact("reference") if "reference" in job.inputs else policy
     check_same_tokens(policy, given)
     base = job.config.base if given.digest == policy.digest else "full"  # what it starts from is what it stays close to
-    model = open_model(given, open_tokenizer(given), base).to(_device(job)).eval()
+    device = _device(job)
+    model = open_model(given, open_tokenizer(given), base).to(device).eval()
+    set_backend(model, job.config.precision, device, job.config.attention_backend)
     return model.requires_grad_(False)
 
 

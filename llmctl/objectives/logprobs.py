@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from llmctl.config.dpo import LogprobsConfig
 from llmctl.config.errors import InputError, IntegrityError, UsageError
 from llmctl.model.device import choose_device, product_dtype
+from llmctl.model.kernels import set_backend
 from llmctl.model.likelihood import Tensors
 from llmctl.objectives import top_logprobs
 from llmctl.objectives.pair_rows import PackedPairs, answer_logps
@@ -66,7 +67,9 @@ def score_answers(job: Job[LogprobsConfig]) -> Product:
     found.refuse(config.overlong, length)
     rows = PackedPairs(found.pairs, None, fill_id(given, tokenizer))
     set_threads(config.threads, 1)
-    model = open_model(given, tokenizer, config.base).to(choose_device(config.device)).eval()
+    device = choose_device(config.device)
+    model = open_model(given, tokenizer, config.base).to(device).eval()
+    set_backend(model, config.precision, device)
     names = UNPAIRED if config.unpaired else PAIRED
     table = scored(job, model, rows, names)
     pq.write_table(table, job.out / FILE)

@@ -18,6 +18,7 @@ from llmctl.config.distill import DistillConfig
 from llmctl.config.dpo import LogprobsConfig
 from llmctl.config.errors import InputError, IntegrityError, UsageError
 from llmctl.model.device import choose_device, product_dtype
+from llmctl.model.kernels import set_backend
 from llmctl.model.likelihood import LOGITS_AT_ONCE, Tensors, hidden_states
 from llmctl.model.transformer import Transformer
 from llmctl.objectives.divergences import likeliest, tempered
@@ -48,7 +49,9 @@ def score(job: Job[LogprobsConfig]) -> Product:
     texts = read_texts(job, tokenizer, length, overlong=config.overlong, learn=config.learn)
     check_top_k(config.top_k, tokenizer.vocab_size)
     set_threads(config.threads, 1)
-    model = open_model(given, tokenizer).to(choose_device(config.device)).eval()
+    device = choose_device(config.device)
+    model = open_model(given, tokenizer).to(device).eval()
+    set_backend(model, config.precision, device)
     first = np.concatenate([[0], np.cumsum(texts.counts())])
     first.tofile(job.out / FIRST)
     targets, top = int(first[-1]), config.top_k

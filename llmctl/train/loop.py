@@ -76,7 +76,8 @@ def fit(
     if warning := precision_warning(job.config.precision, strategy.device):
         report.note(warning)
     report.note(f"{strategy.described()}; gradients clipped to a norm of {job.config.clip_norm:g}")
-    report.note(set_backend(model, job.config, strategy.device))
+    wanted, compiled = job.config.attention_backend, job.config.compile
+    report.note(set_backend(model, job.config.precision, strategy.device, wanted, compiled=compiled))
     run.resume()
     stopping = Stop(job.work, signals=strategy.world_size == 1, leads=run.leads)
     patience = job.config.watchdog_s if strategy.world_size > 1 and run.leads else 0.0

@@ -14,6 +14,7 @@ from llmctl.config.model import ModelConfig
 from llmctl.data import compiled
 from llmctl.inference import kernel
 from llmctl.inference.linears import prepare
+from llmctl.model import native
 from llmctl.model.attention import PLAIN, Scoring, packed, scored
 from llmctl.model.positions import rotary_angles, rotate
 from llmctl.model.transformer import Transformer
@@ -175,15 +176,15 @@ def test_the_kernel_is_for_a_cpu_and_whole_lanes() -> None:
 
 def builds() -> list[str]:
     """Those that this machine runs."""
-    return list(kernel.BUILDS[: compiled.library(kernel.__file__, kernel.BUILDS[0]).level() + 1])
+    return list(native.BUILDS[: compiled.library(native.__file__, "native").level() + 1])
 
 
-@pytest.mark.parametrize("build", kernel.BUILDS)
+@pytest.mark.parametrize("build", native.BUILDS)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_build_gives_the_same(build: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     if build not in builds():
         pytest.skip("for another processor")
-    monkeypatch.setattr(kernel, "library", lambda: compiled.library(kernel.__file__, build))
+    monkeypatch.setattr(kernel, "library", lambda: compiled.library(kernel.__file__, f"kernel{build}"))
     for outputs, width in ((32, 64), (70, 46), (7, 2), (320, 192)):
         weight, bias, x = (drawn(*shape).to(dtype) for shape in ((outputs, width), (outputs,), (41, width)))
         packed = kernel.pack([weight])

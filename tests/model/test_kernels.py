@@ -9,7 +9,14 @@ from torch import Tensor
 from llmctl.config.errors import UsageError
 from llmctl.config.model import ModelConfig
 from llmctl.model.attention import Scoring, packed
-from llmctl.model.kernels import FlexPacked, attend_through, choose_backend, disagreement, flash_packed
+from llmctl.model.kernels import (
+    FlashPacked,
+    FlexPacked,
+    attend_through,
+    choose_backend,
+    disagreement,
+    document_starts,
+)
 from tests.model.shapes import SHAPE
 
 CPU = torch.device("cpu")
@@ -54,10 +61,10 @@ def test_flex_gives_what_sdpa_gives(name: str) -> None:
 
 
 def test_flash_is_given_each_document_apart() -> None:
-    found = flash_packed(documents())
-    assert found.starts.tolist() == [0, 11, 30, 36, 40, 80]
-    assert found.starts.dtype == torch.int32
-    assert found.longest == 40
+    starts, longest = document_starts(documents())
+    assert starts.tolist() == [0, 11, 30, 36, 40, 80]
+    assert starts.dtype == torch.int32
+    assert longest == 40
     q, k, v = heads()
     together = packed(documents())(0, q, k, v)
     for row, start, end in ((0, 0, 11), (0, 11, 30), (0, 30, 36), (1, 0, 40)):
@@ -71,7 +78,7 @@ def test_flash_is_given_each_document_apart() -> None:
 def test_what_flash_is_called_with_suits_it() -> None:
     q, k, v = (x.bfloat16() for x in heads())
     with pytest.raises(NotImplementedError, match="flash_attention_forward.*'CPU' backend"):  # and no earlier fault
-        flash_packed(documents())(0, q, k, v, Scoring(scale=0.3, window=4))
+        FlashPacked(*document_starts(documents()))(0, q, k, v, Scoring(scale=0.3, window=4))
 
 
 def config(**changes: Any) -> ModelConfig:
@@ -81,13 +88,29 @@ def config(**changes: Any) -> ModelConfig:
 @pytest.mark.parametrize(
     ("wanted", "compiled", "says"),
     [
-        ("auto", False, "attention through sdpa (on a CPU)"),
         ("auto", True, "attention through sdpa (compiled)"),
         ("sdpa", False, "attention through sdpa"),
     ],
 )
-def test_on_a_cpu_it_is_sdpa(wanted: Any, compiled: bool, says: str) -> None:
+def test_sdpa_is_for_all(wanted: Any, compiled: bool, says: str) -> None:
     assert choose_backend(wanted, config(), CPU, torch.float32, compiled=compiled) == ("sdpa", says)
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype", "says"),
+    [
+        ({}, torch.float32, ""),
+        ({"attention": {"window": 5}}, torch.float32, ""),
+        ({}, torch.bfloat16, "not native: it computes in fp32 alone"),
+        ({"positions": "alibi"}, torch.float32, "not native: it cannot express alibi"),
+        ({"head_width": 24}, torch.float32, "not native: it cannot express heads whose width 16 does not divide"),
+    ],
+)
+def test_a_cpu_has_a_kernel_of_its_own(changes: dict[str, Any], dtype: torch.dtype, says: str) -> None:
+    backend, told = choose_backend("auto", config(**{"head_width": 32, **changes}), CPU, dtype)
+    assert (backend, told) == (
+        ("sdpa", f"attention through sdpa; {says}") if says else ("native", "attention through native")
+    )
 
 
 @pytest.mark.parametrize(("wanted", "says"), [("flex", "no backward pass on a CPU"), ("flash", "runs on GPUs alone")])

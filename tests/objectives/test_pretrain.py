@@ -92,4 +92,4 @@ def test_experts_and_further_tokens_go_through_the_stages(stages, rows):
     held = Rows.open(rows, "heldout")
     found = measure(model, [held.batch(np.arange(held.count))], Tokenizer.open(made.data).byte_lengths)
     assert found.loss == pytest.approx(made.manifest.totals["heldout_loss"], rel=1e-5)
-    assert made.manifest.totals["attention"] == "sdpa"
+    assert made.manifest.totals["attention"] == "native"

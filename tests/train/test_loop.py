@@ -51,8 +51,8 @@ def test_the_kernel_of_attention_is_said_and_kept(tmp_path):
             self.notes.append(text)
 
     job = make_job(tmp_path / "a", progress=Noting(), steps=1)
-    assert train(job).totals["attention"] == "sdpa"
-    assert "attention through sdpa (on a CPU)" in job.progress.notes
+    assert train(job).totals["attention"] == "native"
+    assert "attention through native" in job.progress.notes
     with pytest.raises(UsageError, match="flash: it runs on GPUs alone"):
         train(make_job(tmp_path / "b", attention_backend="flash"))
 

@@ -1,0 +1,236 @@
+"""Python's side of attention.c, fused.c and softmax.c: what a model learns with on a CPU, in kernels of our own.
+
+torch's fused attention computes what documents of a row do not see of one another, and is slow backward; its
+cross-entropy writes the logarithms of all probabilities and reads them again; its norms are seven operations. The
+kernels take fp32 alone, and compute a row whatever lies beside it in the same order.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from llmctl.data import compiled
+from llmctl.model.attention import PLAIN, Scoring
+
+BUILDS = ("", "_avx2", "_avx512", "_avx512bf16")  # by `level` of softmax.c; see setup.py
+LANES = 16  # the most numbers of a register
+TAKEN = 32  # as in fused.c
+
+_WHOLE, _NUMBER, _COUNTER = ctypes.c_int64, ctypes.c_float, ctypes.c_int32
+
+
+def _structure(name: str, pointers: str, sizes: str, rest: str = "", counters: str = "next") -> type[ctypes.Structure]:
+    """A structure as in native.h, of pointers, 64-bit numbers, floats and counters, in this order."""
+    kinds = ((pointers, ctypes.c_void_p), (sizes, _WHOLE), (rest, _NUMBER), (counters, _COUNTER))
+    fields = [(field, kind) for fields, kind in kinds for field in fields.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+_Packed = _structure(
+    "_Packed",
+    "q k v out norms grad q_grad k_grad v_grad starts",
+    "documents longest heads kv_heads width value_width window",
+    "scale",
+    "next failed",
+)
+_CrossEntropy = _structure("_CrossEntropy", "logits targets norms grad out", "rows width")
+_Norm = _structure("_Norm", "x weight out scales grad weight_grad", "rows width", "eps")
+_Gate = _structure("_Gate", "gate up out grad up_grad", "rows width")
+_Turn = _structure("_Turn", "x cosines signed_sines out", "rows heads width", "sign")
+
+
+def build(beside: str, name: str) -> ctypes.CDLL:
+    """The build of kernels for this processor, which lets other threads run meanwhile.
+
+    Args:
+        beside: the module's `__file__`.
+        name: of the kernels.
+
+    Raises:
+        LlmctlError: they were not built.
+    """
+    return compiled.library(beside, name + BUILDS[compiled.library(__file__, "native").level()])
+
+
+@functools.cache
+def parallel() -> ctypes.c_void_p | None:
+    """How torch's own threads are asked to work; another team beside them would fight for the same cores."""
+    for path in (Path(torch.__file__).parent / "lib").glob("libgomp*"):
+        return ctypes.cast(ctypes.CDLL(str(path)).GOMP_parallel, ctypes.c_void_p)
+    return None
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    return build(__file__, "native")
+
+
+def _run(kernel: str, job: type[ctypes.Structure], *given: Tensor | float | None) -> None:
+    """Run a kernel, which gives 0 where nothing went wrong, on a job of these tensors and numbers."""
+    plain = [x.data_ptr() if isinstance(x, Tensor) else x for x in given]
+    if getattr(_library(), kernel)(ctypes.byref(job(*plain)), parallel(), torch.get_num_threads()):
+        raise MemoryError(f"no memory for the kernel {kernel}")
+
+
+def serves(*given: Tensor) -> bool:
+    """Whether the kernels take these tensors; torch.compile makes kernels of its own."""
+    plain = all(x.device.type == "cpu" and x.dtype == torch.float32 for x in given)
+    return plain and not torch.compiler.is_compiling()
+
+
+class _CrossEntropies(torch.autograd.Function):
+    """See `cross_entropies`."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        norms, losses = logits.new_empty((len(logits), 2)), logits.new_empty(len(logits))
+        _run("cross_entropy", _CrossEntropy, logits, targets, norms, None, losses, *logits.shape)
+        ctx.save_for_backward(logits, targets, norms)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        logits, targets, norms = ctx.saved_tensors
+        grad, out = grad.contiguous(), torch.empty_like(logits)
+        _run("cross_entropy", _CrossEntropy, logits, targets, norms, grad, out, *logits.shape)
+        return out, None
+
+
+def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
+    """-log softmax(logits)[target] of each row: float32 [N] of float32 [N,V] and int64 [N]."""
+    losses: Tensor = _CrossEntropies.apply(logits.contiguous(), targets.contiguous())  # type: ignore[no-untyped-call]
+    return losses
+
+
+class _RMSNorm(torch.autograd.Function):
+    """See `rms_norm`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        rows, width = x.numel() // x.shape[-1], x.shape[-1]
+        out, scales = torch.empty_like(x), x.new_empty(rows)
+        _run("rms_norm", _Norm, x, weight, out, scales, None, None, rows, width, eps)
+        ctx.save_for_backward(x, weight, scales)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scales = ctx.saved_tensors
+        rows, width = x.numel() // x.shape[-1], x.shape[-1]
+        grad, out, parts = grad.contiguous(), torch.empty_like(x), x.new_zeros((-(-rows // TAKEN), width))
+        _run("rms_norm", _Norm, x, weight, out, scales, grad, parts, rows, width, 0.0)
+        return out, parts.sum(dim=0), None
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """X / sqrt(mean(x^2) + eps) * weight over the last dimension: float32 of the shape of x."""
+    normed: Tensor = _RMSNorm.apply(x.contiguous(), weight, eps)  # type: ignore[no-untyped-call]
+    return normed
+
+
+class _Gated(torch.autograd.Function):
+    """See `gated`."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        out = torch.empty_like(gate)
+        _run("gate", _Gate, gate, up, out, None, None, gate.numel() // gate.shape[-1], gate.shape[-1])
+        ctx.save_for_backward(gate, up)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        grad, gate_grad, up_grad = grad.contiguous(), torch.empty_like(gate), torch.empty_like(up)
+        _run("gate", _Gate, gate, up, gate_grad, grad, up_grad, gate.numel() // gate.shape[-1], gate.shape[-1])
+        return gate_grad, up_grad
+
+
+def gated(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up: float32 of their shape."""
+    inner: Tensor = _Gated.apply(gate.contiguous(), up.contiguous())  # type: ignore[no-untyped-call]
+    return inner
+
+
+class _Turned(torch.autograd.Function):
+    """See `turned`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, signed_sin)
+        return _turn(x, cos, signed_sin, 1.0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, signed_sin = ctx.saved_tensors
+        return _turn(grad.contiguous(), cos, signed_sin, -1.0), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, signed_sin: Tensor, sign: float) -> Tensor:
+    out, (heads, width) = torch.empty_like(x), x.shape[-2:]
+    _run("turn", _Turn, x, cos, signed_sin, out, x.numel() // (heads * width), heads, width, sign)
+    return out
+
+
+def turned(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    """X cos + (right half, left half) signed_sin: float32 [B,T,H,E] of that and two of [B,T,1,E]."""
+    out: Tensor = _Turned.apply(x.contiguous(), cos.contiguous(), signed_sin.contiguous())  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Attention(torch.autograd.Function):
+    """See `NativePacked`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int, window: int, scale: float
+    ) -> Tensor:
+        out, norms = q.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty(q.shape[:-1])
+        sizes = (len(starts) - 1, longest, q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1], window)
+        _run("attend_packed", _Packed, q, k, v, out, norms, None, None, None, None, starts, *sizes, scale)
+        ctx.save_for_backward(q, k, v, out, norms, starts)
+        ctx.rule = (*sizes, scale)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, norms, starts = ctx.saved_tensors
+        grad, grads = grad.contiguous(), [torch.empty_like(x) for x in (q, k, v)]
+        _run("attend_packed", _Packed, q, k, v, out, norms, grad, *grads, starts, *ctx.rule)
+        return (*grads, None, None, None, None)
+
+
+@dataclass(frozen=True)
+class NativePacked:
+    """An `Attend` on a CPU that computes nothing of what documents do not see of one another.
+
+    Attributes:
+        starts: int32 [S+1], where each document begins in the rows laid end to end, and the end.
+        longest: tokens of the longest document.
+    """
+
+    keeps: ClassVar[bool] = False
+
+    starts: Tensor
+    longest: int
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring = PLAIN) -> Tensor:
+        """Attend by the layer's rule, which has no soft-cap, sinks or slopes."""
+        del layer
+        scale = q.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale
+        q, k, v = (x.contiguous() for x in (q, k, v))
+        mixed: Tensor = _Attention.apply(q, k, v, self.starts, self.longest, scoring.window or 0, scale)  # type: ignore[no-untyped-call]
+        return mixed
