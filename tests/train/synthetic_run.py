@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,35 @@ VOCAB = 64
 SEQ_LEN = 24
 MODEL = {"name": "nano", "width": 16, "layers": 2, "heads": 2, "kv_heads": 1, "ffn_width": 32}
 WIDE = {"name": "nano", "width": 128, "layers": 2, "heads": 2, "kv_heads": 1, "ffn_width": 1024}
+# A matrix of more than 100,000 elements is sharded under ZeRO 3; smaller ones stay whole on every rank.
+FIELDS = {"model": WIDE, "steps": 6, "micro_batch_rows": 3, "eval_every_steps": 4}
+
+
+class Way(NamedTuple):
+    """How ranks are to train, and at which ZeRO stages."""
+
+    fields: dict[str, Any]
+    stages: tuple[int, ...]
+
+
+WAYS = {
+    "plain": Way(FIELDS, (0, 1, 2, 3)),
+    "muon": Way({**FIELDS, "optimizer": {"name": "muon", "lr": 1e-3}}, (0, 1, 2, 3)),
+    "lion": Way({**FIELDS, "optimizer": {"name": "lion", "lr": 1e-3}}, (2,)),
+    "growing": Way(  # 1, 1, 1, 2, 2 and 3 micro-batches of each of two ranks
+        {
+            "model": WIDE,
+            "steps": 6,
+            "micro_batch_rows": 1,
+            "eval_every_steps": 0,
+            "batch_rows": 6,
+            "batch_ramp": {"start_rows": 2, "steps": 5},
+        },
+        (0, 2, 3),
+    ),
+    "fp16": Way({**FIELDS, "precision": "fp16", "recompute": "full"}, (0, 3)),
+    "bf16": Way({**FIELDS, "precision": "bf16"}, (3,)),
+}
 
 
 class MadeUpRows:
@@ -154,6 +184,14 @@ def train_counting_orthogonalisations(job):
     muon.newton_schulz = real
     (job.out / f"calls-{environment().rank}").write_text(str(len(calls)))
     return product
+
+
+def train_ways(job):
+    """All the ways at all their stages, one after another, in directories of their own."""
+    for name, (fields, stages) in WAYS.items():
+        for zero in stages:
+            train_counting_orthogonalisations(make_job(job.out / f"{name}-{zero}", **fields, nproc=2, zero=zero))
+    return Product("llmctl.checkpoint/1")
 
 
 def hang_on_rank_1(job):

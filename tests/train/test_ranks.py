@@ -7,17 +7,23 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-from synthetic_run import WIDE, StopAfter, curve, make_job, train, train_counting_orthogonalisations
+from synthetic_run import (
+    FIELDS,
+    WAYS,
+    StopAfter,
+    curve,
+    make_job,
+    train,
+    train_counting_orthogonalisations,
+)
 
 from llmctl.config.errors import InterruptedRunError, UsageError
 from llmctl.train import launch
 from llmctl.train.launch import run_ranks
 
 HERE = Path(__file__).parent
-pytestmark = pytest.mark.slow  # each start of two ranks imports torch and deepspeed three times: 15 s and more
 
-# A matrix of more than 100,000 elements is sharded under ZeRO 3; smaller ones stay whole on every rank.
-FIELDS = {"model": WIDE, "steps": 6, "micro_batch_rows": 3, "eval_every_steps": 4}
+pytestmark = pytest.mark.slow  # each start of two ranks imports torch and deepspeed three times: 15 s and more
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +33,39 @@ def single(tmp_path_factory):
     return job
 
 
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
-def test_two_ranks_follow_the_single_process(tmp_path, single, zero):
-    job = make_job(tmp_path, **FIELDS, nproc=2, zero=zero)
-    product = run_ranks(job, "synthetic_run:train")
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory):
+    """What two ranks make of all the ways, started once."""
+    job = make_job(tmp_path_factory.mktemp("followed"), **FIELDS, nproc=2)
+    run_ranks(job, "synthetic_run:train_ways")
+    return job.out
+
+
+def both(followed, tmp_path, way, zero):
+    """What ranks made, and what a single process makes of the same fields."""
+    alone = make_job(tmp_path, **WAYS[way].fields)
+    train_counting_orthogonalisations(alone)
+    return make_job(followed / f"{way}-{zero}"), alone
+
+
+def ways(*names):
+    """Each of these with each of its stages."""
+    return pytest.mark.parametrize(("way", "zero"), [(name, zero) for name in names for zero in WAYS[name].stages])
+
+
+def assert_same_curves(ranks, alone, rel, keys=("loss", "grad_norm")):
+    for mine, theirs in zip(curve(ranks), curve(alone), strict=True):
+        assert mine.keys() == theirs.keys()
+        for key in keys:
+            assert mine.get(key, 0) == pytest.approx(theirs.get(key, 0), rel=rel)
+
+
+@ways("plain")
+def test_two_ranks_follow_the_single_process(followed, single, way, zero):
+    job = make_job(followed / f"{way}-{zero}")
     for mine, theirs in zip(curve(job), curve(single), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-5)
-    assert product.totals["steps"] == 6
+    assert curve(job)[-1]["step"] == 6
     weights, expected = (load_file(given.out / "model.safetensors") for given in (job, single))
     assert weights.keys() == expected.keys()
     for name, value in weights.items():
@@ -43,35 +75,41 @@ def test_two_ranks_follow_the_single_process(tmp_path, single, zero):
         assert difference.max() < 3e-4, name
 
 
-@pytest.mark.parametrize(("name", "zero"), [("muon", 0), ("muon", 1), ("muon", 2), ("muon", 3), ("lion", 2)])
-def test_optimizers_follow_the_single_process_at_every_stage(tmp_path, name, zero):
+@ways("muon", "lion")
+def test_optimizers_follow_the_single_process_at_every_stage(followed, tmp_path, way, zero):
     # 1.0 is the whole size of a Lion update where the sign of a rounding error differs; Muon has no such steps.
-    fields = {**FIELDS, "optimizer": {"name": name, "lr": 1e-3}}
-    alone, ranks = make_job(tmp_path / "alone", **fields), make_job(tmp_path / "ranks", **fields, nproc=2, zero=zero)
-    train_counting_orthogonalisations(alone)
-    run_ranks(ranks, "synthetic_run:train_counting_orthogonalisations")
+    ranks, alone = both(followed, tmp_path, way, zero)
     for mine, theirs in zip(curve(ranks), curve(alone), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4)
     weights, expected = (load_file(job.out / "model.safetensors") for job in (ranks, alone))
     for key, value in weights.items():
         assert (value - expected[key]).abs().mean() < 1e-6, key
     counts = [int((ranks.out / f"calls-{rank}").read_text()) for rank in range(2)]
-    if name == "muon":  # 7 matrices in each of 2 layers, 6 steps: each once, dealt to the ranks
+    if way == "muon":  # 7 matrices in each of 2 layers, 6 steps: each once, dealt to the ranks
         assert int((alone.out / "calls-0").read_text()) == 14 * 6
         assert counts == [7 * 6, 7 * 6]
     else:
         assert counts == [0, 0]
 
 
-@pytest.mark.parametrize("zero", [0, 2, 3])
-def test_growing_batches_follow_the_single_process(tmp_path, zero):
-    fields = {"model": WIDE, "steps": 6, "micro_batch_rows": 1, "eval_every_steps": 0, "batch_rows": 6}
-    fields["batch_ramp"] = {"start_rows": 2, "steps": 5}  # 1, 1, 1, 2, 2 and 3 micro-batches of each of two ranks
-    alone, ranks = make_job(tmp_path / "alone", **fields), make_job(tmp_path / "ranks", **fields, nproc=2, zero=zero)
-    train(alone)
-    run_ranks(ranks, "synthetic_run:train")
+@ways("growing")
+def test_growing_batches_follow_the_single_process(followed, tmp_path, way, zero):
+    ranks, alone = both(followed, tmp_path, way, zero)
     for mine, theirs in zip(curve(ranks), curve(alone), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-5)
+
+
+@ways("fp16")
+def test_fp16_and_recomputing_ranks_follow_the_single_process(followed, tmp_path, way, zero):
+    ranks, alone = both(followed, tmp_path, way, zero)
+    assert_same_curves(ranks, alone, 1e-3, ["loss"])
+    assert_same_curves(ranks, alone, 1e-2, ["grad_norm"])
+
+
+@ways("bf16")
+def test_bf16_ranks_follow_the_single_process_in_bf16(followed, tmp_path, way, zero):
+    ranks, alone = both(followed, tmp_path, way, zero)
+    assert_same_curves(ranks, alone, 1e-3, ["loss"])
 
 
 @pytest.mark.parametrize("zero", [2, 3])
@@ -109,26 +147,6 @@ def test_what_a_launcher_of_ones_own_cannot_run_is_refused_before_work(tmp_path,
     strategy = DeepSpeed.__new__(DeepSpeed)
     with pytest.raises(UsageError, match="single process only"):
         strategy.prepare(None, job.config, 1)
-
-
-@pytest.mark.parametrize("zero", [0, 3])
-def test_fp16_and_recomputing_ranks_follow_the_single_process(tmp_path, zero):
-    fields = {**FIELDS, "precision": "fp16", "recompute": "full"}
-    alone, ranks = make_job(tmp_path / "alone", **fields), make_job(tmp_path / "ranks", **fields, nproc=2, zero=zero)
-    train(alone)
-    run_ranks(ranks, "synthetic_run:train")
-    for mine, theirs in zip(curve(ranks), curve(alone), strict=True):
-        assert mine.get("loss", 0) == pytest.approx(theirs.get("loss", 0), rel=1e-3)
-        assert mine.get("grad_norm", 0) == pytest.approx(theirs.get("grad_norm", 0), rel=1e-2)
-
-
-def test_bf16_ranks_follow_the_single_process_in_bf16(tmp_path):
-    fields = {**FIELDS, "precision": "bf16"}
-    alone, ranks = make_job(tmp_path / "alone", **fields), make_job(tmp_path / "ranks", **fields, nproc=2, zero=3)
-    train(alone)
-    run_ranks(ranks, "synthetic_run:train")
-    for mine, theirs in zip(curve(ranks), curve(alone), strict=True):
-        assert mine.get("loss", 0) == pytest.approx(theirs.get("loss", 0), rel=1e-3)
 
 
 def test_a_launcher_started_from_outside_leads_and_follows(tmp_path, single):
