@@ -48,7 +48,8 @@ class Endpoint:
             return [(None, error.what)] * len(samples)
         with ThreadPoolExecutor(self._config.at_once) as threads:
             verdicts = list(threads.map(self._verdict, samples))
-        return [self._read(*verdict) for verdict in verdicts]
+        scores = iter(self._reader.judge([Sample("", said) for said, fault in verdicts if not fault]))
+        return [(None, fault) if fault else self._of_scale(next(scores)) for _, fault in verdicts]
 
     def close(self) -> None:
         """End the process."""
@@ -70,15 +71,11 @@ class Endpoint:
             return "", "the server's answer is none of a chat"
         return (said, "") if isinstance(said, str) and said else ("", "the judge said nothing")
 
-    def _read(self, said: str, fault: str) -> tuple[float | None, str]:
+    def _of_scale(self, score: float | NoRewardError) -> tuple[float | None, str]:
         """The score on a scale from 0 to 1."""
-        if fault:
-            return None, fault
         low, high = self._config.scale
-        try:
-            score = self._reader(Sample("", said))
-        except NoRewardError as error:
-            return None, str(error)
+        if isinstance(score, NoRewardError):
+            return None, str(score)
         if not low <= score <= high:
             return None, f"the score {score:g} is not from {low:g} to {high:g}"
         return (score - low) / (high - low), ""
