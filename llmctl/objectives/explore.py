@@ -285,7 +285,7 @@ class Explorer:
 
     def _measured(self, answers: list[Answer], name: str, model: Transformer, measure: Measure) -> list[Answer]:
         """With a figure of each token under that name."""
-        given = {"answers": answers, "prompts": self._asked.prompts, "config": self._config, "pad": self._asked.pad_id}
+        given = {"answers": answers, "prompts": self._asked.prompts, "config": self._config}
         found = score(model, measure, run=self._strategy.forward, **given)  # type: ignore[arg-type]
         return [_with(one, name, values) for one, values in zip(answers, found, strict=True)]
 
