@@ -58,6 +58,8 @@ def semantic_values(config: BaseModel) -> dict[str, Any]:
         value = getattr(config, name)
         if isinstance(value, BaseModel):
             values[name] = semantic_values(value)
+        elif isinstance(value, tuple) and value and all(isinstance(one, BaseModel) for one in value):
+            values[name] = [semantic_values(one) for one in value]
         else:
             values[name] = config.model_dump(mode="json", include={name})[name]
     return values

@@ -74,8 +74,7 @@ class GrpoConfig(AdaptableConfig):
     tools: ToolsConfig = Field(default=ToolsConfig(), description="What the policy may call while it answers.")
     ahead: bool = Field(
         default=False,
-        description="Draw the next rollout while this one is learned from, by the weights of before (single process "
-        "only).",
+        description="Draw the next rollout while this one is learned from, by the weights of before.",
     )
     server: DrawsConfig = Field(DrawsConfig(), description="Draws the answers in place of this process's engine.")
     chat: bool | Literal["auto"] = Field(
@@ -139,8 +138,6 @@ class GrpoConfig(AdaptableConfig):
             raise ValueError(f"leave out {' and '.join(taken)}: grpo trains on answers, in micro_batch_tokens")
         if self.zero == 3:
             raise ValueError("zero=3 shards the weights that answers are drawn with: take zero=0, 1 or 2")
-        if self.ahead and self.uses_deepspeed:
-            raise ValueError("ahead trains in a single process: leave it out, or nproc and zero")
         if self.server.push_to and (not self.server.url or self.lora is not None):
             raise ValueError("server.push_to pushes whole weights to server.url: give that, and leave out lora")
         if self.policy.baseline == "value" and self.lora is not None:

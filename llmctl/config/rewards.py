@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from llmctl.config.base import Config, Pattern, digest_of, parted
+from llmctl.config.base import Config, Pattern, digest_of, execution, parted
 from llmctl.config.servers import ServerConfig
 
 
@@ -136,8 +136,8 @@ class JudgeReward(_Reward):
         default=(0.0, 10.0), description="worst and best score, which become 0 and 1; a score beyond them is missing"
     )
     max_tokens: int = Field(default=512, ge=1, le=2**20, description="longest verdict")
-    timeout_s: float = Field(default=60.0, gt=0, le=86_400, description="seconds that one request may take")
-    at_once: int = Field(default=8, ge=1, le=1024, description="requests under way at a time")
+    timeout_s: float = execution(60.0, gt=0, le=86_400, description="seconds that one request may take")
+    at_once: int = execution(8, ge=1, le=1024, description="requests under way at a time")
 
     @field_validator("pattern")
     @classmethod

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,12 +24,13 @@ from llmctl.evals.load import Loaded, check_able, check_data, check_reasoning, l
 from llmctl.evals.local import LocalModel
 from llmctl.evals.measure import Figures, Measured, group_figures, measured
 from llmctl.evals.questions import CHOICES, item_of, read_questions
-from llmctl.evals.remote import Fetched, RemoteModel, card_of
+from llmctl.evals.remote import Fetched, RemoteModel
 from llmctl.evals.requests import Model, Prompt
 from llmctl.evals.scorer import Scorer
 from llmctl.inference.conversation import open_engine
 from llmctl.inference.engine import Engine
 from llmctl.inference.options import Options
+from llmctl.inference.remote import card_of
 from llmctl.model.transformer import Transformer
 from llmctl.pipeline.job import Job, Product
 from llmctl.store.artifact import Artifact, Input
@@ -143,8 +145,9 @@ def _served(job: Job[EvalConfig], found: Found) -> EvaluationData:
         job.progress.note(f"{', '.join(cued)}: a chat over a server is cut where its budget ends, without its cue")
     data = EvaluationData(None, tasks, _scorer(job))
     fetched: Fetched = job.fetched
-    model = RemoteModel(config.server, fetched.card or card_of(config.server), config.max_running)
-    found.add(results.CHECKPOINT, *_asked(job, model, data))
+    card = fetched.card or card_of(config.server)
+    with closing(RemoteModel(config.server, card, config.max_running)) as model:
+        found.add(results.CHECKPOINT, *_asked(job, model, data))
     return data
 
 

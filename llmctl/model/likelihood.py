@@ -15,7 +15,8 @@ from llmctl.model.attention import Attend, holds_one_each
 from llmctl.model.kernels import attend_through
 from llmctl.model.sequence import CutAttention
 from llmctl.model.transformer import Transformer
-from llmctl.tokens.batch import IGNORE, NOISE, Batch
+from llmctl.model.unfolded import unfolded
+from llmctl.tokens.batch import HOME, IGNORE, NOISE, ROWS, Batch
 
 LOGITS_AT_ONCE = 1 << 26  # elements of a chunk of logits: 256 MiB in fp32
 
@@ -107,9 +108,12 @@ def hidden_states(model: Transformer, batch: Tensors) -> tuple[Tensor, Attend]:
     """[B,T,D] of packed rows, and what each of their positions sees.
 
     Where ranks share rows, only this rank's part of the columns is computed, and the others are zero. Noise that the
-    rows carry (`NOISE` of what is beside them) is added to the embeddings.
+    rows carry (`NOISE` of what is beside them) is added to the embeddings. Documents may lie folded (`ROWS`).
     """
-    attend: Attend = attend_through(model.attention_backend, batch.documents, one_each=batch.one_each)
+    if ROWS in batch.beside:
+        attend: Attend = unfolded(model.attention_backend, batch.beside[ROWS][0], batch.beside[HOME][0])
+        return model(batch.tokens, batch.positions, attend), attend
+    attend = attend_through(model.attention_backend, batch.documents, one_each=batch.one_each)
     cut, noise = model.sequence, batch.beside.get(NOISE)
     if cut is None:
         return model(batch.tokens, batch.positions, attend, noise), attend

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import threading
 import time
 from collections.abc import Sequence
@@ -16,19 +15,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from llmctl.config.errors import GateError, InputError, UsageError
+from llmctl.config.errors import GateError, InputError
 from llmctl.config.grpo import GrpoConfig
 from llmctl.inference.request import Request
 from llmctl.model.transformer import Transformer
 from llmctl.objectives.advantages import deviations, group_advantages, overlong_penalty
 from llmctl.objectives.ahead import Ahead
 from llmctl.objectives.answer_rows import Measure, answer_batches, expected, logps_at, score
-from llmctl.objectives.dealt import dealt
+from llmctl.objectives.dealt import Drawer, dealt
 from llmctl.objectives.prompts import Prompt
 from llmctl.objectives.replay import Replay
 from llmctl.objectives.rewards.registry import Judged, Rewards
 from llmctl.objectives.rewards.rules import Sample
-from llmctl.objectives.rollouts import Answer, Doubles, Drawn, generate, kept, requests_of, table_of, write
+from llmctl.objectives.rollouts import Answer, Doubles, Drawn, figures_of, generate, kept, requests_of, table_of, write
 from llmctl.objectives.served import Server, follow
 from llmctl.objectives.tools.talk import Talks
 from llmctl.objectives.valued import token_penalties, valued
@@ -89,6 +88,8 @@ class Asked:
     def close(self) -> None:
         """End what runs beside the run."""
         self.rewards.close()
+        if self.server is not None:
+            self.server.close()
         if self.talks is not None:
             self.talks.close()
 
@@ -115,9 +116,7 @@ class Explorer:
         self._config: GrpoConfig = asked.job.config
         self._ahead: Ahead | None = None
         if self._config.ahead and asked.replay is None:
-            if not isinstance(strategy, Local):
-                raise UsageError("ahead trains in a single process", hint="start llmctl without a launcher")
-            self._ahead = Ahead(strategy.model)
+            self._ahead = Ahead(strategy, self._config.precision)
         self._last: int | None = None
         self._held: tuple[int, Made] | None = None
         self._begun = 0  # the newest rollout that was drawn ahead
@@ -154,9 +153,10 @@ class Explorer:
 
     def _look_ahead(self, number: int) -> None:
         """Begin to draw that rollout, where it is to be drawn ahead and nobody has begun it."""
-        wanted = self._ahead is not None and number * self._config.steps_per_rollout < self._plan.steps
-        if wanted and number > self._begun and not rollout_file(self._asked.job.work, number).is_file():
-            assert self._ahead is not None, "see above"
+        wanted = number > self._begun and number * self._config.steps_per_rollout < self._plan.steps
+        if self._ahead is None or not wanted:
+            return
+        if not self._strategy.gather(rollout_file(self._asked.job.work, number).is_file())[0]:  # as the leader sees it
             self._ahead.begin(functools.partial(self._keep, number))
             self._begun = number
 
@@ -187,14 +187,14 @@ class Explorer:
             self._ahead.require()
         path = rollout_file(self._asked.job.work, number)
         at_hand = kept(path) if self._plan.rank == 0 and path.is_file() else None
-        made = self._strategy.gather(at_hand)[0] or self._keep(number, self._strategy.model)
+        made = self._strategy.gather(at_hand)[0] or self._keep(number, self._strategy)
         self._held = (number, made)
         return made
 
-    def _keep(self, number: int, model: Transformer) -> Made:
+    def _keep(self, number: int, by: Drawer) -> Made:
         """Make a rollout, and write it down."""
         begun = time.perf_counter()
-        answers, figures = self._made(number, model) if self._asked.replay is None else self._again(number, model)
+        answers, figures = self._made(number, by) if self._asked.replay is None else self._again(number, by)
         figures["rollout_s"] = time.perf_counter() - begun
         if self._plan.rank == 0:
             first = number * self._config.steps_per_rollout + 1
@@ -202,17 +202,18 @@ class Explorer:
             write(table, rollout_file(self._asked.job.work, number), figures)
         return answers, figures
 
-    def _again(self, number: int, model: Transformer) -> Made:
+    def _again(self, number: int, by: Drawer) -> Made:
         """What an earlier run said, with whatever it has not measured."""
         assert self._asked.replay is not None, "asked by `_keep`"
         answers = self._asked.replay.answers(number)
         if self._asked.reference is not None:
-            answers = self._measured(answers, "reference", self._asked.reference, logps_at(self._config.temperature))
+            measure = logps_at(self._config.temperature)
+            answers = self._measured(answers, "reference", self._asked.reference, measure, by)
         if self._config.policy.baseline == "value" and answers[0].values is None:
-            answers = self._measured(answers, "values", model, expected)
-        return self._advantages(answers), _figures(answers, self._config.group)
+            answers = self._measured(answers, "values", by.model, expected, by)
+        return self._advantages(answers), figures_of(answers, self._config.group)
 
-    def _made(self, number: int, model: Transformer) -> Made:
+    def _made(self, number: int, by: Drawer) -> Made:
         """Ask, judge, and ask again where groups tell nothing and more may be tried."""
         config = self._config
         wanted, tries = config.prompts_per_rollout, config.dynamic_sampling
@@ -220,11 +221,11 @@ class Explorer:
         others: list[list[Answer]] = []
         drawn: list[Answer] = []
         spent = 0.0
-        follow(self._asked.server, model, self._strategy)
+        follow(self._asked.server, by.model, by)
         for attempt in range(tries):
             draw = number * tries + attempt
             numbers = rows_of_step(self._plan.seed, draw, wanted, len(self._asked.prompts))
-            answers, seconds = self._answers(numbers, draw, model)
+            answers, seconds = self._answers(numbers, draw, by)
             spent += seconds
             drawn += answers
             for first in range(0, len(answers), config.group):
@@ -234,10 +235,10 @@ class Explorer:
                 break
         self._tell_missing(drawn)
         learned = [one for group in [*telling, *others][:wanted] for one in group]
-        figures = {**_figures(drawn, config.group), "generate_s": spent, "tries": attempt + 1}
+        figures = {**figures_of(drawn, config.group), "generate_s": spent, "tries": attempt + 1}
         return self._advantages(learned), figures
 
-    def _answers(self, numbers: NDArray[np.int64], draw: int, model: Transformer) -> tuple[list[Answer], float]:
+    def _answers(self, numbers: NDArray[np.int64], draw: int, by: Drawer) -> tuple[list[Answer], float]:
         """Judged answers to some prompts, of which each rank asks a part, and the seconds that they took to generate.
 
         Raises:
@@ -256,19 +257,19 @@ class Explorer:
 
         def work(own: Sequence[int]) -> tuple[list[Answer], float]:
             begun = time.perf_counter()
-            said = asked.said(model, [requests[at] for at in own], asked.server)
+            said = asked.said(by.model, [requests[at] for at in own], asked.server)
             seconds = time.perf_counter() - begun
             mine = [Answer.of(prompts[at // config.group][0], one) for at, one in zip(own, said, strict=True)]
-            return self._judged(self._scored(mine, model)), seconds
+            return self._judged(self._scored(mine, by)), seconds
 
-        answers, seconds = dealt(self._strategy, len(requests), config.group, work)
+        answers, seconds = dealt(by, len(requests), config.group, work)
         failed = next((one for one in answers if one.missing), None)
         if failed is not None and config.missing == "stop":
             said_of = f"{asked.prompts[failed.prompt].id}: no reward: {failed.missing}"
             raise GateError(said_of, hint="mend the reward, or missing=leave_out")
         return answers, seconds
 
-    def _scored(self, answers: list[Answer], model: Transformer) -> list[Answer]:
+    def _scored(self, answers: list[Answer], by: Drawer) -> list[Answer]:
         """With log-probabilities of the reference, and figures of the weights that drew them that only these can give.
 
         That is the trainer's log-probabilities where they are to correct the engine's, and what a value head expects.
@@ -276,17 +277,19 @@ class Explorer:
         config, asked = self._config, self._asked
         measure = logps_at(config.temperature)
         if asked.reference is not None:
-            answers = self._measured(answers, "reference", asked.reference, measure)
+            answers = self._measured(answers, "reference", asked.reference, measure, by)
         if config.policy.correction != "none":
-            answers = self._measured(answers, "old", model, measure)
+            answers = self._measured(answers, "old", by.model, measure, by)
         if config.policy.baseline == "value":
-            answers = self._measured(answers, "values", model, expected)
+            answers = self._measured(answers, "values", by.model, expected, by)
         return answers
 
-    def _measured(self, answers: list[Answer], name: str, model: Transformer, measure: Measure) -> list[Answer]:
+    def _measured(
+        self, answers: list[Answer], name: str, model: Transformer, measure: Measure, by: Drawer
+    ) -> list[Answer]:
         """With a figure of each token under that name."""
-        given = {"answers": answers, "prompts": self._asked.prompts, "config": self._config, "pad": self._asked.pad_id}
-        found = score(model, measure, run=self._strategy.forward, **given)  # type: ignore[arg-type]
+        given = {"answers": answers, "prompts": self._asked.prompts, "config": self._config}
+        found = score(model, measure, run=by.forward, **given)  # type: ignore[arg-type]
         return [_with(one, name, values) for one, values in zip(answers, found, strict=True)]
 
     def _judged(self, answers: list[Answer]) -> list[Answer]:
@@ -365,32 +368,3 @@ def sample_of(answer: Answer, prompt: Prompt) -> Sample:
     said = [{"role": turn.role, "content": turn.text} for turn in answer.turns]
     fields = {**prompt.fields, "turns": said} if said else prompt.fields
     return Sample(prompt.text, answer.text.strip(), prompt.answer, answer.size, fields, ids)
-
-
-def _figures(answers: Sequence[Answer], group: int) -> dict[str, float]:
-    """Of all answers that were drawn, those of groups that were not kept among them."""
-    rewards = torch.tensor([one.reward for one in answers], dtype=torch.float64).view(-1, group)
-    known = rewards[~rewards.isnan()]
-    spread = deviations(rewards)
-    tokens = sum(one.size for one in answers)
-    found: dict[str, Any] = {
-        "reward": float(known.mean()),
-        "reward_std": float(spread.mean()),
-        "zero_std": float((spread == 0).double().mean()),
-        "missing": float(rewards.isnan().double().mean()),
-        "truncated": sum(one.truncated for one in answers) / len(answers),
-        "answer_tokens": tokens / len(answers),
-        "generated_tokens": tokens,
-        # The mean of -log p over what was drawn from p is an unbiased estimate of p's entropy.
-        "entropy": -math.fsum(value for one in answers for value in one.logps.tolist()) / tokens,
-    }
-    calls = [turn for one in answers for turn in one.turns if turn.role == "tool"]
-    if any(one.turns for one in answers):
-        found["tool_calls"] = len(calls) / len(answers)
-        found["tool_tokens"] = sum(one.ids.size - one.size for one in answers) / len(answers)
-        found["tool_failed"] = sum(turn.failed for turn in calls) / max(1, len(calls))
-    for name in answers[0].parts:
-        values = [value for one in answers if (value := one.parts[name]) is not None]
-        if values:
-            found[f"reward/{name}"] = math.fsum(values) / len(values)
-    return found

@@ -20,7 +20,7 @@ from llmctl.objectives.answer_rows import BESIDE, sampled_logps, target_states
 from llmctl.objectives.explore import Asked, Explorer
 from llmctl.objectives.policy import Tokens, divergences, policy_losses, value_losses
 from llmctl.objectives.preferred import Scored, summed, tallied
-from llmctl.tokens.batch import IGNORE, Batch
+from llmctl.tokens.batch import IGNORE, ROWS, Batch
 from llmctl.tokens.order import rows_of_step
 from llmctl.train.loader import Plan
 from llmctl.train.strategy import Strategy
@@ -103,7 +103,8 @@ class PolicyObjective:
         )
         if self._explorer is not None and self._explorer.fresh and old.numel():
             self._compare(logps.detach(), old)
-        tokens = Tokens(logps, old, advantages, wanted.nonzero()[:, 0], wanted.shape[0])
+        answers, count = batch.documents[wanted].long(), batch.beside[ROWS].shape[1]
+        tokens = Tokens(logps, old, advantages, answers, count)
         policy = self._config.policy
         lost = policy_losses(tokens, policy)
         losses = lost.losses * correction

@@ -6,19 +6,22 @@ What is learned from are these very ids; text is never encoded again.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
 
 from llmctl.config.policy import PolicyConfig
 from llmctl.inference.request import Request
 from llmctl.model.transformer import Transformer
+from llmctl.objectives.advantages import deviations
 from llmctl.objectives.prompts import Prompt
 from llmctl.objectives.sampling import continued, drawn
 from llmctl.store.files import publish_bytes
@@ -160,6 +163,35 @@ def requests_of(
         for place, (_, prompt) in enumerate(prompts)
         for sample in range(group)
     ]
+
+
+def figures_of(answers: Sequence[Answer], group: int) -> dict[str, float]:
+    """Of all answers that were drawn, those of groups that were not kept among them."""
+    rewards = torch.tensor([one.reward for one in answers], dtype=torch.float64).view(-1, group)
+    known = rewards[~rewards.isnan()]
+    spread = deviations(rewards)
+    tokens = sum(one.size for one in answers)
+    found: dict[str, Any] = {
+        "reward": float(known.mean()),
+        "reward_std": float(spread.mean()),
+        "zero_std": float((spread == 0).double().mean()),
+        "missing": float(rewards.isnan().double().mean()),
+        "truncated": sum(one.truncated for one in answers) / len(answers),
+        "answer_tokens": tokens / len(answers),
+        "generated_tokens": tokens,
+        # The mean of -log p over what was drawn from p is an unbiased estimate of p's entropy.
+        "entropy": -math.fsum(value for one in answers for value in one.logps.tolist()) / tokens,
+    }
+    calls = [turn for one in answers for turn in one.turns if turn.role == "tool"]
+    if any(one.turns for one in answers):
+        found["tool_calls"] = len(calls) / len(answers)
+        found["tool_tokens"] = sum(one.ids.size - one.size for one in answers) / len(answers)
+        found["tool_failed"] = sum(turn.failed for turn in calls) / max(1, len(calls))
+    for name in answers[0].parts:
+        values = [value for one in answers if (value := one.parts[name]) is not None]
+        if values:
+            found[f"reward/{name}"] = math.fsum(values) / len(values)
+    return found
 
 
 def table_of(answers: Sequence[Answer], prompts: Sequence[Prompt], group: int, step: int) -> pa.Table:

@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from llmctl.config.errors import InputError, InterruptedRunError
 from llmctl.config.grpo import DrawsConfig
-from llmctl.evals.remote import Connection, FailedError, card_of
+from llmctl.inference.remote import Connection, FailedError, card_of, signed
 from llmctl.inference.request import Request
 from llmctl.model import huggingface, scoring
 from llmctl.model.transformer import Transformer
 from llmctl.objectives.rollouts import Drawn
 from llmctl.tokens.tokenizer import Tokenizer
-from llmctl.train.strategy import Strategy
+from llmctl.train.strategy import T
 
 NEEDED = "llmctl serve and vLLM have return_token_ids and logprobs"
 PUSHED = "start vLLM with VLLM_SERVER_DEV_MODE=1, or leave out server.push_to"
-INT64, UINT64 = 2**63, 2**64
 
 
 class LostError(Exception):
@@ -75,6 +74,11 @@ class Server:
         if not forgotten.get("success"):
             raise LostError(f"{self._url} still has prefixes of the weights before: is it asked by others too?")
 
+    def close(self) -> None:
+        """Leave it."""
+        self._connection.close()
+        self._root.close()
+
     def drawn(self, requests: Sequence[Request], at_once: int) -> list[Drawn]:
         """What it says to each request, in their order.
 
@@ -103,7 +107,7 @@ class Server:
             "prompt": list(request.prompt_ids),
             "max_tokens": request.max_tokens,
             "temperature": request.temperature,
-            "seed": request.seed if request.seed < INT64 else request.seed - UINT64,
+            "seed": signed(request.seed),
             "stop_token_ids": sorted(request.ends(self._tokenizer)),
             "logprobs": 0,
             "return_token_ids": True,
@@ -137,7 +141,22 @@ class Server:
         return Drawn(np.array(ids, dtype=np.int64), np.array(logps, dtype=np.float64), text, not ended)
 
 
-def follow(server: Server | None, model: Transformer, strategy: Strategy) -> None:
+class Meeting(Protocol):
+    """This rank among those that make a rollout."""
+
+    @property
+    def rank(self) -> int:
+        """Its number."""
+
+    @property
+    def world_size(self) -> int:
+        """How many there are."""
+
+    def gather(self, value: T) -> list[T]:
+        """What every rank gave, in their order; collective."""
+
+
+def follow(server: Server | None, model: Transformer, ranks: Meeting) -> None:
     """Give the server the weights that are to draw, where it takes them; collective.
 
     Raises:
@@ -146,12 +165,12 @@ def follow(server: Server | None, model: Transformer, strategy: Strategy) -> Non
     if server is None or not server.follows:
         return
     lost = ""
-    if strategy.rank == 0:
+    if ranks.rank == 0:
         try:
             server.push(model)
         except LostError as error:
             lost = str(error)
-    require_server(strategy.gather(lost))
+    require_server(ranks.gather(lost))
 
 
 def require_server(lost: Sequence[str]) -> None:

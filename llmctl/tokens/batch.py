@@ -14,6 +14,9 @@ IGNORE = -100  # the label that torch's cross-entropy leaves out
 PADDING_DOCUMENT = -1
 NOISE = "noise"
 """In `Batch.beside`: float32 [B, T, D], what is added to the embeddings of the tokens."""
+ROWS, HOME = "rows", "home"
+"""In `Batch.beside` of a batch of one row in which documents that begin alike lie folded: the documents as rows of its
+places, int64 [1, R, T], -1 behind their ends; and where among the R x T each place is to be found, int64 [1, N]."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,11 @@ class Batch:
     def rows(self) -> int:
         """B."""
         return int(self.tokens.shape[0])
+
+    @property
+    def reach(self) -> int:
+        """Places that attention sees together: T, or those of the longest document where they lie folded."""
+        return int(self.beside.get(ROWS, self.tokens).shape[-1])
 
     @property
     def targets(self) -> int:

@@ -176,7 +176,7 @@ class Run:
             return
         seen = sum(self.plan.tokens(batch) for batch in batches)
         targets, tokens = self._agree([sum(batch.targets for batch in batches), seen], stop)
-        self._seq_len = batches[0].tokens.shape[1]
+        self._seq_len = batches[0].reach
         self.report.start(self._seq_len)
         if targets == 0:
             raise InputError(f"{self._where()} hold no target at all", hint=self._look() or "look at them")

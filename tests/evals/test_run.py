@@ -21,9 +21,10 @@ from llmctl.config.errors import ConfigError, GateError, InputError, UsageError
 from llmctl.config.evals import EvalConfig
 from llmctl.evals.gates import check_gates
 from llmctl.evals.local import LocalModel
-from llmctl.evals.remote import Fetched, card_of, sources
+from llmctl.evals.remote import Fetched, sources
 from llmctl.evals.sandbox.verdict import Verdict
 from llmctl.evals.sandbox.verify import Program
+from llmctl.inference.remote import card_of
 from llmctl.pipeline.evaluations import names_figure
 from llmctl.pipeline.execute import Call, execute
 from llmctl.pipeline.stages import stage_named
@@ -383,7 +384,7 @@ def broken() -> Iterator[ThreadingHTTPServer]:
 def test_a_server_without_sensible_answers_gives_no_score(
     evals: Evals, mine: str, broken: ThreadingHTTPServer, answer: Any, said: str, why: str, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("llmctl.evals.remote.WAIT_S", 0.0)
+    monkeypatch.setattr("llmctl.inference.remote.WAIT_S", 0.0)
     broken.answer = answer  # type: ignore[attr-defined]
     address = f"http://127.0.0.1:{broken.server_address[1]}/v1"
     with pytest.raises(InputError, match=f"mine: no item has an answer: {said}") as raised:

@@ -29,11 +29,20 @@ def placed(job, name):
     return made
 
 
+AHEAD = {"ahead": True, "steps": 12}  # three rollouts: the last is drawn by weights that have learned
+
+
 def train_and_resume(job):
-    product = train(placed(job, "whole"))
-    parts = placed(job, "parts")
+    product = whole_and_in_parts(job, "")
+    whole_and_in_parts(replace(job, config=job.config.model_copy(update=AHEAD)), " ahead")
+    return product
+
+
+def whole_and_in_parts(job, which):
+    product = train(placed(job, f"whole{which}"))
+    parts = placed(job, f"parts{which}")
     with contextlib.suppress(InterruptedRunError):
-        train(replace(parts, progress=StopAfter(parts.work, 3)))
+        train(replace(parts, progress=StopAfter(parts.work, 5 if which else 3)))
         raise AssertionError("it was not stopped")
     train(parts)
     return product

@@ -1,5 +1,6 @@
 """Rollouts drawn while the one before is learned from: one behind, exactly, and resumed bit for bit."""
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -10,7 +11,7 @@ from llmctl.model import huggingface
 from llmctl.model.kernels import attend_through
 from llmctl.objectives.grpo import train
 
-from .test_grpo import StopAfter, answers_in_file, assert_same, job_of
+from .test_grpo import CERTAIN, StopAfter, answers_in_file, assert_same, grpo, job_of, metrics_of
 
 PER_ROLLOUT = 4  # steps: two passes of two
 AHEAD = {"ahead": True, "steps": 16, "keep": "last:100"}
@@ -80,3 +81,16 @@ def test_steps_are_saved_though_what_is_drawn_beside_them_fails(guesser, copying
     with pytest.raises(GateError, match="no reward: score: ValueError: no more"):
         train(job)
     assert (job.work / "step-000003").is_dir()  # complete once the next is begun: that of step 4 was
+
+
+def test_it_learns_one_rollout_behind(stages, guesser, copying):
+    """What is learned from was drawn by older weights, which the ratio and its bounds correct for."""
+    made = stages("grpo", grpo(**CERTAIN, ahead=True), input=guesser, prompts=copying)
+    rows = metrics_of(made)
+    drawn = [row for row in rows if "reward" in row]
+    assert np.mean([row["reward"] for row in drawn[:3]]) < 0.3
+    assert np.mean([row["reward"] for row in drawn[-3:]]) > 0.9
+    first, *later = (row for row in drawn if "ratio" in row)
+    assert first["ratio"] == pytest.approx(1.0, abs=1e-5)
+    assert max(abs(row["ratio"] - 1) for row in later) > 0.01
+    assert max(row["clipped"] for row in later) > 0

@@ -457,7 +457,6 @@ def test_no_room_for_a_prompt_and_no_prompt_at_all(stages, guesser, copying, wri
     [
         ({"batch_rows": 30}, "give a divisor of 80"),
         ({"zero": 3}, "zero=3 shards the weights that answers are drawn with"),
-        ({"ahead": True, "nproc": 2}, "ahead trains in a single process"),
         ({"server": {"push_to": "pushed"}}, "server.push_to pushes whole weights to server.url"),
         ({"group": 1}, "greater than or equal to 2"),
         ({"policy": {"overlong_tokens": 5}}, "must be at most max_new_tokens"),

@@ -7,11 +7,12 @@ from http.server import ThreadingHTTPServer
 import numpy as np
 import pytest
 
+from llmctl.config.base import semantic_values
 from llmctl.config.errors import ConfigError, InputError, UsageError
 from llmctl.config.grpo import GrpoConfig
 from llmctl.config.load import build
 from llmctl.config.rewards import JudgeReward
-from llmctl.evals import remote
+from llmctl.inference import remote
 from llmctl.objectives.rewards.endpoint import told
 from llmctl.objectives.rewards.registry import Rewards
 from llmctl.objectives.rewards.rules import Sample
@@ -33,7 +34,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.bodies, self.keys, self.busy = [], set(), 0
+        self.bodies, self.keys, self.busy, self.leaves = [], set(), 0, False
 
     @property
     def url(self):
@@ -46,6 +47,8 @@ class Handler(Answering):
         self.say(200, {"data": [{"id": "small"}, {"id": "large"}]})
 
     def post(self, body):
+        if self.server.leaves:
+            return
         self.server.bodies.append(body)
         self.server.keys.add(self.headers.get("Authorization"))
         said = body["messages"][0]["content"].rpartition("\n")[2]
@@ -122,13 +125,22 @@ def test_a_judge_that_is_not_there_is_told_at_once(server):
 def test_a_judge_that_leaves_is_missing_and_may_come_back(server):
     with judging(server) as rewards:
         rewards.check()
-        url, gone = server.url, "http://127.0.0.1:9/v1"
-        judge = rewards._judges["judge"]
-        values = []
-        for where in (url, gone, url):
-            judge._config = judge._config.model_copy(update={"url": where})
-            values.append(rewards.judge([Sample("q", "good")])[0].value)
-    assert values == pytest.approx([0.8, np.nan, 0.8], nan_ok=True)
+        judged = []
+        for server.leaves in (False, True, False):
+            judged += rewards.judge([Sample("q", "good")])
+    assert [one.value for one in judged] == pytest.approx([0.8, np.nan, 0.8], nan_ok=True)
+    assert "RemoteDisconnected" in judged[1].missing
+
+
+def test_how_a_judge_is_asked_is_no_part_of_what_is_judged(server):
+    def key(**fields):
+        return semantic_values(
+            GrpoConfig.model_validate({"rewards": ["exact", {"kind": "judge", "url": server.url, **fields}]})
+        )
+
+    assert key(at_once=1, timeout_s=5) == key()
+    assert key(max_tokens=9) != key()
+    assert key()["rewards"][0] == {"kind": "exact", "weight": 1.0, "ignore_case": False}
 
 
 def test_the_judge_is_told_of_everything_once():

@@ -18,6 +18,7 @@ from llmctl.objectives.policy import divergences
 from llmctl.objectives.prompts import Prompt
 from llmctl.objectives.rewarded import PolicyObjective
 from llmctl.objectives.rollouts import Answer
+from llmctl.tokens.batch import ROWS
 
 from .test_pairs import VOCAB, nano
 
@@ -118,6 +119,28 @@ def test_there_are_as_many_micro_batches_as_lanes_and_as_tokens_ask_for():
     assert step(config_of("grpo", micro_batch_tokens=1), asked, answers, ranks=4)[2] == 12  # one idles once
 
 
+def test_a_prompt_is_computed_once_for_its_answers_in_a_micro_batch():
+    asked = [Prompt(name, name, "", tuple(range(1, count)), None) for name, count in (("a", 8), ("b", 4))]
+    sizes = (5, 2, 9, 4)
+    answers = [
+        Answer(n, np.arange(1, size + 1), -np.ones(size), "", False, advantage=1.0) for n in (0, 1) for size in sizes
+    ]
+    config = config_of("grpo")
+    (one,) = answer_batches(answers, asked, config, pad_id=0, rollout_tokens=40.0)
+    assert one.tokens.size == (7 - 1) + (3 - 1) + 2 * sum(sizes)
+    assert one.reach == (7 - 1) + 9
+    rows = one.beside[ROWS][0]
+    for row, at in zip(rows, (2, 0, 3, 1, 6, 4, 7, 5), strict=True):  # the longest first
+        said = answers[at]
+        ids = [*asked[said.prompt].ids, *said.ids.tolist()][:-1]
+        assert one.tokens[0, row[row >= 0]].tolist() == ids
+        assert one.positions[0, row[row >= 0]].tolist() == list(range(len(ids)))
+    pair = answer_batches(answers, asked, config, pad_id=0, rollout_tokens=40.0, lanes=2)
+    assert [batch.tokens.size for batch in pair] == [26, 22]  # as even as prompts allow
+    small = answer_batches(answers, asked, config_of("grpo", micro_batch_tokens=30), pad_id=0, rollout_tokens=40.0)
+    assert all(batch.beside[ROWS].size <= 30 for batch in small)
+
+
 def test_what_teaches_nothing_is_not_computed():
     asked, answers = made_up(3)
     flat = [Answer(one.prompt, one.ids, one.logps, "", truncated=False, advantage=0.0) for one in answers]
@@ -133,7 +156,7 @@ def test_the_weights_of_a_step_are_those_of_all_its_answers():
     loss, _, _ = step(config, asked, answers)
     model = policy()
     with torch.no_grad():
-        given_ = {"answers": answers, "prompts": asked, "config": config, "pad": 0}
+        given_ = {"answers": answers, "prompts": asked, "config": config}
         logps = score(model, logps_at(1.0), run=lambda call: call(model), **given_)
     total = 0.0
     for one, own in zip(answers, logps, strict=True):

@@ -2,6 +2,7 @@
 
 import math
 import os
+import random
 import signal
 import time
 
@@ -89,6 +90,8 @@ def score(completion, answer, *, prompt, bonus=0, **fields):
         return float("nan")
     if completion == "nothing":
         return None
+    if completion == "read":
+        return len(input())
     return len(completion) + bonus + (prompt == "asked")
 
 THING = 3
@@ -97,19 +100,33 @@ THING = 3
 
 def test_a_function_of_ones_own(tmp_path):
     (tmp_path / "own.py").write_text(OWN)
-    said = ["four", "raise", "hang", "end", "nan", "nothing", "four"]
+    said = ["four", "raise", "hang", "end", "nan", "nothing", "read", "four"]
     with rewards_of(f"{tmp_path}/own.py:score", timeout_s=1.0) as rewards:
         begun = time.monotonic()
         judged = rewards.judge([Sample("asked", text, None, fields={"bonus": 10, "other": [1]}) for text in said])
         assert time.monotonic() - begun < 30  # the one that hangs was ended
-    assert [one.value for one in judged] == pytest.approx([15, *[math.nan] * 5, 15], nan_ok=True)
-    assert [one.missing for one in judged][1:6] == [
+    assert [one.value for one in judged] == pytest.approx([15, *[math.nan] * 6, 15], nan_ok=True)
+    assert [one.missing for one in judged][1:7] == [
         "score: ValueError: cannot",
         "score: no value within 1 s",
         "score: its process ended",
         "score: its value is nan",
         "score: TypeError: float() argument must be a string or a real number, not 'NoneType'",
+        "score: EOFError: EOF when reading a line",
     ]
+
+
+def test_values_are_those_of_their_answers_however_many_a_pipe_holds(tmp_path):
+    """The child is told of answers beforehand; it ends amid them, and twice at once."""
+    (tmp_path / "own.py").write_text(OWN)
+    rng = random.Random(0)
+    said = ["x" * rng.choice([1, 50, 5_000, 40_000, 200_000]) for _ in range(60)]
+    said[20] = said[40] = said[41] = "end"
+    with rewards_of(f"{tmp_path}/own.py:score", timeout_s=10.0) as rewards:
+        judged = rewards.judge([Sample("q", text) for text in said])
+    wanted = [math.nan if text == "end" else len(text) for text in said]
+    assert [one.value for one in judged] == pytest.approx(wanted, nan_ok=True)
+    assert {one.missing for one in judged} == {"", "score: its process ended"}
 
 
 def test_what_hangs_ends_itself_where_whoever_asked_is_gone(tmp_path):
@@ -118,7 +135,7 @@ def test_what_hangs_ends_itself_where_whoever_asked_is_gone(tmp_path):
         rewards.judge([Sample("asked", "four")])
         child = rewards._guarded["score"]
         assert os.getsid(child._child.pid) == child._child.pid  # an interrupt of the run does not reach it
-        child._say({"prompt": "", "completion": "hang", "answer": None, "fields": {}})
+        child._say(b'{"prompt": "", "completion": "hang", "answer": null, "fields": {}}\n')
         assert child._child.wait(timeout=30) == -signal.SIGALRM
 
 

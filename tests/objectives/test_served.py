@@ -13,7 +13,7 @@ import pytest
 
 from llmctl.config.errors import InputError, InterruptedRunError
 from llmctl.data.rollouts import FILE
-from llmctl.evals.remote import FailedError
+from llmctl.inference.remote import FailedError
 from llmctl.objectives.grpo import train
 from llmctl.pipeline.job import Silent
 from llmctl.train.launch import _free_port

@@ -229,7 +229,7 @@ def with_a_tool(model, advantage):
     prompt = Prompt("p", "p", "", tuple(rng.integers(1, VOCAB, size=3).tolist()), None)
     ids = rng.integers(1, VOCAB, size=OWN.size)
     answer = Answer(0, ids, np.zeros(5), "", truncated=False, advantage=advantage, own=OWN)
-    given = {"answers": [answer], "prompts": [prompt], "config": GrpoConfig(), "pad": 0}
+    given = {"answers": [answer], "prompts": [prompt], "config": GrpoConfig()}
     (logps,) = score(model, logps_at(1.0), run=lambda function: function(model), **given)
     return prompt, dataclasses.replace(answer, logps=logps)
 
@@ -276,7 +276,7 @@ def test_a_tools_output_is_no_length(loss_agg):
         (answer,) = valued([answer], config)
         (batch,) = answer_batches([answer], [Prompt("p", "p", "", (1, 2), None)], config, pad_id=0, rollout_tokens=5)
         wanted = batch.labels != IGNORE
-        both.append({name: values[wanted].tolist() for name, values in batch.beside.items()})
+        both.append({name: batch.beside[name][wanted].tolist() for name in answer_rows.BESIDE})
         assert batch.labels[wanted].tolist() == np.arange(1, 9)[OWN].tolist()
     assert both[0] == both[1]
     assert answer.size == 5

@@ -5,8 +5,9 @@ import pytest
 from llmctl.config.servers import ServerConfig
 from llmctl.config.tasks import GenerationConfig
 from llmctl.evals.local import LocalModel
-from llmctl.evals.remote import RemoteModel, card_of
+from llmctl.evals.remote import RemoteModel
 from llmctl.evals.requests import Ending, Generation, Likelihood, Likely, Prompt, Written
+from llmctl.inference.remote import card_of
 from tests.evals.tiny import text
 from tests.serve.conftest import MODEL, Running
 

@@ -22,11 +22,12 @@ Judge = Callable[[dict[str, Any]], Any]
 
 
 def main() -> None:
-    """Answer until stdin ends."""
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    """Answer until stdin ends; what user's code reads and prints is something else."""
+    into, out = os.fdopen(os.dup(0), encoding="utf-8"), os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
     try:
-        task = json.loads(sys.stdin.readline())
+        task = json.loads(into.readline())
         judge = made(task)
         said: dict[str, Any] = {}
     except BaseException as error:  # noqa: BLE001 (a user's file may raise anything)
@@ -34,7 +35,7 @@ def main() -> None:
     print(json.dumps(said), file=out, flush=True)
     if said:
         return
-    for line in sys.stdin:
+    for line in into:
         signal.setitimer(signal.ITIMER_REAL, task["give_up_s"])  # whoever asked would have ended this: it is gone
         try:
             said = {"value": judge(json.loads(line))}

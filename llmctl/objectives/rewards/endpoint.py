@@ -9,7 +9,7 @@ from typing import Final
 
 from llmctl.config.errors import InputError
 from llmctl.config.rewards import JudgeReward
-from llmctl.evals.remote import Connection, FailedError, card_of
+from llmctl.inference.remote import Connection, FailedError, card_of
 from llmctl.objectives.rewards.guarded import Guarded
 from llmctl.objectives.rewards.rules import NoRewardError, Sample
 
@@ -29,6 +29,7 @@ class Endpoint:
         self._config = config
         self._reader = Guarded({"do": "read", "pattern": config.pattern}, read_s)
         self._name = ""
+        self._connection: Connection | None = None
 
     def check(self) -> None:
         """Ask the server for its model.
@@ -38,6 +39,7 @@ class Endpoint:
             UsageError: its address is none, or the variable that should hold its key is not set.
         """
         self._name = str(card_of(self._config.server)["id"])
+        self._connection = self._connection or Connection.of(self._config.server)
 
     def __call__(self, samples: Sequence[Sample]) -> list[tuple[float | None, str]]:
         """A value from 0 to 1 and no reason, or no value and a reason, for each answer."""
@@ -48,14 +50,18 @@ class Endpoint:
             return [(None, error.what)] * len(samples)
         with ThreadPoolExecutor(self._config.at_once) as threads:
             verdicts = list(threads.map(self._verdict, samples))
-        return [self._read(*verdict) for verdict in verdicts]
+        scores = iter(self._reader.judge([Sample("", said) for said, fault in verdicts if not fault]))
+        return [(None, fault) if fault else self._of_scale(next(scores)) for _, fault in verdicts]
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, and leave the server."""
         self._reader.close()
+        if self._connection is not None:
+            self._connection.close()
 
     def _verdict(self, sample: Sample) -> tuple[str, str]:
         """What the judge says, and why it says nothing where it does not."""
+        assert self._connection is not None, "made by check"
         try:
             body = {
                 "model": self._name,
@@ -63,22 +69,18 @@ class Endpoint:
                 "max_tokens": self._config.max_tokens,
                 "temperature": 0,
             }
-            said = Connection.of(self._config.server).ask("/chat/completions", body)["choices"][0]["message"]["content"]
+            said = self._connection.ask("/chat/completions", body)["choices"][0]["message"]["content"]
         except (FailedError, NoRewardError) as error:
             return "", str(error)
         except (IndexError, KeyError, TypeError):
             return "", "the server's answer is none of a chat"
         return (said, "") if isinstance(said, str) and said else ("", "the judge said nothing")
 
-    def _read(self, said: str, fault: str) -> tuple[float | None, str]:
+    def _of_scale(self, score: float | NoRewardError) -> tuple[float | None, str]:
         """The score on a scale from 0 to 1."""
-        if fault:
-            return None, fault
         low, high = self._config.scale
-        try:
-            score = self._reader(Sample("", said))
-        except NoRewardError as error:
-            return None, str(error)
+        if isinstance(score, NoRewardError):
+            return None, str(score)
         if not low <= score <= high:
             return None, f"the score {score:g} is not from {low:g} to {high:g}"
         return (score - low) / (high - low), ""

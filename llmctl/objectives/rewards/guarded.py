@@ -9,7 +9,7 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from llmctl.objectives.rewards.rules import NoRewardError, Sample
 
 PROGRAM = Path(__file__).with_name("child.py")
 START_S = 60.0  # what the child may take to start and to import the user's file
+PIPED_BYTES = 1 << 15  # what a pipe holds in any case, so that nobody waits to be read
 ENDED = "its process ended"
 
 
@@ -33,22 +34,9 @@ class Guarded:
         self._child: subprocess.Popen[bytes] | None = None
         self._read = b""
 
-    def __call__(self, sample: Sample) -> float:
-        """The value for one answer.
-
-        Raises:
-            NoRewardError: it raised, hung, ended its process, or gave what is no number.
-        """
-        return float(
-            self.ask(
-                {
-                    "prompt": sample.prompt,
-                    "completion": sample.completion,
-                    "answer": sample.answer,
-                    "fields": sample.fields,
-                }
-            )
-        )
+    def judge(self, samples: Sequence[Sample]) -> list[float | NoRewardError]:
+        """The value of each answer, in turn, or why it has none: it raised, hung, or ended its process."""
+        return [_number(said) for said in self._each(map(_asked_of, samples))]
 
     def check(self) -> None:
         """Start the child, which imports and compiles what it needs.
@@ -66,13 +54,30 @@ class Guarded:
         Raises:
             NoRewardError: it raised, hung or ended its process.
         """
-        self.check()
-        with self._ended(f"no value within {self._timeout_s:g} s"):
-            self._say(asked)
-            said = self._hear(self._timeout_s)
-        if "value" not in said:
-            raise NoRewardError(str(said.get("error", "no value")))
-        return said["value"]
+        (said,) = self._each([asked])
+        if isinstance(said, NoRewardError):
+            raise said
+        return said
+
+    def _each(self, asked: Iterable[Mapping[str, Any]]) -> list[Any]:
+        """What the child says to each, which it is told of beforehand as far as its pipe holds; or a NoRewardError."""
+        lines = [json.dumps(one, default=str).encode() + b"\n" for one in asked]
+        found: list[Any] = []
+        told = piped = 0  # lines that the child knows of, and bytes of those that it has not answered
+        while len(found) < len(lines):
+            try:
+                self.check()
+                with self._ended(f"no value within {self._timeout_s:g} s"):
+                    while told < len(lines) and (not piped or piped + len(lines[told]) <= PIPED_BYTES):
+                        self._say(lines[told])
+                        told, piped = told + 1, piped + len(lines[told])
+                    said = self._hear(self._timeout_s)
+                piped -= len(lines[len(found)])
+                found.append(said["value"] if "value" in said else NoRewardError(str(said.get("error", "no value"))))
+            except NoRewardError as error:
+                found.append(error)
+                told, piped = len(found), 0  # another child begins with the next
+        return found
 
     @contextlib.contextmanager
     def _ended(self, late: str) -> Iterator[None]:
@@ -95,17 +100,19 @@ class Guarded:
             env=_environment(),
             start_new_session=True,  # Ctrl-C ends the step first, and the step needs its rewards
         )
-        self._say({**self._task, "give_up_s": 2 * self._timeout_s})
+        self._say(json.dumps({**self._task, "give_up_s": 2 * self._timeout_s}, default=str).encode() + b"\n")
         said = self._hear(START_S)
         if "error" in said:
             self.close()
             raise NoRewardError(str(said["error"]))
 
-    def _say(self, message: Mapping[str, Any]) -> None:
+    def _say(self, line: bytes) -> None:
+        """One line; what a child that is gone has not read is of no use to it, and what it said before may be heard."""
         assert self._child is not None, "started"
         assert self._child.stdin is not None, "a pipe was asked for"
-        self._child.stdin.write(json.dumps(message, default=str).encode() + b"\n")
-        self._child.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            self._child.stdin.write(line)
+            self._child.stdin.flush()
 
     def _hear(self, timeout_s: float) -> dict[str, Any]:
         """The child's next line."""
@@ -136,6 +143,20 @@ class Guarded:
                 with contextlib.suppress(OSError):  # what was not read by a child that is gone
                     pipe.close()
         child.wait()
+
+
+def _asked_of(sample: Sample) -> dict[str, Any]:
+    return {
+        "prompt": sample.prompt,
+        "completion": sample.completion,
+        "answer": sample.answer,
+        "fields": sample.fields,
+    }
+
+
+def _number(said: Any) -> float | NoRewardError:
+    """What the child said; its programs say numbers."""
+    return said if isinstance(said, NoRewardError) else float(said)
 
 
 def _environment() -> dict[str, str]:

@@ -156,14 +156,9 @@ class Rewards:
             return self._score(samples)
         if name in self._judges:
             return self._judges[name](samples)
-        return [self._one(name, config, sample) for sample in samples]
-
-    def _one(self, name: str, config: RewardConfig, sample: Sample) -> Value:
-        try:
-            guarded = self._guarded.get(name)
-            return finite(guarded(sample) if guarded is not None else RULES[config.kind](sample, config))
-        except NoRewardError as error:
-            return None, str(error)
+        if name in self._guarded:
+            return [finite(value) for value in self._guarded[name].judge(samples)]
+        return [_ruled(config, sample) for sample in samples]
 
     def close(self) -> None:
         """End the processes."""
@@ -181,8 +176,18 @@ class Rewards:
         self.close()
 
 
-def finite(value: float) -> Value:
+def _ruled(config: RewardConfig, sample: Sample) -> Value:
+    """What a rule says of an answer."""
+    try:
+        return finite(RULES[config.kind](sample, config))
+    except NoRewardError as error:
+        return finite(error)
+
+
+def finite(value: float | NoRewardError) -> Value:
     """The value, where it is a number."""
+    if isinstance(value, NoRewardError):
+        return None, str(value)
     return (value, "") if math.isfinite(value) else (None, f"its value is {value}")
 
 

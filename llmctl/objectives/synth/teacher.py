@@ -6,19 +6,18 @@ import contextlib
 import http.client
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Protocol
 
 from llmctl.config.errors import InputError, InterruptedRunError, LlmctlError
 from llmctl.config.synth import SynthConfig
-from llmctl.evals.remote import BAD_ANSWER, Connection, FailedError, card_of, name_of
+from llmctl.inference import remote
 from llmctl.inference.conversation import open_engine
 from llmctl.inference.engine import Engine
+from llmctl.inference.remote import BAD_ANSWER, Connection, FailedError, card_of, name_of, signed
 from llmctl.inference.request import Completion, Request
 from llmctl.objectives.asked import Question
 from llmctl.objectives.synth.said import Ask, Said
-from llmctl.pipeline.job import Job, Progress
-from llmctl.store.manifest import sha256_of
+from llmctl.pipeline.job import Job
 from llmctl.tokens.chat import render_prompt
 
 NOT_THIS_ONE = {http.client.BAD_REQUEST, http.client.REQUEST_ENTITY_TOO_LARGE, http.client.UNPROCESSABLE_ENTITY}
@@ -98,12 +97,13 @@ class ServerTeacher:
     """A model behind a server.
 
     Args:
-        config: how it is reached and asked.
+        config: how it is asked.
+        connection: by which it is reached.
         card: of the model, as `card_of` gives it.
     """
 
-    def __init__(self, config: SynthConfig, card: Mapping[str, Any]) -> None:
-        self._config, self._connection, self._name = config, Connection.of(config.server), str(card["id"])
+    def __init__(self, config: SynthConfig, connection: Connection, card: Mapping[str, Any]) -> None:
+        self._config, self._connection, self._name = config, connection, str(card["id"])
 
     def check(self, asked: Sequence[tuple[Question, Ask]]) -> None:
         """Only the server knows what it can read."""
@@ -128,7 +128,7 @@ class ServerTeacher:
             "max_tokens": config.max_new_tokens,
             "temperature": config.temperature,
             "top_p": config.top_p,
-            "seed": seed >> 1,  # servers take signed ones
+            "seed": signed(seed),
         }
         try:
             answer = self._connection.ask("/chat/completions", body)
@@ -157,7 +157,8 @@ def open_teacher(job: Job[SynthConfig]) -> Iterator[Teacher]:
     """The teacher that the run is given."""
     config = job.config
     if config.server.url:
-        yield ServerTeacher(config, job.fetched or card_of(config.server))
+        with Connection.of(config.server) as connection:
+            yield ServerTeacher(config, connection, job.fetched or card_of(config.server))
         return
     with open_engine(
         job.artifact().data, device=config.device, precision=config.precision, max_running=config.running
@@ -165,15 +166,7 @@ def open_teacher(job: Job[SynthConfig]) -> Iterator[Teacher]:
         yield EngineTeacher(engine, config)
 
 
-def fetch(config: SynthConfig, directory: Path, progress: Progress) -> dict[str, Any] | None:  # noqa: ARG001 - of every stage
-    """What the server says of its model, where there is one.
-
-    Raises:
-        InputError: it cannot be reached.
-    """
-    return card_of(config.server) if config.server.url else None
-
-
-def sources(config: SynthConfig, card: Mapping[str, Any] | None) -> tuple[str, dict[str, str]]:  # noqa: ARG001 - of every stage
-    """The default name and the digest of the server's model."""
-    return ("", {}) if card is None else (f"{name_of(card)}.synth", {"server": sha256_of(dict(card))})
+def sources(config: SynthConfig, card: Mapping[str, Any] | None) -> tuple[str, dict[str, str]]:
+    """The default name and the digest of the server's model, where there is one."""
+    name = "" if card is None else f"{name_of(card)}.synth"
+    return name, remote.sources(config, card)[1]

@@ -6,8 +6,7 @@ from http.server import ThreadingHTTPServer
 import pytest
 
 from llmctl.config.errors import GateError, InputError, InterruptedRunError
-from llmctl.objectives.synth.said import Ask
-from llmctl.objectives.synth.teacher import ServerTeacher, sources
+from llmctl.objectives.synth.teacher import sources
 from llmctl.pipeline.execute import Call, execute
 from llmctl.pipeline.job import Silent
 from llmctl.pipeline.stages import stage_named
@@ -56,7 +55,7 @@ class Scripted(Answering):
 
 @pytest.fixture
 def scripted(monkeypatch):
-    monkeypatch.setattr("llmctl.evals.remote.WAIT_S", 0.0)
+    monkeypatch.setattr("llmctl.inference.remote.WAIT_S", 0.0)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Scripted)
     server.asked, server.lock = 0, threading.Lock()
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
@@ -101,7 +100,7 @@ def test_what_a_server_refuses_or_garbles_is_counted(stages, prompts, scripted):
     assert "HTTP 400: too long" in raised.value.hint
     scripted.answers = lambda asked, question: (401, {"error": {"message": "who?"}})
     with pytest.raises(InputError, match="HTTP 401: who"):
-        ServerTeacher(served(scripted.url), {"id": "m"}).answer([Ask([{"role": "user", "content": "one two"}], (1,))])
+        stages("synth", served(scripted.url, seed=4), prompts=prompts)
 
 
 def test_a_server_gives_its_models_name_and_digest():
