@@ -220,6 +220,20 @@ static void backward(const Packed *job, const Scratch *scratch, int64_t token, i
         }
 }
 
+/* Padding: nothing is mixed, and nothing is learned. */
+static void clear(const Packed *job, int64_t token, int64_t length, int64_t kv_head) {
+    const int64_t E = job->width, G = job->value_width, H = job->heads, K = job->kv_heads, shared = H / K;
+    for (int64_t t = token; t < token + length; t++) {
+        if (!job->grad) {
+            memset(job->out + (t * H + kv_head * shared) * G, 0, (size_t)(shared * G) * sizeof(float));
+            continue;
+        }
+        memset(job->q_grad + (t * H + kv_head * shared) * E, 0, (size_t)(shared * E) * sizeof(float));
+        memset(job->k_grad + (t * K + kv_head) * E, 0, (size_t)E * sizeof(float));
+        memset(job->v_grad + (t * K + kv_head) * G, 0, (size_t)G * sizeof(float));
+    }
+}
+
 /* Take one document and one head of keys after the other until none is left; several threads may. */
 static void attend_some(void *given) {
     Packed *job = given;
@@ -235,8 +249,12 @@ static void attend_some(void *given) {
     scratch.slopes = scratch.scores + BLOCK * columns;
     int64_t task;
     while ((task = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < tasks) {
-        const int64_t document = task / job->kv_heads, token = job->starts[document];
-        (job->grad ? backward : forward)(job, &scratch, token, job->starts[document + 1] - token, task % job->kv_heads);
+        const int64_t document = task / job->kv_heads, kv_head = task % job->kv_heads;
+        const int64_t token = job->starts[document], length = job->starts[document + 1] - token;
+        if (job->real[document])
+            (job->grad ? backward : forward)(job, &scratch, token, length, kv_head);
+        else
+            clear(job, token, length, kv_head);
     }
     free(held);
 }

@@ -169,7 +169,8 @@ def attend_through(backend: str, documents: Tensor, *, one_each: bool | None = N
     if backend == "flash":
         return FlashPacked(*document_starts(documents))
     if backend == "native":
-        return NativePacked(*document_starts(documents))
+        starts, longest = document_starts(documents)
+        return NativePacked(starts, (documents.flatten()[starts[:-1]] >= 0).to(torch.int32), longest)
     return packed(documents, one_each=one_each)
 
 

@@ -11,6 +11,7 @@ typedef struct {
     const float *grad;      /* of out */
     float *q_grad, *k_grad, *v_grad;
     const int32_t *starts;  /* [documents + 1], of each document among the tokens */
+    const int32_t *real;    /* [documents], 0 for padding, which mixes nothing */
     int64_t documents, longest, heads, kv_heads, width, value_width, window; /* window 0: none */
     float scale;
     int32_t next, failed;

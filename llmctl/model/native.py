@@ -36,7 +36,7 @@ def _structure(name: str, pointers: str, sizes: str, rest: str = "", counters: s
 
 _Packed = _structure(
     "_Packed",
-    "q k v out norms grad q_grad k_grad v_grad starts",
+    "q k v out norms grad q_grad k_grad v_grad starts real",
     "documents longest heads kv_heads width value_width window",
     "scale",
     "next failed",
@@ -194,37 +194,37 @@ class _Attention(torch.autograd.Function):
     """See `NativePacked`."""
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, starts: Tensor, longest: int, window: int, scale: float
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, places: NativePacked, window: int, scale: float) -> Tensor:
         out, norms = q.new_empty((*q.shape[:-1], v.shape[-1])), q.new_empty(q.shape[:-1])
-        sizes = (len(starts) - 1, longest, q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1], window)
-        _run("attend_packed", _Packed, q, k, v, out, norms, None, None, None, None, starts, *sizes, scale)
-        ctx.save_for_backward(q, k, v, out, norms, starts)
-        ctx.rule = (*sizes, scale)
+        sizes = (len(places.real), places.longest, q.shape[-2], k.shape[-2], q.shape[-1], v.shape[-1], window)
+        ctx.rule = (places.starts, places.real, *sizes, scale)
+        _run("attend_packed", _Packed, q, k, v, out, norms, None, None, None, None, *ctx.rule)
+        ctx.save_for_backward(q, k, v, out, norms)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, norms, starts = ctx.saved_tensors
+        q, k, v, out, norms = ctx.saved_tensors
         grad, grads = grad.contiguous(), [torch.empty_like(x) for x in (q, k, v)]
-        _run("attend_packed", _Packed, q, k, v, out, norms, grad, *grads, starts, *ctx.rule)
-        return (*grads, None, None, None, None)
+        _run("attend_packed", _Packed, q, k, v, out, norms, grad, *grads, *ctx.rule)
+        return (*grads, None, None, None)
 
 
 @dataclass(frozen=True)
 class NativePacked:
-    """An `Attend` on a CPU that computes nothing of what documents do not see of one another.
+    """An `Attend` on a CPU that computes nothing of what documents do not see of one another, and 0 for padding.
 
     Attributes:
         starts: int32 [S+1], where each document begins in the rows laid end to end, and the end.
+        real: int32 [S], 0 for padding.
         longest: tokens of the longest document.
     """
 
     keeps: ClassVar[bool] = False
 
     starts: Tensor
+    real: Tensor
     longest: int
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring = PLAIN) -> Tensor:
@@ -232,5 +232,5 @@ class NativePacked:
         del layer
         scale = q.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale
         q, k, v = (x.contiguous() for x in (q, k, v))
-        mixed: Tensor = _Attention.apply(q, k, v, self.starts, self.longest, scoring.window or 0, scale)  # type: ignore[no-untyped-call]
+        mixed: Tensor = _Attention.apply(q, k, v, self, scoring.window or 0, scale)  # type: ignore[no-untyped-call]
         return mixed

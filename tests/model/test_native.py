@@ -13,7 +13,7 @@ from torch.nn import functional
 from llmctl.data import compiled
 from llmctl.model import native
 from llmctl.model.attention import Scoring, packed
-from llmctl.model.kernels import document_starts
+from llmctl.model.kernels import attend_through
 from llmctl.model.positions import rotary_angles, rotate
 
 Function = Callable[..., Tensor]
@@ -112,7 +112,7 @@ def test_attention(
 ) -> None:
     (E, G), shape = widths, documents.shape
     q, k, v = torch.randn(*shape, heads, E), torch.randn(*shape, kv_heads, E), torch.randn(*shape, kv_heads, G)
-    attend, exact, real = native.NativePacked(*document_starts(documents)), packed(documents), documents >= 0
+    attend, exact, real = attend_through("native", documents), packed(documents), documents >= 0
     agree(
         lambda *given: attend(0, *given, scoring)[real],
         lambda *given: exact(0, *given, scoring)[real],
@@ -122,10 +122,21 @@ def test_attention(
     )
 
 
+def test_padding_mixes_nothing_and_learns_nothing() -> None:
+    given = [torch.randn(2, 40, heads, 16, requires_grad=True) for heads in (2, 1, 1)]
+    documents = rows_of(30, length=40)
+    mixed = attend_through("native", documents)(0, *given)
+    mixed.sum().backward()
+    for x in (mixed, *(x.grad for x in given)):
+        assert x is not None
+        assert not x[documents < 0].any()
+        assert x[documents >= 0].any()
+
+
 def test_a_document_is_the_same_to_the_last_bit_whatever_lies_beside_it() -> None:
     def gradients(documents: Tensor, part: slice) -> list[Tensor]:
         given = [x[:, part].clone().requires_grad_() for x in (q, k, v)]
-        mixed = native.NativePacked(*document_starts(documents))(0, *given)
+        mixed = attend_through("native", documents)(0, *given)
         (mixed * weights[:, part]).sum().backward()
         return [mixed, *(x.grad for x in given if x.grad is not None)]
 
