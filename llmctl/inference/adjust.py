@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -30,8 +30,13 @@ class Turn:
     request: Request
     number: float = 0.0
     generated: Counter[int] = field(default_factory=Counter)
-    early: Iterable[int] = ()
+    early: Collection[int] = ()
     allowed: Tensor | None = None
+
+    @property
+    def bends(self) -> bool:
+        """Whether the logits are changed before the choice."""
+        return self.request.bends or bool(self.early) or self.allowed is not None
 
 
 def adjusted(logits: Tensor, turns: Sequence[Turn]) -> Tensor:
@@ -48,6 +53,8 @@ def adjusted(logits: Tensor, turns: Sequence[Turn]) -> Tensor:
     Returns:
         [B,V]; `logits` itself where nothing changes. A row may be -inf throughout, where its bans leave nothing.
     """
+    if not any(turn.bends for turn in turns):
+        return logits
     repeated = [entry for row, turn in enumerate(turns) for entry in _repeated(row, turn)]
     added = [entry for row, turn in enumerate(turns) for entry in _added(row, turn)]
     banned = [(row, index, 0.0) for row, turn in enumerate(turns) for index in turn.request.banned_ids]

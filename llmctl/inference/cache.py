@@ -27,7 +27,7 @@ FEW_TOKENS = 8
 UNEVEN = 1.25  # longest over shortest context of sequences that one call of attention reads
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Span:
     """What a step runs of one sequence.
 
@@ -84,11 +84,8 @@ class KVCache:
 
     def attend(self, spans: Sequence[Span]) -> PagedAttention:
         """Attention of the tokens of `spans`, one behind the other as one row [1,N]; they should be in `step_order`."""
-        places = [
-            span.blocks[at // self.block_tokens] * self.block_tokens + at % self.block_tokens
-            for span in spans
-            for at in range(span.start, span.length)
-        ]
+        size = self.block_tokens
+        places = [span.blocks[at // size] * size + at % size for span in spans for at in range(span.start, span.length)]
         few = next((at for at, span in enumerate(spans) if span.count > FEW_TOKENS), len(spans)) if self._by_rows else 0
         rows = _rows(spans[:few]) if few else None
         groups, first = [], 0 if rows is None else len(rows.places)
@@ -290,7 +287,8 @@ def _rows(spans: Sequence[Span]) -> kernel.Rows:
     """The tokens of spans, one by one."""
     places = [(number, seen + 1) for number, span in enumerate(spans) for seen in range(span.start, span.length)]
     tables = _tables(spans, max(len(span.blocks) for span in spans))
-    return kernel.Rows(torch.tensor(tables, dtype=torch.int32), torch.tensor(places, dtype=torch.int32))
+    # By numpy: torch takes 100 us for the tables of 64 sequences, and numpy 25.
+    return kernel.Rows(*(torch.from_numpy(np.array(some, dtype=np.int32)) for some in (tables, places)))
 
 
 def _tables(spans: Sequence[Span], blocks: int) -> list[list[int]]:

@@ -24,15 +24,15 @@ class Detokenizer:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
 
-    def add(self, token: int, *, stops: bool = True) -> tuple[str, bool]:
-        """Take one token; return the text that became final, and whether a stop string ended the answer.
+    def add(self, *tokens: int, stops: bool = True) -> tuple[str, bool]:
+        """Take tokens; return the text that became final, and whether a stop string ended the answer.
 
         Args:
-            token: the id.
+            tokens: their ids.
             stops: whether stop strings count yet; one that is complete or begun before does not end the answer.
         """
-        new = self._decoder.decode(self._piece_bytes(token))
-        return self._release(new) if stops else (new, False)
+        new = self._decoder.decode(b"".join(map(self._piece_bytes, tokens)))
+        return self._release(new) if stops and self._stop else (new, False)
 
     def finish(self) -> tuple[str, bool]:
         """No token follows: return the rest, up to a stop string that an incomplete character hid."""

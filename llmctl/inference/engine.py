@@ -190,7 +190,7 @@ class Engine:
                 cannot be compiled.
             EngineClosedError: the engine is closed, or a step failed; the cause is attached.
         """
-        handle, sequence = self._prepared(request, deliver)
+        handle, sequence = self._prepared(request, deliver, whole=False)
         self._enqueue(sequence)
         return handle
 
@@ -199,7 +199,7 @@ class Engine:
 
         They are queued at once, so which of them share a step, and with it the rounding, is the same every time.
         """
-        prepared = [self._prepared(request, None) for request in requests]
+        prepared = [self._prepared(request, None, whole=True) for request in requests]
         handles = [handle for handle, _ in prepared]
         try:
             self._enqueue(*(sequence for _, sequence in prepared))
@@ -244,7 +244,7 @@ class Engine:
         """
         self._forms.matcher(constraint)
 
-    def _prepared(self, request: Request, deliver: Deliver | None) -> tuple[Handle, SequenceState]:
+    def _prepared(self, request: Request, deliver: Deliver | None, *, whole: bool) -> tuple[Handle, SequenceState]:
         """A request checked and ready to be queued."""
         prompt = request.prompt_ids
         if len(prompt) >= self.context:
@@ -266,6 +266,7 @@ class Engine:
             self._detokenizer(request),
             deliver or handle._events.put,  # noqa: SLF001
             self._matcher(request),
+            whole=whole,
         )
         handle._sequence = sequence  # noqa: SLF001 (the two are one thing seen from two threads)
         return handle, sequence

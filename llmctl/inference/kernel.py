@@ -1,4 +1,4 @@
-"""Python's side of kernel.c and linear.c: the steps of a model that answers on a CPU.
+"""Python's side of kernel.c, linear.c and choice.c: the steps of a model that answers on a CPU.
 
 What lies between the products torch runs as several operations that wait for one another, and its attention of single
 queries in bfloat16 takes ten times as long as reading the keys does. Products of few rows read weights at the speed of
@@ -12,6 +12,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,6 +63,16 @@ class _Packing(ctypes.Structure):
         ("width", ctypes.c_int64),
         ("kind", ctypes.c_int32),
         ("next", ctypes.c_int32),
+    )
+
+
+class _Choice(ctypes.Structure):
+    """As in choice.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("logits", "raw", "manners", "masses", "tokens", "logprobs", "peaks")),
+        *((name, ctypes.c_int64) for name in ("rows", "vocab")),
+        *((name, ctypes.c_int32) for name in ("next", "worker")),
     )
 
 
@@ -194,6 +205,34 @@ def linear(x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int) -> Tens
     job = _Linear(*given, x.numel() // width, width, outputs, KINDS[x.dtype])
     library().linear(ctypes.byref(job), native.parallel(), torch.get_num_threads())
     return out
+
+
+Manner = tuple[float, float, int, float, float, int]
+"""A row's uniform number, temperature, top_k, top_p, min_p, and the log-probability that it wants, as in choice.c."""
+
+
+def choose(logits: Tensor, raw: Tensor, manners: Sequence[Manner]) -> tuple[list[int], list[float]]:
+    """The next token of each row and its log-probability; token -1 where all logits are -inf.
+
+    Args:
+        logits: float32 [B,V], contiguous.
+        raw: the same before penalties and bans; may be `logits`.
+        manners: B.
+
+    Raises:
+        FloatingPointError: a row of `raw` is not finite.
+    """
+    B, V = logits.shape
+    threads = torch.get_num_threads()
+    given = np.array(manners, dtype=np.float64)
+    masses = torch.empty(threads * -(-V // native.LANES) * native.LANES)
+    tokens, told = np.empty(B, dtype=np.int64), np.empty((2, B), dtype=np.float32)
+    places = (given.ctypes.data, masses.data_ptr(), tokens.ctypes.data, told[0].ctypes.data, told[1].ctypes.data)
+    job = _Choice(logits.data_ptr(), raw.data_ptr(), *places, B, V)
+    library().choose(ctypes.byref(job), native.parallel(), threads)
+    if not np.isfinite(told[1]).all():
+        raise FloatingPointError("the model's logits are not finite, so no token can be chosen")
+    return tokens.tolist(), told[0].tolist()
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -175,6 +175,21 @@ def prepare(model: Transformer, weights: Weights) -> Transformer:
     return model
 
 
+def prepared(model: Transformer) -> Transformer:
+    """What answers as a model in training does now, whose weights it reads and reorders; `prepare` would end training.
+
+    Returns:
+        The model itself where its matrices are not all at hand as its configuration says: with adapters, say.
+    """
+    with torch.device("meta"):  # shapes only, no memory
+        like = Transformer(model.config, model.vocab_size)
+    given, shapes = model.state_dict(), like.state_dict()
+    if any(name not in given or given[name].shape != shape.shape for name, shape in shapes.items()):
+        return model
+    like.load_state_dict({name: given[name] for name in shapes}, assign=True)
+    return prepare(like.eval(), "plain")
+
+
 def _maker(model: Transformer, weights: Weights) -> MakeLinear | None:
     """What makes a layer's replacement; None where nothing is to be replaced."""
     if weights == "plain":

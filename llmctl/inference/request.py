@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from typing import Literal, NamedTuple
 
 from llmctl.config.errors import UsageError
 from llmctl.tokens.tokenizer import Tokenizer
@@ -133,6 +134,18 @@ class Request:
             ),
         }
 
+    @cached_property
+    def bends(self) -> bool:
+        """Whether the settings change logits before temperature and truncation."""
+        return bool(
+            self.repetition_penalty != 1
+            or self.presence_penalty
+            or self.frequency_penalty
+            or self.logit_bias
+            or self.banned_ids
+            or self.allowed_ids is not None
+        )
+
     @property
     def named_ids(self) -> set[int]:
         """Every id that the settings name, which the model must have."""
@@ -143,8 +156,7 @@ def _countable(logprobs: int | None) -> bool:
     return logprobs is None or 0 <= logprobs <= LARGEST_LOGPROBS
 
 
-@dataclass(frozen=True)
-class TokenLogprob:
+class TokenLogprob(NamedTuple):
     """A token's log-probability.
 
     Attributes:

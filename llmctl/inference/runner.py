@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from llmctl.inference.cache import KVCache, Span, step_order
-from llmctl.inference.request import Event, FinishReason, TokenLogprob
+from llmctl.inference.request import Event
 from llmctl.inference.sampler import draw, logprobs_of
 from llmctl.inference.sequence import SequenceState
 from llmctl.model.likelihood import LOGITS_AT_ONCE
 from llmctl.model.transformer import Transformer
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Part:
     """What a step runs of one sequence.
 
@@ -49,17 +49,8 @@ class Part:
     def tokens(self) -> list[int]:
         """What the model reads."""
         start = self.sequence.computed
-        return [*self.sequence.tokens[start : start + self.count], *self.drafts]
-
-
-@dataclass
-class Said:
-    """What a step adds to one answer."""
-
-    tokens: list[int]
-    text: str
-    logprobs: list[TokenLogprob]
-    reason: FinishReason | None = None
+        known = self.sequence.tokens[start : start + self.count]
+        return [*known, *self.drafts] if self.drafts else known
 
 
 def hidden_states(
@@ -101,8 +92,9 @@ class Runner:
         ready: list[tuple[Part, int]] = []
         events: list[tuple[SequenceState, Event]] = []
         first = 0
-        for part in (parts[index] for index in order):
-            sequence, span, last = part.sequence, part.span, part.last
+        for index in order:
+            part, span = parts[index], spans[index]
+            sequence, last = part.sequence, part.last
             if sequence.scores_prompt:
                 self._score_prompt(sequence, span, hidden[first : first + span.count])
             if last and sequence.limit == 0:
@@ -137,7 +129,6 @@ class Runner:
         """
         rows = [place + offset for part, place in ready for offset in range(1 + len(part.drafts))]
         logits = self.model.logits(hidden if len(rows) == len(hidden) else hidden[rows]).float()  # [R,V]
-        said = [Said([], "", []) for _ in ready]
         starts, start = [], 0
         for part, _ in ready:
             starts.append(start)
@@ -148,35 +139,19 @@ class Runner:
             table = logits if len(active) == len(logits) else logits[[starts[index] + offset for index in active]]
             drawn = draw(table, [ready[index][0].sequence.turn() for index in active])
             for index, token, logprob in zip(active, drawn.tokens, drawn.logprobs, strict=True):
-                _accept(ready[index][0].sequence, said[index], token, logprob)
-            active = [index for index in active if _goes_on(ready[index][0], said[index], offset)]
+                ready[index][0].sequence.accept(token, logprob)
+            active = [index for index in active if _goes_on(ready[index][0], offset)]
             offset += 1
-        return [(part.sequence, _event(part.sequence, one)) for (part, _), one in zip(ready, said, strict=True)]
+        events = [(part.sequence, part.sequence.event()) for part, _ in ready]
+        return [(sequence, event) for sequence, event in events if event is not None]
 
 
-def _accept(sequence: SequenceState, said: Said, token: int, logprob: TokenLogprob | None) -> None:
-    """Append one chosen token; -1 says that nothing can be chosen, which cuts the answer."""
-    if token < 0:
-        said.text += sequence.rest()
-        said.reason = "length"
-        return
-    text, said.reason = sequence.accept(token)
-    said.tokens.append(token)
-    said.text += text
-    if logprob is not None:
-        said.logprobs.append(logprob)
-
-
-def _goes_on(part: Part, said: Said, offset: int) -> bool:
+def _goes_on(part: Part, offset: int) -> bool:
     """Whether the token just chosen is the draft of its place, so that the place behind it is right too."""
-    right = said.reason is None and offset < len(part.drafts) and said.tokens[-1] == part.drafts[offset]
+    if offset >= len(part.drafts):
+        return False
+    sequence = part.sequence
+    right = sequence.reason is None and sequence.tokens[-1] == part.drafts[offset]
     if right:
-        part.sequence.computed += 1
+        sequence.computed += 1
     return right
-
-
-def _event(sequence: SequenceState, said: Said) -> Event:
-    prompt = tuple(sequence.prompt_logprobs) if sequence.scores_prompt and not sequence.told else None
-    sequence.told = True
-    logprobs = None if sequence.request.logprobs is None else tuple(said.logprobs)
-    return Event(tuple(said.tokens), said.text, said.reason, logprobs, prompt)

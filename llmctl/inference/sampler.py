@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llmctl.inference import kernel
 from llmctl.inference.adjust import Turn, adjusted
 from llmctl.inference.request import Request, TokenLogprob
 
 FIRST_CANDIDATES = 128
+NUMBERS_AT_ONCE = 64
 
 
 class Numbers:
@@ -31,7 +33,7 @@ class Numbers:
     def at(self, index: int) -> float:
         """The number of the token at `index`, however often and in whatever order it is asked for."""
         while len(self._drawn) <= index:
-            self._drawn.append(float(self._stream.random()))
+            self._drawn += self._stream.random(NUMBERS_AT_ONCE).tolist()
         return self._drawn[index]
 
 
@@ -60,6 +62,59 @@ def draw(logits: Tensor, turns: Sequence[Turn]) -> Drawn:
         turns: B.
     """
     bent = adjusted(logits, turns)
+    apart = logits.device.type != "cpu"
+    tables = [row for row, turn in enumerate(turns) if apart or _needs_table(turn.request)]
+    if not tables:
+        return _by_kernel(bent, logits, turns)
+    if len(tables) == len(turns):
+        return _by_table(bent, logits, turns)
+    tokens: list[int] = [-1] * len(turns)
+    logprobs: list[TokenLogprob | None] = [None] * len(turns)
+    others = sorted(set(range(len(turns))) - set(tables))
+    for rows, way in ((tables, _by_table), (others, _by_kernel)):
+        some = way(bent[rows], logits[rows], [turns[row] for row in rows])
+        for row, token, logprob in zip(rows, some.tokens, some.logprobs, strict=True):
+            tokens[row], logprobs[row] = token, logprob
+    return Drawn(tokens, logprobs)
+
+
+def _needs_table(request: Request) -> bool:
+    """Whether the whole distribution must be laid out: it is asked for, or cut by a rule that the kernel has not."""
+    return request.temperature > 0 and (
+        request.typical_p < 1 or (request.logprobs_of == "sampled" and bool(request.logprobs))
+    )
+
+
+def _by_kernel(bent: Tensor, logits: Tensor, turns: Sequence[Turn]) -> Drawn:
+    """`draw` in one pass over each row; `bent` is what `adjusted` made of the logits."""
+    manners = [
+        (turn.number, asked.temperature, asked.top_k, asked.top_p, asked.min_p, _wanted(asked))
+        for turn in turns
+        for asked in (turn.request,)
+    ]
+    tokens, told = kernel.choose(bent, logits, manners)
+    logprobs = [
+        None if manner[-1] == 0 or token < 0 else TokenLogprob(token, logprob)
+        for token, logprob, manner in zip(tokens, told, manners, strict=True)
+    ]
+    listed = [row for row, turn in enumerate(turns) if turn.request.logprobs and tokens[row] >= 0]
+    if listed:
+        requests = [turns[row].request for row in listed]
+        for row, entry in zip(
+            listed, _logprobs(logits[listed], None, [tokens[row] for row in listed], requests), strict=True
+        ):
+            logprobs[row] = entry
+    return Drawn(tokens, logprobs)
+
+
+def _wanted(request: Request) -> int:
+    if request.logprobs is None:
+        return 0
+    return 1 if request.logprobs_of == "raw" else 2
+
+
+def _by_table(bent: Tensor, logits: Tensor, turns: Sequence[Turn]) -> Drawn:
+    """`draw` by the whole distributions."""
     best, greedy = bent.max(dim=-1)
     if not bool(torch.isfinite(best if bent is logits else logits.amax(dim=-1)).all()):
         raise FloatingPointError("the model's logits are not finite, so no token can be chosen")

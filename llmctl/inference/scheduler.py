@@ -140,9 +140,9 @@ class Scheduler:
 
     def _grow(self, sequence: SequenceState, tokens: int) -> bool:
         """Give the sequence blocks for its first `tokens` tokens; False, and nothing happens, if there are too few."""
-        lacking = self.pool.blocks_for(tokens) - len(sequence.blocks)
-        if lacking <= 0:
+        if tokens <= len(sequence.blocks) * self.pool.size:
             return True
+        lacking = self.pool.blocks_for(tokens) - len(sequence.blocks)
         taken = self.pool.take(lacking, sequence.blocks[-1] if sequence.blocks else None)
         if taken is not None:
             sequence.blocks = sequence.blocks + taken
@@ -160,7 +160,7 @@ class Scheduler:
 
     def _part(self, sequence: SequenceState, count: int) -> Part:
         """Make known which blocks the step fills: sequences admitted to this same step may share them already."""
-        if self._prefix_cache:
+        if self._prefix_cache and (sequence.computed + count) // self.pool.size > sequence.registered:
             names = sequence.hashes(self.pool.size, sequence.computed + count)
             for place in range(sequence.registered, len(names)):
                 self.pool.register(sequence.blocks[place], names[place])

@@ -23,12 +23,14 @@ class SequenceState:
         detokenizer: makes its text.
         deliver: takes its events.
         matcher: follows the form that the answer must have.
+        whole: whether nobody reads the answer before its end, so that one event tells it all.
 
     Attributes:
         tokens: the prompt and what was generated so far.
         blocks: of the cache, in order of the tokens that they hold.
         computed: how many of the tokens the cache holds; the others are still to be run.
         registered: how many of the blocks are known by what they hold.
+        reason: why the answer ended; None before.
         told: whether an event is out.
         window: how many tokens to guess at most in the next step.
         drafted: how many of the tokens a drafting model has read.
@@ -43,6 +45,8 @@ class SequenceState:
         detokenizer: Detokenizer,
         deliver: Callable[[Event | BaseException], None],
         matcher: Matcher | None = None,
+        *,
+        whole: bool = False,
     ) -> None:
         self.request = request
         self.stop_ids = stop_ids
@@ -50,10 +54,12 @@ class SequenceState:
         self.detokenizer = detokenizer
         self.deliver = deliver
         self.matcher = matcher
+        self.whole = whole
         self.tokens = list(request.prompt_ids)
         self.blocks: list[int] = []
         self.computed = 0
         self.registered = 0
+        self.reason: FinishReason | None = None
         self.told = False
         self.window = 1 << 30
         self.drafted = 0
@@ -61,20 +67,21 @@ class SequenceState:
         self.indexed = 0
         self.prompt_logprobs: list[TokenLogprob | None] = [None]  # nothing predicts the first token
         self.numbers = Numbers(request.seed)
-        self.counts: Counter[int] = Counter()  # of the ids generated
+        self.counts: Counter[int] = Counter()  # of the ids generated, where the choice depends on them
         self.cancelled = False  # set by another thread
         self.done = False
+        self.scores_prompt = request.prompt_logprobs is not None
+        self._prompt = len(self.tokens)
         self._hashes: list[bytes] = []
-
-    @property
-    def scores_prompt(self) -> bool:
-        """Whether log-probabilities of the prompt are asked for."""
-        return self.request.prompt_logprobs is not None
+        self._reads_late = whole and not request.stop  # the text is made at the end, from all tokens at once
+        self._untold = self._prompt  # place of the first token that no event has told
+        self._text = ""
+        self._logprobs: list[TokenLogprob] = []
 
     @property
     def generated(self) -> int:
         """How many tokens were generated so far."""
-        return len(self.tokens) - len(self.request.prompt_ids)
+        return len(self.tokens) - self._prompt
 
     def hashes(self, size: int, tokens: int) -> list[bytes]:
         """Hashes of the full blocks of the first `tokens` tokens, for blocks of `size`."""
@@ -92,23 +99,44 @@ class SequenceState:
         allowed = self.matcher.allowed() if self.matcher is not None and not ahead else None
         return Turn(self.request, number, self.counts, early, allowed)
 
-    def accept(self, token: int) -> tuple[str, FinishReason | None]:
-        """Append a chosen token; return the text that became final and why the answer ends, if it does."""
+    def accept(self, token: int, logprob: TokenLogprob | None) -> None:
+        """Append a chosen token; -1 says that nothing can be chosen, which cuts the answer."""
+        if token < 0:
+            self._end("length")
+            return
         self.tokens.append(token)
-        self.counts[token] += 1
+        if logprob is not None:
+            self._logprobs.append(logprob)
+        if self.request.bends:
+            self.counts[token] += 1
+        generated = len(self.tokens) - self._prompt
         ended = token in self.stop_ids
         complete = self.matcher is not None and not ended and self.matcher.accept(token)
-        stops = self.generated >= self.request.min_tokens
-        text, stopped = ("", False) if ended else self.detokenizer.add(token, stops=stops)
-        ended = ended or complete
-        if not stopped and (ended or self.generated >= self.limit):
-            self.done = True
-            rest, stopped = self.detokenizer.finish()
-            text += rest
-        self.done = self.done or stopped
-        reason: FinishReason = "stop" if ended or stopped else "length"
-        return text, reason if self.done else None
+        if not (ended or self._reads_late):
+            text, stopped = self.detokenizer.add(token, stops=generated >= self.request.min_tokens)
+            self._text += text
+            if stopped:
+                self.reason, self.done = "stop", True
+                return
+        if ended or complete:
+            self._end("stop")
+        elif generated >= self.limit:
+            self._end("length")
 
-    def rest(self) -> str:
-        """The text still held back, where nothing can follow."""
-        return self.detokenizer.finish()[0]
+    def _end(self, reason: FinishReason) -> None:
+        """No token follows: make the text that is still held back, which may hide a stop string."""
+        if self._reads_late:
+            last = len(self.tokens) - (self.tokens[-1] in self.stop_ids)
+            self._text, _ = self.detokenizer.add(*self.tokens[self._prompt : last])
+        rest, stopped = self.detokenizer.finish()
+        self._text += rest
+        self.reason, self.done = "stop" if stopped else reason, True
+
+    def event(self) -> Event | None:
+        """What came since the last event; None where it is to be told later."""
+        if self.whole and self.reason is None:
+            return None
+        tokens, text, logprobs = tuple(self.tokens[self._untold :]), self._text, tuple(self._logprobs)
+        prompt = tuple(self.prompt_logprobs) if self.scores_prompt and not self.told else None
+        self._untold, self._text, self._logprobs, self.told = len(self.tokens), "", [], True
+        return Event(tokens, text, self.reason, None if self.request.logprobs is None else logprobs, prompt)

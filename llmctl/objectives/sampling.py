@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmctl.inference.engine import Engine
+from llmctl.inference.linears import prepared
 from llmctl.inference.options import Options
 from llmctl.inference.request import Completion, Request
 from llmctl.model.transformer import Transformer
@@ -43,5 +44,8 @@ def continued(
     longest = max(len(request.prompt_ids) + (request.max_tokens or 0) for request in requests)
     blocks = -(-longest // BLOCK_TOKENS) + 1
     options = Options(cache_tokens=min(running, len(requests)) * blocks * BLOCK_TOKENS)
-    with not_training(model), Engine(model, tokenizer, max_running=running, options=options) as engine:
+    with (
+        not_training(model),
+        Engine(prepared(model), tokenizer, max_running=running, options=options) as engine,
+    ):
         return engine.generate(requests)

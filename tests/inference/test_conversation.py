@@ -2,14 +2,16 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from llmctl.config.devices import Precision
 from llmctl.inference.conversation import answer, converse, open_engine
+from llmctl.inference.engine import Engine
 from llmctl.inference.options import Options
-from llmctl.inference.request import Request
+from llmctl.inference.request import Constraint, Request
 from llmctl.tokens.chat import render_prompt
 
 
@@ -60,3 +62,25 @@ def test_every_answer_of_a_conversation_sees_what_was_said_before(checkpoint: Pa
         assert first == ("what is a list?", answer(engine, chat, max_tokens=8, temperature=0.0))
         chat += [{"role": "assistant", "content": first[1].text}, {"role": "user", "content": "why?"}]
         assert list(turns) == [("why?", answer(engine, chat, max_tokens=8, temperature=0.0))]
+
+
+def test_an_answer_told_at_its_end_is_the_one_told_as_it_comes(engine: Engine) -> None:
+    def asked(**changes: Any) -> Request:
+        return Request([1, 40, 41], **{"max_tokens": 20, "seed": 5, "stop_ids": (), "logprobs": 0, **changes})
+
+    (plain,) = engine.generate([asked()])
+    requests = [
+        asked(prompt_logprobs=0),
+        asked(stop=(plain.text[6:8],), logprobs=2),
+        asked(stop_ids=(plain.token_ids[9],), min_tokens=3, logprobs=None),
+        asked(temperature=0.0, repetition_penalty=1.3),
+        asked(constraint=Constraint("regex", "[a-z]{1,9}")),
+    ]
+    whole = engine.generate(requests)
+    for request, told in zip(requests, whole, strict=True):
+        events = list(engine.submit(request))
+        assert tuple(token for event in events for token in event.token_ids) == told.token_ids
+        assert "".join(event.text for event in events) == told.text
+        assert len(events) == len(told.token_ids)
+        assert engine.submit(request).result() == told
+    assert [told.finish_reason for told in whole] == ["length", "stop", "stop", "length", "stop"]

@@ -13,7 +13,9 @@ from torch.nn import functional
 from llmctl.config.model import ModelConfig
 from llmctl.data import compiled
 from llmctl.inference import kernel
+from llmctl.inference.engine import Engine
 from llmctl.inference.linears import prepare
+from llmctl.inference.request import Request
 from llmctl.model import native
 from llmctl.model.attention import PLAIN, Scoring, packed, scored
 from llmctl.model.positions import rotary_angles, rotate
@@ -164,6 +166,21 @@ def test_one_thread_gives_what_two_give() -> None:
     ]
     assert said[0] == said[1]
     assert said[0]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_threads_that_divide_the_rows_of_a_step_change_nothing(dtype: torch.dtype) -> None:
+    asked = [Request([1, 9 + place % 5, 60 + place], max_tokens=12, seed=place, logprobs=0) for place in range(40)]
+    before, answers = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            with Engine(prepare(lively().to(dtype), "plain"), None, max_running=40) as engine:
+                answers.append(engine.generate(asked))
+    finally:
+        torch.set_num_threads(before)
+    assert answers[0] == answers[1] == answers[2]
+    assert len({answer.token_ids for answer in answers[0]}) == 40
 
 
 def test_the_kernel_is_for_a_cpu_and_whole_lanes() -> None:

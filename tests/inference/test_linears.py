@@ -8,11 +8,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from llmctl.config.lora import LoraConfig
 from llmctl.inference.conversation import open_engine
 from llmctl.inference.engine import Engine
-from llmctl.inference.linears import GROUP, Int4Linear, Int8Linear, PackedLinear, prepare
+from llmctl.inference.fused import FusedBlock
+from llmctl.inference.linears import GROUP, Int4Linear, Int8Linear, PackedLinear, prepare, prepared
 from llmctl.inference.options import Options
 from llmctl.inference.request import Request
+from llmctl.model.lora import attach
 from tests.inference.conftest import lively
 from tests.inference.test_scheduling import drawn_requests, same
 
@@ -88,6 +91,21 @@ def test_a_prepared_model_answers_as_before(dtype: torch.dtype) -> None:
             same(engine.generate(requests), plain)
         else:
             assert [len(answer.token_ids) for answer in engine.generate(requests)] == [r.max_tokens for r in requests]
+
+
+def test_a_model_in_training_answers_by_a_prepared_one_that_reads_its_weights() -> None:
+    requests, model = drawn_requests(5, 6), lively()
+    with Engine(copy.deepcopy(model), None) as engine:
+        plain = engine.generate(requests)
+    names = [name for name, _ in model.named_parameters()]
+    answering = prepared(model)
+    assert isinstance(answering.layers[0], FusedBlock)
+    assert answering.embed_tokens.weight.data_ptr() == model.embed_tokens.weight.data_ptr()
+    with Engine(answering, None) as engine:
+        same(engine.generate(requests), plain)
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == names
+    attach(model, LoraConfig(rank=2), 0)
+    assert prepared(model) is model
 
 
 @pytest.mark.parametrize("weights", ["int8", "int4"])
