@@ -47,9 +47,7 @@ def serve(checkpoint: Artifact | Path, config: ServeConfig, ready: Callable[[str
     directory = checkpoint.data if isinstance(checkpoint, Artifact) else checkpoint
     check_certificate(config)
     with listen(config) as listener:
-        with _starting():
-            opening = _open_beside(directory, config)
-
+        with _starting(), _opened_beside(directory, config) as opening:
             from llmctl.serve.app import create_app
             from llmctl.serve.running import run_app
 
@@ -75,12 +73,14 @@ def _starting() -> Iterator[None]:
         sys.setswitchinterval(turn)
 
 
-def _open_beside(directory: Path, config: ServeConfig) -> Future[Backend]:
+@contextlib.contextmanager
+def _opened_beside(directory: Path, config: ServeConfig) -> Iterator[Future[Backend]]:
     """`open_backend` on a thread of its own; at once for vLLM, beside whose start nothing else counts."""
     opening: Future[Backend] = Future()
     if config.engine == "vllm":
         opening.set_result(open_backend(directory, config))
-        return opening
+        yield opening
+        return
     import llmctl.inference.conversation  # noqa: F401 (torch first: the weights wait for it)
 
     def work() -> None:
@@ -89,8 +89,15 @@ def _open_beside(directory: Path, config: ServeConfig) -> Future[Backend]:
         except BaseException as error:  # noqa: BLE001 (raised again where it is waited for)
             opening.set_exception(error)
 
-    threading.Thread(target=work, name="llmctl-open", daemon=True).start()  # Ctrl-C does not wait for it
-    return opening
+    thread = threading.Thread(target=work, name="llmctl-open", daemon=True)
+    thread.start()
+    try:
+        yield opening
+    except BaseException:
+        thread.join()  # the process must not end under it
+        if opening.exception() is None:
+            opening.result().close()
+        raise
 
 
 def open_backend(directory: Path, config: ServeConfig) -> Backend:
