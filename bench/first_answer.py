@@ -3,7 +3,9 @@
     python bench/first_answer.py smol --store artifacts --runs 5
 
 A question of one short sentence, one token of answer, so that what is measured is the start. The files are in the page
-cache from the second run on; the first one is not counted.
+cache from the second run on; the first one is not counted. Beside it, what `import torch` alone takes here: no start
+can be quicker. It measures the llmctl of the interpreter that runs it, so with an installed one run it elsewhere than
+in the repository.
 """
 
 from __future__ import annotations
@@ -45,6 +47,13 @@ def start(command: list[str]) -> tuple[float, float, float]:
             server.send_signal(signal.SIGTERM)
 
 
+def import_torch() -> float:
+    """Seconds that an interpreter needs to start, import torch and end."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import torch"], check=True)
+    return time.perf_counter() - began
+
+
 def ask(url: str) -> None:
     """The question, and its answer read."""
     body = json.dumps(QUESTION).encode()
@@ -68,8 +77,9 @@ def main() -> None:
     given = parser.parse_args()
     command = [sys.executable, "-m", "llmctl", "serve", given.reference, "--store", given.store, "--port", "0"]
     command += ["--model-name", QUESTION["model"]]
-    runs = [start([*command, *given.override]) for _ in range(given.runs + 1)][1:]
-    for name, seconds in zip(("listening after", "answered after", "CPU time"), zip(*runs, strict=True), strict=True):
+    runs = [(*start([*command, *given.override]), import_torch()) for _ in range(given.runs + 1)][1:]
+    names = ("listening after", "answered after", "CPU time", "torch alone")
+    for name, seconds in zip(names, zip(*runs, strict=True), strict=True):
         middle = statistics.median(seconds)
         print(f"{name:16} {middle:5.2f} s, median of {len(seconds)} ({min(seconds):.2f} to {max(seconds):.2f})")
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")

@@ -44,6 +44,8 @@ if sys.argv[2]:
 config = ServeConfig(port=0, device="cpu", model_name="tiny", api_key_env=sys.argv[2], **bounds)
 serve(Path(sys.argv[1]), config, lambda url: print(url, flush=True))
 """
+WARM_ROUNDS, ROUNDS, ROUND = 4, 5, 250  # of so many requests
+MOST_GROWTH_MB = 4.0  # of the memory after the first rounds, in all later ones
 CHUNKED = b"\r\nTransfer-Encoding: chunked"
 
 
@@ -68,11 +70,10 @@ def megabytes(process: psutil.Process) -> float:
 async def crowd(url: str, process: psutil.Process, requests: int, clients: int) -> list[str]:
     """Mixed requests; print what came of them and return what is wrong."""
     async with client(url) as http:
-        warm = Mixed(http, MODEL, CONTEXT, seed=0)
-        await warm.learn(20)
-        await warm.run(200, clients)  # every page of the cache and every thread has been used
+        for seed in range(WARM_ROUNDS):  # until every page of the cache and every thread has been used
+            await around(http, seed, clients)
         before = megabytes(process)
-        mixed = Mixed(http, MODEL, CONTEXT, seed=1)
+        mixed = Mixed(http, MODEL, CONTEXT, seed=WARM_ROUNDS)
         await mixed.learn(100)
         began = time.monotonic()
         await mixed.run(requests, clients)
@@ -81,14 +82,27 @@ async def crowd(url: str, process: psutil.Process, requests: int, clients: int) 
         slowest = 1000 * max(mixed.counted.health)
         print(f"{requests} requests of {clients} clients in {took:.0f} s: {len(mixed.counted.wrong)} wrong answers")
         print(f"  /health {len(mixed.counted.health)} times, the slowest {slowest:.0f} ms")
-        print(f"  memory {before:.0f} MB before, {megabytes(process):.0f} MB after")
+        rounds = [megabytes(process)]
+        for seed in range(WARM_ROUNDS + 1, WARM_ROUNDS + ROUNDS):
+            await around(http, seed, clients)
+            rounds.append(megabytes(process))
+        print(f"  memory {before:.0f} MB before, then {', '.join(f'{size:.0f}' for size in rounds)} MB")
         print(
             f"  cache in use {after['vllm:kv_cache_usage_perc']:g}, preemptions {after['vllm:num_preemptions_total']:g}"
         )
         for name, value in sorted(mixed.counted.values.items()):
             print(f"  {name}: clients {value}, server {mixed.moved[name]:g}")
         left = ["cache blocks are in use"] if after["vllm:kv_cache_usage_perc"] else []
-        return mixed.counted.wrong + mixed.unequal() + left
+        grown = max(rounds) - before
+        more = [f"memory grew by {grown:.0f} MB, from {before:.0f}"] if grown > MOST_GROWTH_MB else []
+        return mixed.counted.wrong + mixed.unequal() + left + more
+
+
+async def around(http: httpx.AsyncClient, seed: int, clients: int) -> None:
+    """Other mixed requests than those that are counted."""
+    mixed = Mixed(http, MODEL, CONTEXT, seed=seed)
+    await mixed.learn(20)
+    await mixed.run(ROUND, clients)
 
 
 async def leave(url: str, count: int) -> list[str]:

@@ -110,3 +110,14 @@ def test_a_cache_hit_needs_no_stage_code() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_server_starts_without_what_only_training_asks_for() -> None:
+    code = (
+        "import sys\n"
+        "import llmctl.cli.serve, llmctl.inference.conversation, llmctl.serve.app, llmctl.serve.running\n"
+        "print(sorted(set(sys.modules) & {'llmctl.config.train', 'llguidance', 'pyarrow', 'pandas', 'gguf', 'scipy', "
+        "'deepspeed', 'matplotlib', 'sympy', 'torch._dynamo', 'torch._inductor'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -7,12 +7,12 @@ by itself, or at several that are alike at once.
 from __future__ import annotations
 
 import math
+import mmap
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -233,10 +233,15 @@ class PagedAttention:
 
 
 def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros; on a CPU the operating system gives the pages only when they are written, where torch writes them all."""
+    """Zeros; on a CPU the operating system gives the pages only when they are written, where torch writes them all.
+
+    Small pages: numpy asks for huge ones, and a first short answer, which needs a little of every layer, would wait
+    for 2 MiB of each to be cleared.
+    """
     if device.type != "cpu":
         return torch.zeros(*shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)).view(dtype).view(*shape)
+    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)  # lives as long as the tensor
+    return torch.frombuffer(pages, dtype=torch.uint8).view(dtype).view(*shape)
 
 
 def kept_shape(config: ModelConfig) -> tuple[int, int]:

@@ -24,6 +24,7 @@ def open_engine(
     max_running: int = 1,
     options: Options = DEFAULT,
     draft: Path | None = None,
+    spare_cores: int = 0,
 ) -> Engine:
     """The engine over a checkpoint.
 
@@ -34,6 +35,7 @@ def open_engine(
         max_running: most sequences generated at one time.
         options: how the engine works.
         draft: checkpoint of a small model that guesses ahead.
+        spare_cores: left to others while the weights are read.
 
     Raises:
         InputError: a checkpoint cannot be opened, or the two do not fit each other.
@@ -43,7 +45,14 @@ def open_engine(
     if draft is not None:
         small = huggingface.load(draft, dtype=DTYPES[precision], device=place)
         options = replace(options, draft=prepare(small, options.weights))
-    return Engine.open(directory, dtype=DTYPES[precision], device=place, max_running=max_running, options=options)
+    return Engine.open(
+        directory,
+        dtype=DTYPES[precision],
+        device=place,
+        max_running=max_running,
+        options=options,
+        spare_cores=spare_cores,
+    )
 
 
 def answer(engine: Engine, messages: Sequence[Mapping[str, str]], *, max_tokens: int, temperature: float) -> Completion:

@@ -137,11 +137,17 @@ class Engine:
         device: str | torch.device = "cpu",
         max_running: int = 16,
         options: Options = DEFAULT,
+        spare_cores: int = 0,
     ) -> Engine:
         """Open a checkpoint directory, its tokenizer with it. Errors are those of `huggingface.load`."""
-        with ThreadPoolExecutor(1) as beside:  # the weights are read and laid out without Python's lock
-            tokenizer = beside.submit(Tokenizer.open, directory)
-            model = prepare(huggingface.load(directory, dtype=dtype, device=device), options.weights)
+        threads = torch.get_num_threads()
+        torch.set_num_threads(max(1, threads - spare_cores))  # they would wait for one that works on something else
+        try:
+            with ThreadPoolExecutor(1) as beside:  # the weights are read and laid out without Python's lock
+                tokenizer = beside.submit(Tokenizer.open, directory)
+                model = prepare(huggingface.load(directory, dtype=dtype, device=device), options.weights)
+        finally:
+            torch.set_num_threads(threads)
         return cls(model, tokenizer.result(), max_running=max_running, options=options)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -67,7 +68,7 @@ def create_app(engine: Backend, config: ServeConfig, model_name: str) -> FastAPI
     app.state.service = service
     app.state.created = int(time.time())
     app.include_router(router)
-    app.state.document = document(app, model_name, keys=keys is not None)
+    app.state.document = functools.cache(lambda: document(app, model_name, keys=keys is not None))
     errors.install(app, requests.FIELDS)
     # The last one added is the first to see a request.
     app.add_middleware(BodyMiddleware, max_bytes=config.max_body_bytes, timeout_s=config.body_timeout_s)
@@ -105,7 +106,7 @@ async def version() -> Response:
 @router.get("/openapi.json")
 async def openapi(request: Request) -> Response:
     """This description."""
-    return JSONResponse(request.app.state.document)
+    return JSONResponse(await run_in_threadpool(request.app.state.document))
 
 
 @router.get("/", response_class=HTMLResponse)

@@ -1,34 +1,33 @@
-"""From a checkpoint to a listening server, and from SIGTERM to a clean end."""
+"""From a checkpoint to a server: its address, its engine, and the application in front of it.
+
+The web's libraries are imported once the weights are being read, as that leaves Python's lock to others.
+"""
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import errno
+import gc
 import logging
-import math
 import socket
 import ssl
-import time
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
-from types import FrameType
-
-import uvicorn
-from fastapi import FastAPI
+from typing import TYPE_CHECKING
 
 from llmctl.config.errors import InputError, UsageError
 from llmctl.config.serve import ServeConfig
-from llmctl.inference.conversation import open_engine
-from llmctl.inference.options import Options
-from llmctl.serve.app import create_app
-from llmctl.serve.backend import Backend
-from llmctl.serve.connection import MOST_HEADER_BYTES, connection_class
-from llmctl.serve.generation import Service
 from llmctl.store.artifact import Artifact
 
-# Streams that outlive the grace period are told of the shutdown; this is the time that those words get to leave.
-LAST_WORDS_S = 2
-IDLE_CONNECTION_S = 30
+if TYPE_CHECKING:  # they bring torch
+    from llmctl.inference.options import Options
+    from llmctl.serve.backend import Backend
+
+SHORT_TURN_S = 1e-4
+"""How long a thread keeps Python's lock from another while the server starts: what reads weights asks for it often."""
 
 log = logging.getLogger("llmctl.serve")
 
@@ -47,16 +46,58 @@ def serve(checkpoint: Artifact | Path, config: ServeConfig, ready: Callable[[str
     """
     directory = checkpoint.data if isinstance(checkpoint, Artifact) else checkpoint
     check_certificate(config)
-    listener = listen(config)
-    try:
-        engine = open_backend(directory, config)
+    with listen(config) as listener:
+        with _starting(), _opened_beside(directory, config) as opening:
+            from llmctl.serve.app import create_app
+            from llmctl.serve.running import run_app
+
+            engine = opening.result()
         try:
             app = create_app(engine, config, config.model_name or default_name(checkpoint))
             run_app(app, config, listener, ready)
         finally:
             engine.close()
+
+
+@contextlib.contextmanager
+def _starting() -> Iterator[None]:
+    """Short turns of threads, and no search for garbage among what imports make, which stays and is never looked at."""
+    turn = sys.getswitchinterval()
+    sys.setswitchinterval(SHORT_TURN_S)
+    gc.disable()
+    try:
+        yield
     finally:
-        listener.close()
+        gc.freeze()
+        gc.enable()
+        sys.setswitchinterval(turn)
+
+
+@contextlib.contextmanager
+def _opened_beside(directory: Path, config: ServeConfig) -> Iterator[Future[Backend]]:
+    """`open_backend` on a thread of its own; at once for vLLM, beside whose start nothing else counts."""
+    opening: Future[Backend] = Future()
+    if config.engine == "vllm":
+        opening.set_result(open_backend(directory, config))
+        yield opening
+        return
+    import llmctl.inference.conversation  # noqa: F401 (torch first: the weights wait for it)
+
+    def work() -> None:
+        try:
+            opening.set_result(open_backend(directory, config))
+        except BaseException as error:  # noqa: BLE001 (raised again where it is waited for)
+            opening.set_exception(error)
+
+    thread = threading.Thread(target=work, name="llmctl-open", daemon=True)
+    thread.start()
+    try:
+        yield opening
+    except BaseException:
+        thread.join()  # the process must not end under it
+        if opening.exception() is None:
+            opening.result().close()
+        raise
 
 
 def open_backend(directory: Path, config: ServeConfig) -> Backend:
@@ -65,6 +106,8 @@ def open_backend(directory: Path, config: ServeConfig) -> Backend:
         from llmctl.serve.vllm import VllmEngine
 
         return VllmEngine(directory, config)
+    from llmctl.inference.conversation import open_engine
+
     return open_engine(
         directory,
         device=config.device,
@@ -72,11 +115,14 @@ def open_backend(directory: Path, config: ServeConfig) -> Backend:
         max_running=config.max_running,
         options=options_of(config),
         draft=Path(config.draft_model) if config.draft_model else None,
+        spare_cores=1,  # which imports the rest meanwhile
     )
 
 
 def options_of(config: ServeConfig) -> Options:
     """The engine's part of the configuration."""
+    from llmctl.inference.options import Options
+
     return Options(
         cache_tokens=config.cache_tokens,
         step_tokens=config.step_tokens,
@@ -135,68 +181,3 @@ def url_of(listener: socket.socket, scheme: str = "http") -> str:
     """The base URL of a listening socket."""
     host, port = listener.getsockname()[:2]
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-
-
-def run_app(
-    app: FastAPI, config: ServeConfig, listener: socket.socket, ready: Callable[[str], None] | None = None
-) -> None:
-    """Run `app` on `listener` until a signal, or until `app.state.stop()` from any thread."""
-    if not config.is_loopback and not (config.api_key_env or config.api_key_file):
-        log.warning("%s is open to other machines and no key is asked for; set api_key_env", config.host)
-    server = _Server(app, config, url_of(listener, "https" if config.tls_cert else "http"), ready)
-    app.state.stop = server.stop
-    asyncio.run(server.serve(sockets=[listener]))
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, but it says when it is ready, tells streams that it stops, and exits 0 on SIGTERM."""
-
-    def __init__(self, app: FastAPI, config: ServeConfig, url: str, ready: Callable[[str], None] | None) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                log_config=None,  # uvicorn's own would write to stdout
-                access_log=False,
-                server_header=False,
-                http=connection_class(config.header_timeout_s),
-                h11_max_incomplete_event_size=MOST_HEADER_BYTES,
-                ssl_certfile=config.tls_cert or None,
-                ssl_keyfile=config.tls_key or None,
-                timeout_keep_alive=IDLE_CONNECTION_S,
-                timeout_graceful_shutdown=LAST_WORDS_S,
-            )
-        )
-        self._service: Service = app.state.service
-        self._grace_s = config.shutdown_s
-        self._url = url
-        self._ready = ready
-        self._last_call = math.inf
-
-    def stop(self) -> None:
-        """Stop as if signalled: take nothing more, finish what runs, end."""
-        if not self._service.stopping:
-            self._service.stopping = True
-            self._last_call = time.monotonic() + self._grace_s
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal lets requests finish, the second does not. None is raised again: the end is a success."""
-        del sig, frame
-        if self._service.stopping:
-            self.should_exit = self.force_exit = True
-        self.stop()
-
-    async def on_tick(self, counter: int) -> bool:
-        """Ten times a second. While requests finish, new ones are still answered: with 503, and so is /ready."""
-        if self._service.stopping and (not self._service.live or time.monotonic() >= self._last_call):
-            self.should_exit = True
-        return await super().on_tick(counter)
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        log.info("listening on %s", self._url)
-        if self._ready is not None:
-            self._ready(self._url)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._service.interrupt()  # whoever is left is told why the stream ends
-        await super().shutdown(sockets)

@@ -7,6 +7,7 @@ strings and bodies are those of our own engine, and what vLLM leaves open to eve
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
@@ -190,12 +191,13 @@ class VllmEngine:
         """Pass on the events of one answer; the last one, or an error, always comes."""
         answer = Answer(request, self.tokenizer, request.ends(self.tokenizer))
         try:
-            async for chunk in stream(self._socket, "/v1/completions", asked):
-                event = answer.add(chunk)
-                if event is not None:
-                    deliver(event)
-                if answer.done:
-                    return
+            async with contextlib.aclosing(stream(self._socket, "/v1/completions", asked)) as chunks:
+                async for chunk in chunks:
+                    event = answer.add(chunk)
+                    if event is not None:
+                        deliver(event)
+                    if answer.done:  # by one of our stop strings, of which vLLM does not know
+                        return
             deliver(VllmFailedError("vLLM's answer has no end"))
         except asyncio.CancelledError:
             deliver(Event((), "", "cancelled"))

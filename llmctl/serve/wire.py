@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -37,24 +38,27 @@ async def ask(socket: Path, target: str) -> bytes:
     return b"".join([part async for part in _exchange(socket, "GET", target, b"")])
 
 
-async def stream(socket: Path, target: str, body: dict[str, Any]) -> AsyncIterator[Any]:
+async def stream(socket: Path, target: str, body: dict[str, Any]) -> AsyncGenerator[Any]:
     """The JSON bodies of the events that `POST target` sends, until `[DONE]`.
+
+    Close it (`contextlib.aclosing`) where it may be left earlier: that ends the connection, which stops the other side.
 
     Raises:
         HttpFailure: the status is not 200.
         OSError: nobody listens, or the connection broke.
     """
     held = b""
-    async for part in _exchange(socket, "POST", target, json.dumps(body).encode()):
-        *frames, held = (held + part).split(b"\n\n")
-        for frame in frames:
-            data = frame.removeprefix(b"data: ").strip()
-            if data == b"[DONE]":
-                return
-            yield json.loads(data)
+    async with contextlib.aclosing(_exchange(socket, "POST", target, json.dumps(body).encode())) as parts:
+        async for part in parts:
+            *frames, held = (held + part).split(b"\n\n")
+            for frame in frames:
+                data = frame.removeprefix(b"data: ").strip()
+                if data == b"[DONE]":
+                    return
+                yield json.loads(data)
 
 
-async def _exchange(socket: Path, method: str, target: str, body: bytes) -> AsyncIterator[bytes]:
+async def _exchange(socket: Path, method: str, target: str, body: bytes) -> AsyncGenerator[bytes]:
     """Send one request; yield the parts of the response's body. Closing it early closes the connection."""
     reader, writer = await asyncio.open_unix_connection(socket)
     try:

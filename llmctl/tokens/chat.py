@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from jinja2 import nodes
@@ -18,11 +18,13 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 
 from llmctl.config.errors import InputError
-from llmctl.config.train import Learned
 from llmctl.tokens.sandbox import compiled, rendered
 from llmctl.tokens.spans import enclosed, marks_generation, spoken_spans
 from llmctl.tokens.tokenizer import Tokenizer
 from llmctl.tokens.tools import knows_tools, spelled_out
+
+if TYPE_CHECKING:  # what only answers never asks for it
+    from llmctl.config.train import Learned
 
 CHAT_TEMPLATE = """\
 {{- bos_token }}

@@ -13,7 +13,7 @@ import sentencepiece
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as FastTokenizer
 
-from llmctl.tokens.bytelevel import bytes_of
+from llmctl.tokens.bytelevel import all_bytes_of
 from llmctl.tokens.protobuf import normalizer_of
 from llmctl.tokens.segments import META_SPACE, segments
 
@@ -138,9 +138,10 @@ class FastEngine:
         added = self._fast.get_added_tokens_decoder()
         self.special = {token.content: index for index, token in added.items() if token.special}
         self.added = tuple(self._fast.encode("").ids)
-        self.pieces = [b""] * (max(self._fast.get_vocab().values(), default=-1) + 1)
-        for piece, index in self._fast.get_vocab().items():
-            self.pieces[index] = self._bytes_of(piece)
+        vocabulary = self._fast.get_vocab()
+        self.pieces = [b""] * (max(vocabulary.values(), default=-1) + 1)
+        for index, content in zip(vocabulary.values(), self._all_bytes_of(vocabulary), strict=True):
+            self.pieces[index] = content
         for index, token in added.items():
             self.pieces[index] = b"" if token.special else token.content.encode()
         known = set(self.pieces)
@@ -161,12 +162,8 @@ class FastEngine:
             found = self._fast.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in found]
 
-    def _bytes_of(self, piece: str) -> bytes:
-        if self._byte_level:
-            return bytes_of(piece)
-        if match := BYTE_PIECE.fullmatch(piece):
-            return bytes([int(match[1], 16)])
-        return piece.replace(META_SPACE, " ").encode()
+    def _all_bytes_of(self, pieces: Iterable[str]) -> list[bytes]:
+        return all_bytes_of(pieces) if self._byte_level else [_bytes_of(piece) for piece in pieces]
 
     def _found_changes(self, described: dict[str, Any]) -> Iterable[str]:
         if self._missing:
@@ -186,6 +183,13 @@ class FastEngine:
             yield "runs of spaces are shortened"
         if any(token.lstrip or token.rstrip for token in self._fast.get_added_tokens_decoder().values()):
             yield "spaces beside some added tokens are lost"
+
+
+def _bytes_of(piece: str) -> bytes:
+    """The bytes of a piece in the manner of SentencePiece."""
+    if match := BYTE_PIECE.fullmatch(piece):
+        return bytes([int(match[1], 16)])
+    return piece.replace(META_SPACE, " ").encode()
 
 
 def _joined(arrays: list[NDArray[np.int32]]) -> NDArray[np.int32]:

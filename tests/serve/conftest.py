@@ -20,7 +20,8 @@ from llmctl.inference.conversation import open_engine
 from llmctl.inference.engine import Engine
 from llmctl.serve.app import create_app
 from llmctl.serve.generation import Service
-from llmctl.serve.server import listen, run_app
+from llmctl.serve.running import run_app
+from llmctl.serve.server import listen
 from tests.conftest import DATA
 from tests.evals.tiny import write_checkpoint
 

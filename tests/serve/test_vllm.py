@@ -3,8 +3,11 @@
 `LLMCTL_TEST_VLLM_PYTHON` names that interpreter.
 """
 
+import asyncio
+import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -23,8 +26,10 @@ from llmctl.config.serve import ServeConfig
 from llmctl.inference.engine import Engine
 from llmctl.inference.request import Request
 from llmctl.serve.app import create_app
-from llmctl.serve.server import listen, run_app
+from llmctl.serve.running import run_app
+from llmctl.serve.server import listen
 from llmctl.serve.vllm import INSTALL, VllmEngine, check_options, command_of
+from llmctl.serve.wire import ask, stream
 from tests.evals.tiny import write_checkpoint
 from tests.serve.conftest import CONTEXT, MODEL, Check, Running
 from tests.serve.test_limits import refused
@@ -125,12 +130,64 @@ def test_keys_and_limits_are_ours(server: Running) -> None:
     assert server.http.get(server.url + "/v1/models").json()["data"][0]["max_model_len"] == CONTEXT
 
 
-def test_a_client_that_leaves_stops_vllm(server: Running) -> None:
+def at_vllm(server: Running) -> float:
+    """Sequences that run or wait there, by its own count."""
+    text = asyncio.run(ask(server.engine._socket, "/metrics")).decode()  # type: ignore[attr-defined]
+    counts = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(counts))
+
+
+def is_free(server: Running) -> bool:
+    return not (server.service.live or server.service._in_flight or at_vllm(server))
+
+
+def test_a_client_that_leaves_a_stream_stops_vllm(server: Running) -> None:
     asked = {**LONG, "n": 4, "stream": True}
     with server.http.stream("POST", server.url + "/v1/completions", json=asked) as response:
         lines = response.iter_lines()  # kept, as dropping it closes the connection
         next(lines)
-    eventually(lambda: not server.service.live and server.service._in_flight == 0)
+        assert REAL or at_vllm(server)  # the real one may be done before it counts
+    eventually(lambda: is_free(server), 30)
+
+
+def test_a_client_that_leaves_at_any_point_stops_vllm(server: Running) -> None:
+    async def leave(patience: float, stream: bool) -> None:
+        async with httpx.AsyncClient(headers=server.http.headers, timeout=120) as http:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(patience):
+                    await http.post(server.url + "/v1/completions", json={**LONG, "n": 2, "stream": stream})
+
+    async def crowd() -> None:
+        chance = random.Random(1)
+        await asyncio.gather(*(leave(chance.uniform(0.001, 0.3), chance.random() < 0.5) for _ in range(24)))
+
+    asyncio.run(crowd())
+    eventually(lambda: is_free(server), 30)
+
+
+def test_an_answer_that_our_stop_string_ends_is_ended_at_vllm(server: Running) -> None:
+    asked = {**LONG, "seed": 5, "stop": ["a", "e", " ", "t"]}  # one of them comes soon
+    assert server.post("/v1/completions", json=asked).json()["choices"][0]["finish_reason"] == "stop"
+    eventually(lambda: is_free(server), 30)
+
+
+def test_a_stream_that_is_closed_ends_its_connection(tmp_path: Path) -> None:
+    async def first_of_many() -> bytes:
+        ended: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"}")
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\ndata: 1\n\ndata: 2\n\n")
+            ended.set_result(await reader.read())  # until the other side closes
+            writer.close()
+
+        async with await asyncio.start_unix_server(answer, tmp_path / "socket"):
+            chunks = stream(tmp_path / "socket", "/", {})
+            assert await anext(chunks) == 1
+            await chunks.aclose()
+            return await asyncio.wait_for(ended, 5)
+
+    assert asyncio.run(first_of_many()) == b""
 
 
 @pytest.mark.skipif(bool(REAL), reason="only the stand-in refuses this")

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 from llmctl.config.errors import InputError
 from llmctl.config.tokens import ImportTokenizerConfig
-from llmctl.tokens.bytelevel import BYTES, bytes_of
+from llmctl.tokens.bytelevel import BYTES, all_bytes_of, bytes_of, spelled
 from llmctl.tokens.gguf import STYLES, from_gguf
 from llmctl.tokens.importing import product, tokenizer_files
 from llmctl.tokens.imports import from_sentencepiece, from_tiktoken, from_tokenizer_json
@@ -305,3 +305,11 @@ def test_an_empty_directory_is_named(tmp_path: Path, make_tokenizer: Callable[..
     files = tokenizer_files(directory, OPTIONS)
     assert opened(tmp_path / "again", files).encode("a b") == Tokenizer.open(directory).encode("a b")
     assert files["tokenizer_config.json"] == (directory / "tokenizer_config.json").read_bytes()
+
+
+def test_many_pieces_are_spelled_as_each_is() -> None:
+    plain = [spelled(bytes(some)) for some in ([0, 10, 32, 255], [65, 97], [0xC3, 0xA9], [])]
+    strange = ["é€", "\x80", "a\U0010fffeb", "\uffff", "\n"]
+    for pieces in (plain, strange, [*plain, *strange], []):
+        assert all_bytes_of(pieces) == [bytes_of(piece) for piece in pieces]
+    assert all_bytes_of(plain) == [b"\x00\n \xff", b"Aa", b"\xc3\xa9", b""]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -36,6 +36,7 @@ class SafetensorsFolder:
     directory: Path
     stored: Mapping[str, Stored]
     shards: Mapping[str, Path]
+    _mapped: dict[Path, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def open(cls, directory: Path) -> SafetensorsFolder:
@@ -96,9 +97,11 @@ class SafetensorsFolder:
         Raises:
             IntegrityError: the file changed since it was opened.
         """
+        shard = self.shards[name]
         try:
-            with safe_open(self.shards[name], framework="pt") as handle:
-                tensor: Tensor = handle.get_tensor(name)
+            if shard not in self._mapped:  # once: a header is read in as much time as its weights are
+                self._mapped[shard] = safe_open(shard, framework="pt")
+            tensor: Tensor = self._mapped[shard].get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise IntegrityError(f"{self.shards[name]}: {name!r} cannot be read: {error}", hint=COPY_AGAIN) from None
         return tensor

@@ -49,6 +49,7 @@ def create(engine: Engine) -> FastAPI:
     async def metrics() -> Response:
         return Response(
             f'# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running{{engine="0"}} {engine.running}\n'
+            f'# TYPE vllm:num_requests_waiting gauge\nvllm:num_requests_waiting{{engine="0"}} {engine.waiting}\n'
             f'# TYPE vllm:kv_cache_usage_perc gauge\nvllm:kv_cache_usage_perc{{engine="0"}} {engine.cache_usage}\n'
         )
 
