@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,9 +21,6 @@ from llmctl.model.attention import PLAIN, Attend, Scoring, packed
 from llmctl.model.device import DTYPES, product_dtype
 from llmctl.model.native import LANES, NativePacked
 from llmctl.model.transformer import Transformer
-
-if TYPE_CHECKING:  # what only answers never asks for it
-    from llmctl.config.train import TrainConfig
 
 TOLERANCE = 2e-2  # of a probe in bf16, whose digits end at 2^-8
 WIDEST_HEAD = 256  # of FlashAttention
