@@ -6,6 +6,7 @@ by itself, or at several that are alike at once.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
@@ -239,9 +240,13 @@ def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Te
     Small pages: numpy asks for huge ones, and a first short answer, which needs a little of every layer, would wait
     for 2 MiB of each to be cleared.
     """
-    if device.type != "cpu":
+    size = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or not size:
         return torch.zeros(*shape, dtype=dtype, device=device)
-    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize)  # lives as long as the tensor
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # lives as long as the tensor
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without huge pages
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
     return torch.frombuffer(pages, dtype=torch.uint8).view(dtype).view(*shape)
 
 

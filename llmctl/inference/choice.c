@@ -134,7 +134,7 @@ static void choose_row(const Choice *job, int64_t row, float *masses) {
     job->peaks[row] = x == raw ? peak : peak_of(raw, count, &of_raw);
     job->tokens[row] = token, job->logprobs[row] = 0.0f;
     if (token < 0 || !isfinite(job->peaks[row])) return;
-    const float temperature = manner->temperature > FLT_MIN ? (float)manner->temperature : FLT_MIN;
+    const float temperature = (float)fmin(fmax(manner->temperature, FLT_MIN), FLT_MAX / 4);
     double total = 1;
     int cut = 0;
     if (manner->temperature > 0) {

@@ -20,13 +20,13 @@ from llmctl.model import native
 from llmctl.model.attention import Scoring
 from llmctl.model.positions import Angles
 
-KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # as in kernel.c
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # as in lanes.h
 WIDEST_HEAD = 256  # as in kernel.c
 PANEL = 32  # as in linear.c
 
 
 class _Attention(ctypes.Structure):
-    """As in kernel.c."""
+    """As in steps.h."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("q", "out", "data", "scales", "tables", "places", "slopes", "sinks")),
@@ -43,7 +43,7 @@ class _Attention(ctypes.Structure):
 
 
 class _Linear(ctypes.Structure):
-    """As in linear.c."""
+    """As in steps.h."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "residual", "out")),
@@ -54,7 +54,7 @@ class _Linear(ctypes.Structure):
 
 
 class _Packing(ctypes.Structure):
-    """As in linear.c."""
+    """As in steps.h."""
 
     _fields_ = (
         ("weight", ctypes.c_void_p),

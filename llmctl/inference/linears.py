@@ -179,13 +179,14 @@ def prepared(model: Transformer) -> Transformer:
     """What answers as a model in training does now, whose weights it reads and reorders; `prepare` would end training.
 
     Returns:
-        The model itself where its matrices are not all at hand as its configuration says: with adapters, say.
+        The model itself where its parts are not those that its configuration says: with adapters or in 8-bit floats.
     """
     with torch.device("meta"):  # shapes only, no memory
         like = Transformer(model.config, model.vocab_size)
-    given, shapes = model.state_dict(), like.state_dict()
-    if any(name not in given or given[name].shape != shape.shape for name, shape in shapes.items()):
+    parts = {name: type(part) for name, part in model.named_modules()}
+    if any(parts.get(name) is not type(part) for name, part in like.named_modules()):
         return model
+    given, shapes = model.state_dict(), like.state_dict()
     like.load_state_dict({name: given[name] for name in shapes}, assign=True)
     return prepare(like.eval(), "plain")
 

@@ -25,6 +25,7 @@ BAD_ANSWER: Final = "bad_answer"
 BUSY = {408, 429, 500, 502, 503, 504}
 ATTEMPTS = 3
 WAIT_S = 0.5  # before the second attempt; twice as long before each later one
+KEPT_S = 15.0  # that a connection lies idle before it is closed: what lies between may have forgotten it
 LONGEST_ANSWER_BYTES = 256 << 20
 SHOWN = 200
 PASSING = ("created", "permission")  # of a model's card: the time of the server's start, and ids made anew each time
@@ -60,7 +61,7 @@ class Connection:
 
     config: ServerConfig
     key: str
-    _idle: list[http.client.HTTPConnection] = field(default_factory=list, repr=False, compare=False)
+    _idle: list[tuple[float, http.client.HTTPConnection]] = field(default_factory=list, repr=False, compare=False)
 
     @classmethod
     def of(cls, config: ServerConfig) -> Connection:
@@ -126,7 +127,7 @@ class Connection:
         except (http.client.HTTPException, OSError) as error:
             raise FailedError(f"{SERVER_ERROR}: {type(error).__name__}: {error}") from None
         if response.isclosed() and not response.will_close:
-            self._idle.append(connection)
+            self._idle.append((time.monotonic(), connection))
         else:
             connection.close()
         return status, answer
@@ -134,7 +135,11 @@ class Connection:
     def _opened(self) -> tuple[bool, http.client.HTTPConnection]:
         """Whether it was open before, and what is asked through next."""
         with contextlib.suppress(IndexError):
-            return True, self._idle.pop()
+            while True:
+                put_aside, connection = self._idle.pop()
+                if time.monotonic() - put_aside < KEPT_S:
+                    return True, connection
+                connection.close()
         parts = urlsplit(self.config.url)
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         return False, kind(parts.hostname or "", parts.port, timeout=self.config.timeout_s)
@@ -142,7 +147,7 @@ class Connection:
     def close(self) -> None:
         """Close what nobody is asking through."""
         while self._idle:
-            self._idle.pop().close()
+            self._idle.pop()[1].close()
 
     def __enter__(self) -> Self:
         return self

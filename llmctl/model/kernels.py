@@ -151,7 +151,7 @@ def document_starts(documents: Tensor) -> tuple[Tensor, int]:
     change[:, 1:] = documents[:, 1:] != documents[:, :-1]
     begins = change.flatten().nonzero().flatten()
     starts = torch.cat((begins, begins.new_tensor([B * T])))
-    return starts.to(torch.int32), int(starts.diff().max().item())
+    return starts.to(torch.int32), int(starts.diff().max().item()) if documents.numel() else 0
 
 
 def _of_one_dtype(*given: Tensor) -> tuple[Tensor, ...]:

@@ -106,8 +106,14 @@ class _CrossEntropies(torch.autograd.Function):
 
 
 def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
-    """-log softmax(logits)[target] of each row: float32 [N] of float32 [N,V] and int64 [N]."""
-    losses: Tensor = _CrossEntropies.apply(logits.contiguous(), targets.contiguous())  # type: ignore[no-untyped-call]
+    """-log softmax(logits)[target] of each row: float32 [N] of float32 [N,V] and int64 [N].
+
+    Raises:
+        IndexError: a target is outside 0..V-1.
+    """
+    if len(targets) and not (targets.min() >= 0 and targets.max() < logits.shape[-1]):
+        raise IndexError(f"a target outside 0..{logits.shape[-1] - 1}")
+    losses: Tensor = _CrossEntropies.apply(logits.contiguous(), targets.long().contiguous())  # type: ignore[no-untyped-call]
     return losses
 
 
@@ -134,7 +140,7 @@ class _RMSNorm(torch.autograd.Function):
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """X / sqrt(mean(x^2) + eps) * weight over the last dimension: float32 of the shape of x."""
-    normed: Tensor = _RMSNorm.apply(x.contiguous(), weight, eps)  # type: ignore[no-untyped-call]
+    normed: Tensor = _RMSNorm.apply(x.contiguous(), weight.contiguous(), eps)  # type: ignore[no-untyped-call]
     return normed
 
 
@@ -230,6 +236,8 @@ class NativePacked:
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scoring: Scoring = PLAIN) -> Tensor:
         """Attend by the layer's rule, which has no soft-cap, sinks or slopes."""
         del layer
+        if not serves(q, k, v):
+            raise TypeError(f"native attention computes in float32 on a CPU, not in {q.dtype} on {q.device}")
         scale = q.shape[-1] ** -0.5 if scoring.scale is None else scoring.scale
         q, k, v = (x.contiguous() for x in (q, k, v))
         mixed: Tensor = _Attention.apply(q, k, v, self, scoring.window or 0, scale)  # type: ignore[no-untyped-call]

@@ -129,7 +129,8 @@ class Server:
             lacking = "token ids" if not (isinstance(choice, dict) and choice.get("token_ids")) else "log-probabilities"
             raise InputError(f"{self._url} says no {lacking} of what it draws", hint=NEEDED) from None
         ended = bool(ids) and ids[-1] in self._tokenizer.stop_ids
-        if not ids or len(ids) != len(logps) or max(ids) >= self._tokenizer.vocab_size or (reason == "stop") != ended:
+        within = bool(ids) and min(ids) >= 0 and max(ids) < self._tokenizer.vocab_size
+        if not within or len(ids) != len(logps) or (reason == "stop") != ended:
             raise InputError(
                 f"{self._url}: an answer of {len(ids)} ids and {len(logps)} log-probabilities that ended by {reason!r}",
                 hint="ids must be the policy's, the one that ends an answer among them",

@@ -79,7 +79,11 @@ def _opened_beside(directory: Path, config: ServeConfig) -> Iterator[Future[Back
     opening: Future[Backend] = Future()
     if config.engine == "vllm":
         opening.set_result(open_backend(directory, config))
-        yield opening
+        try:
+            yield opening
+        except BaseException:
+            opening.result().close()
+            raise
         return
     import llmctl.inference.conversation  # noqa: F401 (torch first: the weights wait for it)
 

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from llmctl.model.transformer import Transformer
 
-KEPT = {  # what is dear to compute: products and attention; all else is made again
+KEPT = {  # what is dear to compute: products, torch's attention; all else is made again
     torch.ops.aten.mm.default,
     torch.ops.aten.addmm.default,
     torch.ops.aten.bmm.default,

@@ -63,6 +63,16 @@ def test_the_likeliest_is_the_first_of_those_that_tie(build: str, vocab: int, mo
     assert kernel.choose(logits, logits, [manner(0.5, 0, temperature=0.0)] * 40) == (first, [0.0] * 40)
 
 
+@pytest.mark.parametrize("temperature", [1e38, 1e39, 1e300])
+def test_the_hottest_temperatures_draw_evenly(temperature: float) -> None:
+    logits = torch.randn(1, 10, generator=torch.Generator().manual_seed(0))
+    drawn = [
+        kernel.choose(logits, logits, [manner(number / 10 + 0.05, 0, temperature=temperature)])[0][0]
+        for number in range(10)
+    ]
+    assert sorted(drawn) == list(range(10))
+
+
 def test_log_probabilities_are_of_what_the_model_said_or_of_what_was_drawn_from() -> None:
     raw = torch.randn(1, 500, generator=torch.Generator().manual_seed(0))
     bent = raw.clone()

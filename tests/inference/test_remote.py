@@ -7,6 +7,7 @@ import pytest
 
 from llmctl.config.grpo import GrpoConfig
 from llmctl.config.servers import ServerConfig
+from llmctl.inference import remote
 from llmctl.inference.remote import Connection, fetch, signed, sources
 from llmctl.pipeline.job import Silent
 from tests.answering import Answering
@@ -67,6 +68,13 @@ def test_what_the_server_closed_meanwhile_is_opened_anew(server):
     with Connection.of(server.config) as connection:
         assert [asked(connection, number) for number in range(5)] == [0, 2, 4, 6, 8]
     assert server.opened == 5
+
+
+def test_what_lay_idle_for_long_is_not_trusted(server, monkeypatch):
+    monkeypatch.setattr(remote, "KEPT_S", 0.0)
+    with Connection.of(server.config) as connection:
+        assert [asked(connection, number) for number in range(3)] == [0, 2, 4]
+    assert server.opened == 3
 
 
 def test_a_stage_is_another_where_the_server_has_another_model(server):

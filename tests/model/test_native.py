@@ -162,6 +162,18 @@ def test_the_number_of_threads_changes_nothing() -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("target", [-100, -1, 8, 10_000_000])
+def test_a_target_that_there_is_none_of_is_refused(target: int) -> None:
+    with pytest.raises(IndexError, match=r"outside 0\.\.7"):
+        native.cross_entropies(torch.randn(3, 8), torch.tensor([0, target, 7]))
+
+
+def test_attention_refuses_other_kinds_of_numbers() -> None:
+    attend = attend_through("native", torch.zeros((1, 5), dtype=torch.int32))
+    with pytest.raises(TypeError, match="in float32 on a CPU, not in torch.bfloat16"):
+        attend(0, *(torch.randn(1, 5, 2, 16, dtype=torch.bfloat16) for _ in range(3)))
+
+
 def test_other_kinds_of_numbers_are_left_to_torch() -> None:
     x = torch.randn(3, 8)
     assert native.serves(x)

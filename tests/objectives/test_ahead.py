@@ -1,15 +1,21 @@
 """Rollouts drawn while the one before is learned from: one behind, exactly, and resumed bit for bit."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from llmctl.config.errors import GateError, InterruptedRunError
+from llmctl.config.model import ModelConfig
 from llmctl.data.rollouts import FILE
 from llmctl.model import huggingface
 from llmctl.model.kernels import attend_through
+from llmctl.model.transformer import Transformer
+from llmctl.objectives.ahead import Beside
 from llmctl.objectives.grpo import train
+from llmctl.train.recompute import recompute
 
 from .test_grpo import CERTAIN, StopAfter, answers_in_file, assert_same, grpo, job_of, metrics_of
 
@@ -94,3 +100,21 @@ def test_it_learns_one_rollout_behind(stages, guesser, copying):
     assert first["ratio"] == pytest.approx(1.0, abs=1e-5)
     assert max(abs(row["ratio"] - 1) for row in later) > 0.01
     assert max(row["clipped"] for row in later) > 0
+
+
+@pytest.mark.parametrize("how", ["none", "selective", "full"])
+def test_the_copy_stands_still_while_the_model_is_trained(how):
+    def states():
+        documents = torch.zeros((1, 9), dtype=torch.int32)
+        with torch.no_grad():
+            return copied.forward(lambda model: model(ids, torch.arange(9)[None], attend_through("sdpa", documents)))
+
+    model, ids = Transformer(ModelConfig.model_validate("nano"), 64), torch.arange(9)[None]
+    model.init_weights(0)
+    recompute(model, how)
+    copied = Beside(SimpleNamespace(model=model, rank=0, world_size=1, device=torch.device("cpu")), "fp32")
+    before = states()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    assert torch.equal(states(), before)

@@ -11,6 +11,7 @@ from llmctl.config.errors import ConfigError, UsageError
 from llmctl.config.load import build, parse_overrides
 from llmctl.config.model import ModelConfig
 from llmctl.config.train import PretrainConfig
+from llmctl.inference.linears import prepared
 from llmctl.model.transformer import Transformer
 from llmctl.train import launch
 from llmctl.train.float8 import takes_float8, use_float8
@@ -59,6 +60,7 @@ def test_the_parameters_stay_what_they_are():
     before = dict(model.named_parameters())
     assert use_float8(model, "bf16", CPU) == ""
     assert "products of 10 linear layers in 8-bit floats" in use_float8(model, "fp8", CPU)  # k and v have 8 outputs
+    assert prepared(model) is model  # what draws answers rounds as what learns from them
     assert all(before[name] is parameter for name, parameter in model.named_parameters())
     assert len(before) == len(dict(model.named_parameters()))
 
