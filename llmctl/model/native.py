@@ -77,7 +77,7 @@ def _run(kernel: str, job: type[ctypes.Structure], *given: Tensor | float | None
     """Run a kernel, which gives 0 where nothing went wrong, on a job of these tensors and numbers."""
     plain = [x.data_ptr() if isinstance(x, Tensor) else x for x in given]
     if getattr(_library(), kernel)(ctypes.byref(job(*plain)), parallel(), torch.get_num_threads()):
-        raise MemoryError(f"no memory for the kernel {kernel}")
+        raise RuntimeError(f"out of memory for the kernel {kernel}")  # as torch says it
 
 
 def serves(*given: Tensor) -> bool:

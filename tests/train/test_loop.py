@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from synthetic_run import VOCAB, Counting, MadeUpRows, curve, make_job, train
+from synthetic_run import VOCAB, WIDE, Counting, MadeUpRows, curve, make_job, train
 
 from llmctl.config.errors import InputError, IntegrityError, InterruptedRunError, UsageError
 from llmctl.model.transformer import Transformer
@@ -50,7 +50,7 @@ def test_the_kernel_of_attention_is_said_and_kept(tmp_path):
         def note(self, text):
             self.notes.append(text)
 
-    job = make_job(tmp_path / "a", progress=Noting(), steps=1)
+    job = make_job(tmp_path / "a", model=WIDE, progress=Noting(), steps=1)
     assert train(job).totals["attention"] == "native"
     assert "attention through native" in job.progress.notes
     with pytest.raises(UsageError, match="flash: it runs on GPUs alone"):
