@@ -21,6 +21,7 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 FLOATS: Final = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 LARGEST_INDEX_BYTES = 64 << 20
+MAPPED_BYTES = 32 << 20  # that are read through a mapping before it is made anew
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class SafetensorsFolder:
     directory: Path
     stored: Mapping[str, Stored]
     shards: Mapping[str, Path]
-    _mapped: dict[Path, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _mapped: dict[Path, tuple[Any, int]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def open(cls, directory: Path) -> SafetensorsFolder:
@@ -99,9 +100,12 @@ class SafetensorsFolder:
         """
         shard = self.shards[name]
         try:
-            if shard not in self._mapped:  # once: a header is read in as much time as its weights are
-                self._mapped[shard] = safe_open(shard, framework="pt")
-            tensor: Tensor = self._mapped[shard].get_tensor(name)
+            handle, left = self._mapped.get(shard, (None, 0))
+            if left <= 0:  # not for each tensor: a header takes as long to read as its weights
+                self._mapped.clear()  # what was read leaves memory
+                handle, left = safe_open(shard, framework="pt"), MAPPED_BYTES
+            tensor: Tensor = handle.get_tensor(name)
+            self._mapped[shard] = handle, left - tensor.nbytes
         except (SafetensorError, OSError) as error:
             raise IntegrityError(f"{self.shards[name]}: {name!r} cannot be read: {error}", hint=COPY_AGAIN) from None
         return tensor
