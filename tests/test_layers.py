@@ -44,6 +44,12 @@ def imports_of(path: Path) -> set[str]:
     return found
 
 
+def printed_by(code: str) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
 def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
@@ -94,9 +100,9 @@ def test_help_loads_nothing_heavy() -> None:
         "except SystemExit: pass\n"
         f"print('LOADED', sorted(set(sys.modules) & {HEAVY!r}))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pretrain" in done.stdout
-    assert done.stdout.splitlines()[-1] == "LOADED []"
+    said = printed_by(code)
+    assert "pretrain" in said
+    assert said.splitlines()[-1] == "LOADED []"
 
 
 def test_a_cache_hit_needs_no_stage_code() -> None:
@@ -108,8 +114,7 @@ def test_a_cache_hit_needs_no_stage_code() -> None:
         "print(sorted(set(sys.modules) "
         "& {'torch', 'pyarrow', 'sentencepiece', 'datasketch', 'deepspeed', 'daft', 'ray'}))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert printed_by(code) == "[]"
 
 
 def test_a_server_starts_without_what_only_training_asks_for() -> None:
@@ -119,5 +124,4 @@ def test_a_server_starts_without_what_only_training_asks_for() -> None:
         "print(sorted(set(sys.modules) & {'llmctl.config.train', 'llguidance', 'pyarrow', 'pandas', 'gguf', 'scipy', "
         "'deepspeed', 'matplotlib', 'sympy', 'torch._dynamo', 'torch._inductor'}))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert printed_by(code) == "[]"

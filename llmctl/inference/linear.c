@@ -11,14 +11,6 @@
 #define PANEL 32                   /* outputs whose weights lie together */
 #define HIGH ((int32_t)0xFFFF0000) /* the later number of a pair of bfloat16 */
 #define STRETCH 128                /* numbers of a row that are made floats at a time */
-/* As many rows are served at once as leave their sums, two or four vectors each, in registers. */
-#if LANES == 16
-#define ROWS 12
-#elif LANES == 8
-#define ROWS 6
-#else
-#define ROWS 3
-#endif
 #define PARTS(rows) (PANEL / LANES == 2 || (rows) > 3 ? 2 : 4)
 
 /* Add what is to be added to the sums of one row and some outputs, and store them. */

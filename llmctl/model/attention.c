@@ -11,15 +11,6 @@
 #define BLOCK 48 /* queries; a multiple of ROWS */
 #define LEAST (-3.0e38f)
 
-/* As many rows are made at once as leave their sums, two vectors each, in registers. */
-#if LANES == 16
-#define ROWS 12
-#elif LANES == 8
-#define ROWS 6
-#else
-#define ROWS 3
-#endif
-
 /* `rows` x `parts` vectors of `out` (+)= a b, over `depth`. The numbers of a lie `down` apart from row to row and `along`
    within a row. */
 INLINE void tile(const int rows, const int parts, const float *a, int64_t down, int64_t along, const float *b,

@@ -11,12 +11,16 @@
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
+/* A product makes as many rows at once as leave their sums, two vectors each (of few rows four), in registers. */
 #if defined(__AVX512F__)
 #define LANES 16
+#define ROWS 12
 #elif defined(__AVX__)
 #define LANES 8
+#define ROWS 6
 #else
 #define LANES 4
+#define ROWS 3
 #endif
 
 enum { FLOAT = 0, BFLOAT16 = 1, INT8 = 2 };
