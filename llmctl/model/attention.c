@@ -102,26 +102,22 @@ static void score(const Packed *job, const Scratch *scratch, const float *q, int
     }
 }
 
-/* The whole numbers from `at` on. */
-INLINE whole_lanes counted(int64_t at) {
-    whole_lanes numbers;
-    for (int t = 0; t < LANES; t++) numbers[t] = (int32_t)at + t;
-    return numbers;
+/* Scores from `start` to `end` that a query, which sees from `from` to `query`, does not see: as low as weighs nothing. */
+static void hide(float *row, int64_t start, int64_t end, int64_t from, int64_t query) {
+    for (int64_t j = start; j < from; j++) row[j] = LEAST;
+    for (int64_t j = query + 1; j < end; j++) row[j] = LEAST;
 }
 
-/* Make weights e^(scale x score - peak) of a query's scores from `start` to `end`, 0 where it does not see; their sum. */
-static float weigh(float *row, int64_t start, int64_t end, int64_t from, int64_t query, float scale, float *peak) {
-    lanes most = all(LEAST);
+/* Make weights e^(scale x score - peak) of a query's scores from `start` to `end`; their sum. */
+static float weigh(float *row, int64_t start, int64_t end, float scale, float *peak) {
+    lanes most = all(LEAST), sum = all(0.0f);
     for (int64_t j = start; j < end; j += LANES) {
-        const whole_lanes at = counted(j);
-        const lanes x = chosen((at >= (int32_t)from) & (at <= (int32_t)query), *(lanes *)(row + j) * scale, all(LEAST));
-        *(lanes *)(row + j) = x;
+        const lanes x = *(lanes *)(row + j);
         most = chosen(x > most, x, most);
     }
-    *peak = largest_of(most);
-    lanes sum = all(0.0f);
+    *peak = largest_of(most) * scale;
     for (int64_t j = start; j < end; j += LANES) {
-        const lanes x = exponential(*(lanes *)(row + j) - *peak);
+        const lanes x = exponential(*(lanes *)(row + j) * scale - *peak);
         *(lanes *)(row + j) = x;
         sum += x;
     }
@@ -143,8 +139,9 @@ static void forward(const Packed *job, const Scratch *scratch, int64_t token, in
                 float *out = job->out + ((token + first + r) * H + head) * G, sums[ROWS];
                 for (int64_t i = 0; i < rows; i++) {
                     const int64_t query = first + r + i;
-                    float peak;
-                    sums[i] = weigh(scratch->scores + (r + i) * columns, start, end, seen_from(job, query), query, job->scale, &peak);
+                    float peak, *row = scratch->scores + (r + i) * columns;
+                    hide(row, start, end, seen_from(job, query), query);
+                    sums[i] = weigh(row, start, end, job->scale, &peak);
                     job->norms[(token + query) * H + head] = peak + logf(sums[i]);
                 }
                 product(rows, scratch->scores + r * columns + start, columns, 1, v + start * K * G, K * G, out, H * G, G,
@@ -156,15 +153,18 @@ static void forward(const Packed *job, const Scratch *scratch, int64_t token, in
 }
 
 /* Make weights of a query's scores and, from the gradient of the weights, that of the scores. */
-static void unweigh(float *row, float *slope, int64_t start, int64_t end, int64_t from, int64_t query, float scale, float norm,
-                    float mean) {
+static void unweigh(float *row, float *slope, int64_t start, int64_t end, float scale, float norm, float mean) {
     for (int64_t j = start; j < end; j += LANES) {
-        const whole_lanes at = counted(j);
-        const lanes x = exponential(*(lanes *)(row + j) * scale - norm);
-        const lanes weight = chosen((at >= (int32_t)from) & (at <= (int32_t)query), x, all(0.0f));
+        const lanes weight = exponential(*(lanes *)(row + j) * scale - norm);
         *(lanes *)(row + j) = weight;
         *(lanes *)(slope + j) = weight * (*(lanes *)(slope + j) - mean) * scale;
     }
+}
+
+/* Ask for `count` rows of `width` numbers that are to be read soon. */
+INLINE void fetch(const float *x, int64_t stride, int64_t width, int64_t count) {
+    for (int64_t i = 0; i < count; i++)
+        for (int64_t e = 0; e < width; e += 16) __builtin_prefetch(x + i * stride + e);
 }
 
 /* One document and one head of keys: gradients of its queries, keys and values (Dao 2022, arXiv:2205.14135, appendix B). */
@@ -184,6 +184,8 @@ static void backward(const Packed *job, const Scratch *scratch, int64_t token, i
             const int64_t start = seen_from(job, first) / PANEL * PANEL;
             const float *q = job->q + (token * H + head) * E;
             const float *out = job->out + ((token + first) * H + head) * G, *grad = job->grad + ((token + first) * H + head) * G;
+            fetch(out, H * G, G, count);
+            fetch(grad, H * G, G, count);
             score(job, scratch, q, first, count, columns);
             for (int64_t r = 0; r < count; r += ROWS) {
                 const int64_t rows = count - r < ROWS ? count - r : ROWS, end = rounded(first + r + rows);
@@ -194,8 +196,9 @@ static void backward(const Packed *job, const Scratch *scratch, int64_t token, i
                     lanes both = all(0.0f);
                     for (int64_t e = 0; e < G; e += LANES)
                         both += *(const loose_lanes *)(out + (r + i) * H * G + e) * *(const loose_lanes *)(grad + (r + i) * H * G + e);
-                    unweigh(scratch->scores + (r + i) * columns, slopes + i * columns, start, end, seen_from(job, query), query,
-                            job->scale, job->norms[(token + query) * H + head], sum_of(both));
+                    float *row = scratch->scores + (r + i) * columns;
+                    hide(row, start, end, seen_from(job, query), query);
+                    unweigh(row, slopes + i * columns, start, end, job->scale, job->norms[(token + query) * H + head], sum_of(both));
                 }
                 product(rows, slopes + start, columns, 1, k + start * K * E, K * E, job->q_grad + ((token + first + r) * H + head) * E,
                         H * E, E, first + r + rows - start, 0);

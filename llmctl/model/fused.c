@@ -28,7 +28,8 @@ static float norm_row(const Norm *job, int64_t row) {
     return scale;
 }
 
-/* With n = scale x: the gradient of x is scale (grad weight - n mean(grad weight n)), that of weight the sum of grad n. */
+/* With n = scale x: the gradient of x is scale (grad weight - n mean(grad weight n)), that of weight the sum of grad n. To
+   that of x is added what reaches it beside the norm. */
 static void norm_row_back(const Norm *job, int64_t row, float *weight_grad) {
     const float *x = job->x + row * job->width, *grad = job->grad + row * job->width, *weight = job->weight;
     float *out = job->out + row * job->width;
@@ -46,8 +47,12 @@ static void norm_row_back(const Norm *job, int64_t row, float *weight_grad) {
         weight_grad[i] += grad[i] * x[i] * scale;
     }
     const float back = total / (float)width * scale * scale;
-    for (int64_t i = 0; i < whole; i += LANES) put(out, i, (at(grad, i) * at(weight, i) - at(x, i) * back) * scale);
-    for (int64_t i = whole; i < width; i++) out[i] = (grad[i] * weight[i] - x[i] * back) * scale;
+    const float *beside = job->beside ? job->beside + row * job->width : 0;
+    for (int64_t i = 0; i < whole; i += LANES) {
+        const lanes slope = (at(grad, i) * at(weight, i) - at(x, i) * back) * scale;
+        put(out, i, beside ? at(beside, i) + slope : slope);
+    }
+    for (int64_t i = whole; i < width; i++) out[i] = (grad[i] * weight[i] - x[i] * back) * scale + (beside ? beside[i] : 0);
 }
 
 static void norm_some(void *given) {

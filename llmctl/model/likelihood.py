@@ -127,12 +127,28 @@ def losses_of(
     """`target_losses` of hidden states [B,T,D] and labels [B,T]."""
     wanted = labels != IGNORE
     targets = labels[wanted]
-    losses = cross_entropies(
-        model.logits,
-        hidden[wanted],
-        targets,
-        logits_at_once=logits_at_once,
-        vocab_size=model.vocab_size,
-        z_loss=z_loss,
-    )
-    return losses, targets
+    return losses_at(model, hidden[wanted], targets, logits_at_once, z_loss=z_loss), targets
+
+
+def losses_at(
+    model: Transformer,
+    states: Tensor,
+    targets: Tensor,
+    logits_at_once: int = LOGITS_AT_ONCE,
+    *,
+    temperature: float = 1.0,
+    z_loss: float = 0.0,
+) -> Tensor:
+    """`cross_entropies` of a model's logits, at a temperature, from hidden states [N,D] and targets [N]."""
+    matrix = model.output_weight
+    alone = model.projects_plainly and not z_loss and not torch.is_autocast_enabled(states.device.type)
+    if alone and native.serves(states, matrix) and len(states) * model.vocab_size <= logits_at_once:
+        cooled = states if temperature == 1.0 else states / temperature
+        return native.projected_cross_entropies(cooled, matrix, targets)
+
+    def logits_of(some: Tensor) -> Tensor:
+        logits = model.logits(some)
+        return logits if temperature == 1.0 else logits.float() / temperature
+
+    size = model.vocab_size
+    return cross_entropies(logits_of, states, targets, logits_at_once=logits_at_once, vocab_size=size, z_loss=z_loss)

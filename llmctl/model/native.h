@@ -20,9 +20,8 @@ typedef struct {
 typedef struct {
     const float *logits;    /* [rows, width] */
     const int64_t *targets; /* [rows], each in [0, width) */
-    float *norms;           /* [rows, 2], the largest logit, and log of the sum of e^(logit - largest) */
-    const float *grad;      /* [rows], of the losses */
-    float *out;             /* [rows] losses, or the gradient of the logits [rows, width] */
+    float *weights;         /* [rows, width] or null, e^(logit - largest); may be the logits */
+    float *sums, *losses;   /* [rows], of the weights; -log of the target's share */
     int64_t rows, width;
     int32_t next;
 } CrossEntropy;
@@ -32,6 +31,7 @@ typedef struct {
     float *out, *scales;     /* [rows, width], and backward the gradient of x; [rows], what x was multiplied by */
     const float *grad;       /* of out */
     float *weight_grad;      /* [rows / 32 rounded up, width], zeros: parts of the gradient of weight */
+    const float *beside;     /* null, or what is added to the gradient of x */
     int64_t rows, width;
     float eps;
     int32_t next;

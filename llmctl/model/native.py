@@ -41,8 +41,8 @@ _Packed = _structure(
     "scale",
     "next failed",
 )
-_CrossEntropy = _structure("_CrossEntropy", "logits targets norms grad out", "rows width")
-_Norm = _structure("_Norm", "x weight out scales grad weight_grad", "rows width", "eps")
+_CrossEntropy = _structure("_CrossEntropy", "logits targets weights sums losses", "rows width")
+_Norm = _structure("_Norm", "x weight out scales grad weight_grad beside", "rows width", "eps")
 _Gate = _structure("_Gate", "gate up out grad up_grad", "rows width")
 _Turn = _structure("_Turn", "x cosines signed_sines out", "rows heads width", "sign")
 
@@ -86,23 +86,32 @@ def serves(*given: Tensor) -> bool:
     return plain and not torch.compiler.is_compiling()
 
 
+def _weighed(logits: Tensor, targets: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Losses [N] of rows of logits [N,V], and the sums [N] of w = e^(logit - largest).
+
+    The w go to `weights` if there are any, which may be the logits themselves.
+    """
+    losses, sums = logits.new_empty(len(logits)), logits.new_empty(len(logits))
+    _run("cross_entropy", _CrossEntropy, logits, targets, weights, sums, losses, *logits.shape)
+    return losses, sums
+
+
 class _CrossEntropies(torch.autograd.Function):
     """See `cross_entropies`."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
-        norms, losses = logits.new_empty((len(logits), 2)), logits.new_empty(len(logits))
-        _run("cross_entropy", _CrossEntropy, logits, targets, norms, None, losses, *logits.shape)
-        ctx.save_for_backward(logits, targets, norms)
+        weights = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        losses, sums = _weighed(logits, targets, weights)
+        ctx.save_for_backward(weights, sums, targets)
         return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        logits, targets, norms = ctx.saved_tensors
-        grad, out = grad.contiguous(), torch.empty_like(logits)
-        _run("cross_entropy", _CrossEntropy, logits, targets, norms, grad, out, *logits.shape)
-        return out, None
+        weights, sums, targets = ctx.saved_tensors
+        slopes = weights * (grad / sums)[:, None]
+        return slopes.scatter_add_(1, targets[:, None], -grad[:, None]), None
 
 
 def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
@@ -111,10 +120,67 @@ def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
     Raises:
         IndexError: a target is outside 0..V-1.
     """
-    if len(targets) and not (targets.min() >= 0 and targets.max() < logits.shape[-1]):
-        raise IndexError(f"a target outside 0..{logits.shape[-1] - 1}")
-    losses: Tensor = _CrossEntropies.apply(logits.contiguous(), targets.long().contiguous())  # type: ignore[no-untyped-call]
+    losses: Tensor = _CrossEntropies.apply(logits.contiguous(), _within(targets, logits.shape[-1]))  # type: ignore[no-untyped-call]
     return losses
+
+
+def _within(targets: Tensor, width: int) -> Tensor:
+    if len(targets) and not (targets.min() >= 0 and targets.max() < width):
+        raise IndexError(f"a target outside 0..{width - 1}")
+    return targets.long().contiguous()
+
+
+class _ProjectedCrossEntropies(torch.autograd.Function):
+    """See `projected_cross_entropies`.
+
+    With w = e^(logit - largest), s their sum and g the gradient of a row's loss, that of its logits is g (w / s - 1 at
+    the target). It is never written: what follows from it is the product with w, less what the target takes away.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, matrix: Tensor, targets: Tensor) -> Tensor:
+        weights = torch.mm(hidden, matrix.t())
+        losses, sums = _weighed(weights, targets, weights if any(ctx.needs_input_grad) else None)
+        ctx.save_for_backward(hidden, matrix, targets, weights, sums)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden, matrix, targets, weights, sums = ctx.saved_tensors
+        share, grad = (grad / sums)[:, None], grad[:, None]
+        hidden_grad = torch.mm(weights, matrix).mul_(share).addcmul_(matrix[targets], grad, value=-1)
+        matrix_grad = torch.mm(weights.t(), hidden * share).index_add_(0, targets, hidden * grad, alpha=-1)
+        return hidden_grad, matrix_grad, None
+
+
+def projected_cross_entropies(hidden: Tensor, matrix: Tensor, targets: Tensor) -> Tensor:
+    """`cross_entropies` of the logits hidden matrix': float32 [N] of [N,D], [V,D] and int64 [N].
+
+    Raises:
+        IndexError: a target is outside 0..V-1.
+    """
+    targets = _within(targets, len(matrix))
+    losses: Tensor = _ProjectedCrossEntropies.apply(hidden.contiguous(), matrix.contiguous(), targets)  # type: ignore[no-untyped-call]
+    return losses
+
+
+def norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """What `rms_norm` gives, and what x was multiplied by [N]; without a gradient."""
+    rows, width = x.numel() // x.shape[-1], x.shape[-1]
+    out, scales = torch.empty_like(x), x.new_empty(rows)
+    _run("rms_norm", _Norm, x, weight, out, scales, None, None, None, rows, width, eps)
+    return out, scales
+
+
+def norm_gradients(
+    x: Tensor, weight: Tensor, scales: Tensor, grad: Tensor, beside: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and weight from that of `norm`, and what reaches x `beside` the norm added to the first."""
+    rows, width = x.numel() // x.shape[-1], x.shape[-1]
+    out, parts = torch.empty_like(x), x.new_zeros((-(-rows // TAKEN), width))
+    _run("rms_norm", _Norm, x, weight, out, scales, grad.contiguous(), parts, beside, rows, width, 0.0)
+    return out, parts.sum(dim=0)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -122,9 +188,7 @@ class _RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        rows, width = x.numel() // x.shape[-1], x.shape[-1]
-        out, scales = torch.empty_like(x), x.new_empty(rows)
-        _run("rms_norm", _Norm, x, weight, out, scales, None, None, rows, width, eps)
+        out, scales = norm(x, weight, eps)
         ctx.save_for_backward(x, weight, scales)
         return out
 
@@ -132,10 +196,7 @@ class _RMSNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scales = ctx.saved_tensors
-        rows, width = x.numel() // x.shape[-1], x.shape[-1]
-        grad, out, parts = grad.contiguous(), torch.empty_like(x), x.new_zeros((-(-rows // TAKEN), width))
-        _run("rms_norm", _Norm, x, weight, out, scales, grad, parts, rows, width, 0.0)
-        return out, parts.sum(dim=0), None
+        return *norm_gradients(x, weight, scales, grad), None
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -144,23 +205,33 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return normed
 
 
+def gate(gate: Tensor, up: Tensor) -> Tensor:
+    """What `gated` gives, without a gradient."""
+    out = torch.empty_like(gate)
+    _run("gate", _Gate, gate, up, out, None, None, gate.numel() // gate.shape[-1], gate.shape[-1])
+    return out
+
+
+def gate_gradients(gate: Tensor, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of both from that of `gate`."""
+    grad, out, up_grad = grad.contiguous(), torch.empty_like(gate), torch.empty_like(up)
+    _run("gate", _Gate, gate, up, out, grad, up_grad, gate.numel() // gate.shape[-1], gate.shape[-1])
+    return out, up_grad
+
+
 class _Gated(torch.autograd.Function):
     """See `gated`."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        out = torch.empty_like(gate)
-        _run("gate", _Gate, gate, up, out, None, None, gate.numel() // gate.shape[-1], gate.shape[-1])
-        ctx.save_for_backward(gate, up)
-        return out
+    def forward(ctx: Any, given: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(given, up)
+        return gate(given, up)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        gate, up = ctx.saved_tensors
-        grad, gate_grad, up_grad = grad.contiguous(), torch.empty_like(gate), torch.empty_like(up)
-        _run("gate", _Gate, gate, up, gate_grad, grad, up_grad, gate.numel() // gate.shape[-1], gate.shape[-1])
-        return gate_grad, up_grad
+        given, up = ctx.saved_tensors
+        return gate_gradients(given, up, grad)
 
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:
@@ -169,25 +240,26 @@ def gated(gate: Tensor, up: Tensor) -> Tensor:
     return inner
 
 
+def turn(x: Tensor, cos: Tensor, signed_sin: Tensor, sign: float = 1.0) -> Tensor:
+    """What `turned` gives, without a gradient; with a sign of -1 the gradient of x from that of the result."""
+    out, (heads, width) = torch.empty_like(x), x.shape[-2:]
+    _run("turn", _Turn, x, cos, signed_sin, out, x.numel() // (heads * width), heads, width, sign)
+    return out
+
+
 class _Turned(torch.autograd.Function):
     """See `turned`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, signed_sin)
-        return _turn(x, cos, signed_sin, 1.0)
+        return turn(x, cos, signed_sin)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, signed_sin = ctx.saved_tensors
-        return _turn(grad.contiguous(), cos, signed_sin, -1.0), None, None
-
-
-def _turn(x: Tensor, cos: Tensor, signed_sin: Tensor, sign: float) -> Tensor:
-    out, (heads, width) = torch.empty_like(x), x.shape[-2:]
-    _run("turn", _Turn, x, cos, signed_sin, out, x.numel() // (heads * width), heads, width, sign)
-    return out
+        return turn(grad.contiguous(), cos, signed_sin, -1.0), None, None
 
 
 def turned(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:

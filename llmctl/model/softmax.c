@@ -1,4 +1,4 @@
-/* Cross-entropy of rows of logits and its gradient, each in one pass over memory, called through ctypes (native.py). */
+/* Cross-entropy of rows of logits in one pass over memory, called through ctypes (native.py). */
 
 #include "native.h"
 
@@ -16,8 +16,8 @@ int level(void) {
 
 #define SHARE 16 /* rows that a thread takes at a time */
 
-/* The largest number of a row, and the log of the sum of e^(number - largest), for which the cache holds the row. */
-static void normalize(const float *row, int64_t width, float *norm) {
+/* e^(number - largest) of a row, for which the cache holds it, to `weights` if that is not null; their sum. */
+static float weigh(const float *row, int64_t width, float *weights, float *largest) {
     const int64_t whole = width - width % LANES;
     lanes most = all(row[0]), sum = all(0.0f);
     for (int64_t i = 0; i < whole; i += LANES) {
@@ -26,20 +26,19 @@ static void normalize(const float *row, int64_t width, float *norm) {
     }
     float peak = largest_of(most);
     for (int64_t i = whole; i < width; i++) peak = row[i] > peak ? row[i] : peak;
-    for (int64_t i = 0; i < whole; i += LANES) sum += exponential(*(const loose_lanes *)(row + i) - peak);
+    for (int64_t i = 0; i < whole; i += LANES) {
+        const lanes weight = exponential(*(const loose_lanes *)(row + i) - peak);
+        if (weights) *(loose_lanes *)(weights + i) = weight;
+        sum += weight;
+    }
     float total = sum_of(sum);
-    for (int64_t i = whole; i < width; i++) total += expf(row[i] - peak);
-    norm[0] = peak;
-    norm[1] = logf(total);
-}
-
-/* factor x (softmax(row) - 1 at the target). */
-static void slope(const float *row, float *out, int64_t width, int64_t target, const float *norm, float factor) {
-    const int64_t whole = width - width % LANES;
-    for (int64_t i = 0; i < whole; i += LANES)
-        *(loose_lanes *)(out + i) = exponential(*(const loose_lanes *)(row + i) - norm[0] - norm[1]) * factor;
-    for (int64_t i = whole; i < width; i++) out[i] = expf(row[i] - norm[0] - norm[1]) * factor;
-    out[target] -= factor;
+    for (int64_t i = whole; i < width; i++) {
+        const float weight = expf(row[i] - peak);
+        if (weights) weights[i] = weight;
+        total += weight;
+    }
+    *largest = peak;
+    return total;
 }
 
 /* Take some rows after the others until none is left; several threads may. */
@@ -48,14 +47,10 @@ static void cross_entropy_some(void *given) {
     int64_t first;
     while ((first = SHARE * (int64_t)__atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < job->rows)
         for (int64_t row = first; row < first + SHARE && row < job->rows; row++) {
-            const float *logits = job->logits + row * job->width;
-            float *norm = job->norms + 2 * row;
-            if (job->grad) {
-                slope(logits, job->out + row * job->width, job->width, job->targets[row], norm, job->grad[row]);
-                continue;
-            }
-            normalize(logits, job->width, norm);
-            job->out[row] = norm[0] - logits[job->targets[row]] + norm[1];
+            const float *logits = job->logits + row * job->width, wanted = logits[job->targets[row]];
+            float largest;
+            job->sums[row] = weigh(logits, job->width, job->weights ? job->weights + row * job->width : 0, &largest);
+            job->losses[row] = largest - wanted + logf(job->sums[row]);
         }
 }
 

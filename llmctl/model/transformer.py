@@ -230,6 +230,13 @@ class Transformer(nn.Module):
         return weight
 
     @property
+    def projects_plainly(self) -> bool:
+        """Whether `logits` is the product with `output_weight` and nothing else."""
+        scale, head = self.config.scale, self.lm_head
+        plain = head is None or (type(head) is nn.Linear and head.bias is None)
+        return plain and scale.logits == 1.0 and scale.logit_softcap is None
+
+    @property
     def device(self) -> torch.device:
         """Where the parameters are."""
         return self.embed_tokens.weight.device

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from llmctl.config.grpo import GrpoConfig
 from llmctl.model import scoring
-from llmctl.model.likelihood import LOGITS_AT_ONCE, Tensors, cross_entropies, hidden_states
+from llmctl.model.likelihood import LOGITS_AT_ONCE, Tensors, hidden_states, losses_at
 from llmctl.model.transformer import Transformer
 from llmctl.objectives.policy import corrections, token_weights
 from llmctl.objectives.prompts import Prompt
@@ -47,18 +47,7 @@ def sampled_logps(
     It is the distribution that answers are drawn from, so it is also what is learned. Only places with a target pass
     through the output matrix.
     """
-
-    def logits_of(some: Tensor) -> Tensor:
-        logits = model.logits(some)
-        return logits if temperature == 1.0 else logits.float() / temperature
-
-    return -cross_entropies(
-        logits_of,
-        states,
-        batch.labels[batch.labels != IGNORE],
-        logits_at_once=logits_at_once,
-        vocab_size=model.vocab_size,
-    )
+    return -losses_at(model, states, batch.labels[batch.labels != IGNORE], logits_at_once, temperature=temperature)
 
 
 def answer_batches(

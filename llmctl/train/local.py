@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from llmctl.config.train import TrainConfig
 from llmctl.model.device import choose_device, product_dtype
+from llmctl.model.differentiated import differentiate
 from llmctl.model.transformer import Transformer
 from llmctl.train.elementwise import Sophia
 from llmctl.train.float8 import use_float8
@@ -41,6 +42,7 @@ class Local:
         """Move the model to the device and make its optimizer."""
         self.model = model.to(self.device).train()
         told = use_float8(self.model, config.precision, self.device)
+        differentiate(self.model)
         recompute(self.model, config.recompute)
         if config.compile:
             self.model.compile(dynamic=False)

@@ -40,7 +40,7 @@ from llmctl.train.resume import States
 from llmctl.train.scaling import LossScale
 from llmctl.train.schedules import rate_factor
 from llmctl.train.stop import Stop
-from llmctl.train.strategy import Strategy, precision_warning
+from llmctl.train.strategy import Strategy, garbage_of_now_on, precision_warning
 from llmctl.train.watchdog import Beat, Watchdog
 
 SHOWN_ROWS = 16
@@ -83,7 +83,7 @@ def fit(
     patience = job.config.watchdog_s if strategy.world_size > 1 and run.leads else 0.0
     watchdog = Watchdog(job.work, strategy.world_size, patience, functools.partial(give_up, job.work))
     with stopping as stop, feed_of(objective, run.plan, strategy) as feed, run.states.saver, watchdog, report:
-        with exhaustion_explained(model, strategy.trained, job.config, run.shape):
+        with exhaustion_explained(model, strategy.trained, job.config, run.shape), garbage_of_now_on():
             if measured_before and run.step == 0:
                 run.measure()
             while run.step < steps:
@@ -296,8 +296,7 @@ class Run:
         local.estimate(targets)
 
     def _loss_of(self, batch: Batch) -> Callable[[Transformer], Tensor]:
-        tensors = Tensors.of(batch, self.strategy.device)
-        return lambda model: self.objective.loss(model, tensors)
+        return lambda model: self.objective.loss(model, Tensors.of(batch, self.strategy.device))
 
     def _where(self) -> str:
         """The step that is being taken and its rows, for messages."""

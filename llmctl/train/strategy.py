@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Protocol, TypeVar
 
@@ -134,6 +135,20 @@ def keep_freed_memory() -> None:
         mallopt(mmap_max, 0)
         mallopt(trim_threshold, KEPT_BYTES)
         mallopt(top_pad, 64 << 20)
+
+
+@contextlib.contextmanager
+def garbage_of_now_on() -> Iterator[None]:
+    """Search for garbage only among what is made inside.
+
+    Modules and the model stay, and would be looked at again and again for the objects that each step makes.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def precision_warning(precision: str, device: torch.device) -> str | None:

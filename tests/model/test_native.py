@@ -90,6 +90,27 @@ def test_cross_entropies(build: ctypes.CDLL, width: int) -> None:
     )
 
 
+@pytest.mark.parametrize("width", [1, 7, 8, 100])
+def test_cross_entropies_of_what_is_projected(build: ctypes.CDLL, width: int) -> None:
+    hidden, matrix, targets = 2 * torch.randn(33, 24), torch.randn(width, 24), torch.arange(33) % width
+    hidden[0] *= 20  # one logit is all there is
+    agree(
+        lambda *given: native.projected_cross_entropies(*given, targets),
+        lambda x, w: functional.cross_entropy(x @ w.t(), targets, reduction="none"),
+        hidden,
+        matrix,
+    )
+
+
+def test_what_reaches_x_beside_a_norm_is_added_to_its_gradient(build: ctypes.CDLL) -> None:
+    x, weight, grad, beside = torch.randn(5, 19), torch.randn(19), torch.randn(5, 19), torch.randn(5, 19)
+    _, scales = native.norm(x, weight, 1e-5)
+    alone, gain = native.norm_gradients(x, weight, scales, grad)
+    both, same = native.norm_gradients(x, weight, scales, grad, beside)
+    assert (both - alone - beside).abs().max() < 1e-6
+    assert torch.equal(gain, same)
+
+
 def rows_of(*lengths: int, length: int) -> Tensor:
     """int32 [2,T]: a row of documents of these lengths and padding behind them, and a row of one document."""
     first = [number for number, length in enumerate(lengths) for _ in range(length)]
