@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ from llmctl.objectives.asked import prompts_of
 from llmctl.pipeline.recipe import Recipe, outside_inputs, read_recipe
 from llmctl.store.artifact import FileInput
 from llmctl.store.store import Store
+from tests.conftest import LLMCTL, environment
+from tests.gsm8k import gsm8k as questions
+from tests.smollm2 import smollm2_gguf
 
 REPOSITORY = Path(__file__).parents[1]
 RECIPES = sorted((REPOSITORY / "recipes").glob("*.yaml"))
@@ -84,3 +88,41 @@ def test_files_of_question_and_answer_are_chats_and_prompts(gsm8k: Path) -> None
     assert [turn["content"] for turn in chat["messages"]] == [QUESTION["question"], QUESTION["answer"]]
     (prompt,) = prompts_of(FileInput.of(gsm8k / "train.jsonl", "prompts"))
     assert (prompt.text, prompt.answer) == (QUESTION["question"], QUESTION["answer"])
+
+
+SMALL = (
+    *("sft.steps=2", "sft.batch_rows=1", "sft.max_tokens=192", "sft.heldout_rows=2", "sft.heldout_fraction=0.2"),
+    *("grpo.steps=1", "grpo.prompts_per_rollout=1", "grpo.group=4", "grpo.max_new_tokens=48", "grpo.heldout_rows=1"),
+    "grpo.rewards=[number,repetition]",  # answers of a model that solves nothing yet differ in what they repeat
+    "grpo.heldout_fraction=0.2",
+    *(f"eval_{step}.limit=1" for step in ("import", "sft", "grpo")),
+)
+
+
+@pytest.mark.slow  # a minute or two: 135 million weights on a CPU
+@pytest.mark.timeout(1800)
+def test_the_line_for_gsm8k_runs_with_the_real_model(tmp_path: Path) -> None:
+    folder = tmp_path / "gsm8k"
+    folder.mkdir()
+    for name in ("train", "test"):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions(30)))
+    recipe = str(REPOSITORY / "recipes" / "gsm8k.yaml")
+    command = [*LLMCTL, "run", recipe, "--store", "store", f"import.sources=[{smollm2_gguf()}]", *SMALL]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=1800, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    store = Store.open(str(tmp_path / "store"))
+    made = {
+        step: store.resolve(f"gsm8k.{step}").manifest
+        for step in ("import", "sft", "grpo", "eval_import", "eval_sft", "eval_grpo")
+    }
+    for step, before in (("sft", "import"), ("grpo", "sft"), ("eval_grpo", "grpo")):
+        assert made[step].inputs["input"].digest == made[before].digest
+        assert made[step].digest != made[before].digest
+    assert 0.5 < made["sft"].totals["loss"] < 3
+    grpo = made["grpo"].totals
+    assert (grpo["steps"], grpo["answers"]) == (1, 4)
+    assert grpo["tokens"] > 4 * 8  # so there was an update
+    assert 0 < grpo["logprob_gap"] <= 1e-4
+    assert [made[f"eval_{step}"].totals["gsm8k.scored"] for step in ("import", "sft", "grpo")] == [1, 1, 1]

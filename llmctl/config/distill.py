@@ -169,7 +169,7 @@ class DistillConfig(AdaptableConfig):
     def _other_vocabularies_are_read_anew(self) -> DistillConfig:
         if self.loss.name != "uld":
             return self
-        for name in ("top_k", "hidden", "on_policy"):
+        for name in ("top_k", "hidden"):
             if getattr(self, name) is not None:
                 raise ValueError(f"uld ranks all that a teacher of other tokens says of a text: leave out {name}")
         if self.learn == "all":

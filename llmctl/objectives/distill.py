@@ -18,6 +18,7 @@ from llmctl.objectives import adapter, checkpoint
 from llmctl.objectives.chats import PackedChats
 from llmctl.objectives.distilled import PROJECTION_WEIGHT, Distillation, HeldOutTaught, add_projection
 from llmctl.objectives.foreign import Foreign, ForeignRows, read_foreign
+from llmctl.objectives.foreign_answers import ForeignAlone, Reader
 from llmctl.objectives.on_policy import Alone, OnPolicy
 from llmctl.objectives.start import check_same_tokens, context_of, fill_id, longest, open_model, open_tokenizer
 from llmctl.objectives.teachers import Kept, Live, Teaching
@@ -143,7 +144,12 @@ def train(job: Job[DistillConfig]) -> Product:
     objective = Distillation(kept, teaching, config)
     if config.on_policy is not None:
         assert isinstance(texts.kept.rows, PackedChats), "`run` has seen that they are chats"
-        alone = Alone(texts.kept.rows.chats, texts.seq_len, texts.kept.rows.pad_id)
+        sizes = (texts.seq_len, texts.kept.rows.pad_id)
+        if isinstance(kept, ForeignRows):
+            reader = Reader(tokenizer, open_tokenizer(job.artifact()), context_of(job.artifact()))
+            alone: Alone = ForeignAlone(kept, *sizes, reader)
+        else:
+            alone = Alone(texts.kept.rows.chats, *sizes)
         objective = OnPolicy(alone, teaching, config, stop_ids=tuple(tokenizer.stop_ids))
     fitted, totals = checkpoint.fit_tuned(
         job,

@@ -31,6 +31,7 @@ from llmctl.objectives.rollouts import Answer, Doubles, Drawn, figures_of, gener
 from llmctl.objectives.served import Server, follow
 from llmctl.objectives.tools.talk import Talks
 from llmctl.objectives.valued import token_penalties, valued
+from llmctl.objectives.writing import Writing
 from llmctl.pipeline.job import Job
 from llmctl.tokens.batch import Batch
 from llmctl.tokens.order import rows_of_step
@@ -97,9 +98,10 @@ class Asked:
 class Explorer:
     """Gives each step its answers; a `Feed`.
 
-    Every rollout lies in `job.work` once it is made, so that a resumed run learns from what the killed one said. What
-    was made after the step that a run goes on from is made again, by the same weights. Each rank asks and judges for
-    a share of the prompts; all of them know all answers, and learn from a share of each step.
+    Every rollout lies in `job.work` before a state is saved, so that a resumed run learns from what the killed one
+    said; it is written beside what learns from it. What was made after the step that a run goes on from is made again,
+    by the same weights. Each rank asks and judges for a share of the prompts; all of them know all answers, and learn
+    from a share of each step.
 
     Args:
         asked: what is common to all rollouts.
@@ -121,6 +123,7 @@ class Explorer:
         self._held: tuple[int, Made] | None = None
         self._begun = 0  # the newest rollout that was drawn ahead
         self._told = False
+        self._writing = Writing()
         self.figures: dict[str, float] = {}
         self.fresh = True
 
@@ -165,9 +168,14 @@ class Explorer:
         return [value for part in self._strategy.gather(values) for value in part]
 
     def settle(self) -> None:
-        """Wait for what is drawn ahead, which then lies in `job.work`; what went wrong is raised by who needs it."""
+        """Wait for what is drawn ahead, which then lies in `job.work`; what went wrong is raised by who needs it.
+
+        Raises:
+            OSError: a rollout could not be written.
+        """
         if self._ahead is not None:
             self._ahead.wait()
+        self._writing.require()
 
     def _forget(self, step: int) -> None:
         """Remove rollouts that were made at `step` or later: by weights that are to be reached anew."""
@@ -185,6 +193,7 @@ class Explorer:
             return self._held[1]
         if self._ahead is not None:
             self._ahead.require()
+        self._writing.require()
         path = rollout_file(self._asked.job.work, number)
         at_hand = kept(path) if self._plan.rank == 0 and path.is_file() else None
         made = self._strategy.gather(at_hand)[0] or self._keep(number, self._strategy)
@@ -192,14 +201,15 @@ class Explorer:
         return made
 
     def _keep(self, number: int, by: Drawer) -> Made:
-        """Make a rollout, and write it down."""
+        """Make a rollout, and begin to write it down."""
         begun = time.perf_counter()
         answers, figures = self._made(number, by) if self._asked.replay is None else self._again(number, by)
         figures["rollout_s"] = time.perf_counter() - begun
         if self._plan.rank == 0:
             first = number * self._config.steps_per_rollout + 1
-            table = table_of(answers, self._asked.prompts, self._config.group, first)
-            write(table, rollout_file(self._asked.job.work, number), figures)
+            path, told = rollout_file(self._asked.job.work, number), dict(figures)
+            table = functools.partial(table_of, answers, self._asked.prompts, self._config.group, first)
+            self._writing.begin(lambda: write(table(), path, told))
         return answers, figures
 
     def _again(self, number: int, by: Drawer) -> Made:
@@ -337,7 +347,10 @@ class Explorer:
     ) -> None:
         if self._ahead is not None:
             self._ahead.close()
-        self._asked.close()
+        try:
+            self._writing.close()
+        finally:
+            self._asked.close()
 
 
 def rollout_file(work: Path, number: int) -> Path:

@@ -134,6 +134,12 @@ class ForeignRows:
         self._theirs, self._places = theirs, places
 
     @property
+    def read(self) -> list[tuple[Chat, Chat, Places]]:
+        """Each chat of these rows, in their order: as the student and as the teacher reads it, and the places."""
+        numbers = self._side.numbers.tolist()
+        return [(chat, self._theirs[at], self._places[at]) for chat, at in zip(self._rows.chats, numbers, strict=True)]
+
+    @property
     def reached(self) -> tuple[int, int]:
         """(targets at which the teacher can be asked, all targets)."""
         of_side = [self._places[number] for number in self._side.numbers]

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -19,6 +19,7 @@ from llmctl.config.errors import UsageError
 from llmctl.inference.request import Request
 from llmctl.objectives.chats import Chat, PackedChats
 from llmctl.objectives.distilled import Distillation
+from llmctl.objectives.foreign import PLACES
 from llmctl.objectives.sampling import continued, drawn
 from llmctl.tokens.batch import IGNORE, Batch
 from llmctl.train.loader import Plan
@@ -43,8 +44,17 @@ class Alone:
 
     def batch(self, indices: NDArray[np.int64]) -> Batch:
         """The chats at `indices`, packed in as few rows as they fit."""
-        packed = PackedChats([self.chats[at] for at in indices], self.seq_len, self.pad_id)
+        return self.answered(indices, {})
+
+    def answered(self, numbers: NDArray[np.int64], said: Mapping[int, Chat]) -> Batch:
+        """The same, with what was `said` in place of the chats there among them."""
+        packed = self.packed(numbers, said)
         return packed.batch(np.arange(packed.count))
+
+    def packed(self, numbers: NDArray[np.int64], said: Mapping[int, Chat]) -> PackedChats:
+        """Those of `answered` in rows."""
+        chats = [said.get(at) or self.chats[int(number)] for at, number in enumerate(numbers)]
+        return PackedChats(chats, self.seq_len, self.pad_id)
 
 
 @dataclass(frozen=True)
@@ -99,14 +109,14 @@ class Answering:
         words = drawn(plan.seed, step, np.arange(2 * len(chats)))
         own = np.flatnonzero(words[: len(chats)] < self._config.share * WORDS)
         said = self._answers([chats[at] for at in own], words[len(chats) :][own])
-        for at, chat in zip(own, said, strict=True):
-            chats[at] = chat
         tokens = sum(int(np.count_nonzero(chat.labels != IGNORE)) for chat in said)
         self._objective.latest.clear()
         self._objective.latest.update(
             on_policy=len(said) / len(chats), generated_tokens=tokens, generate_s=time.perf_counter() - begun
         )
-        packed = Alone(chats, source.seq_len, source.pad_id).batch(np.arange(len(chats)))
+        packed = source.answered(numbers, dict(zip(own.tolist(), said, strict=True)))
+        if PLACES in packed.beside:
+            self._objective.latest["compared"] = float((packed.beside[PLACES][packed.labels != IGNORE] >= 0).mean())
         size = plan.micro_rows
         return [packed.slice(slice(start, start + size)) for start in range(0, packed.rows, size)]
 
@@ -128,7 +138,7 @@ class Answering:
         ]
         said = continued(self._strategy.model, None, requests, config.running)
         answers = [one.token_ids for one in said]
-        return [_joined(*parts) for parts in zip(chats, prompts, answers, strict=True)]
+        return [joined(*parts) for parts in zip(chats, prompts, answers, strict=True)]
 
     def __enter__(self) -> Self:
         return self
@@ -146,7 +156,7 @@ def last_turn(chat: Chat) -> int:
     return int(learned[breaks[-1] + 1 if breaks.size else 0]) + 1
 
 
-def _joined(chat: Chat, prompt: NDArray[np.int64], answer: tuple[int, ...]) -> Chat:
+def joined(chat: Chat, prompt: NDArray[np.int64], answer: tuple[int, ...]) -> Chat:
     """A chat of that prompt and answer, of which the answer is learned."""
     ids = np.concatenate([prompt, np.array(answer, dtype=np.int64)])
     labels = np.full(ids.size, IGNORE, dtype=np.int64)

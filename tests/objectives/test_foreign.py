@@ -206,7 +206,6 @@ def test_what_uld_cannot_compare_is_refused(stages, rows, checkpoint, student, c
     for fields, message in (
         ({"top_k": 4}, "leave out top_k"),
         ({"hidden": {}}, "leave out hidden"),
-        ({"on_policy": {}}, "leave out on_policy"),
         ({"learn": "all"}, "leave out learn=all"),
         ({"nproc": 2, "sequence_parallel": 2}, "leave out sequence_parallel"),
     ):
