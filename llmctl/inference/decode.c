@@ -77,6 +77,11 @@ static void read_token(const Decoding *job, const Memory *to, int64_t at, int64_
     memcpy(to->signed_sines + at * E, job->signed_sines + place * E, (size_t)E * 4);
     to->manners[at] = job->manners[number];
     to->manners[at].number = job->numbers[number * job->steps + step];
+    if (job->scale == 1.0f) {
+        const int64_t bytes = D * (kind == FLOAT ? 4 : 2);
+        memcpy(to->x + at * bytes, (const char *)job->embedding + token * bytes, (size_t)bytes);
+        return;
+    }
     for (int64_t d = 0; d < D; d++)
         store_one(to->x, at * D + d, one(job->embedding, token * D + d, kind) * job->scale, kind);
 }
@@ -137,9 +142,10 @@ static void generate(Decoding *job, int64_t first, int64_t count, Memory to, Par
     }
 }
 
+/* How many parts of sequences are run each by one thread; 0 where all threads run all sequences. */
 static int64_t parts_of(const Decoding *job, int64_t threads) {
     const int64_t blocks = block_bytes(job->blocks) * job->layers, size = job->blocks->attention.kind == FLOAT ? 4 : 2;
-    if (blocks + job->blocks->width * job->vocab * size > NEAR) return 1;
+    if (blocks + job->blocks->width * job->vocab * size > NEAR) return 0;
     return job->sequences < threads ? job->sequences : threads;
 }
 
@@ -158,7 +164,7 @@ static void generate_some(void *given) {
 /* Bytes of `scratch` that `decode` needs. */
 int64_t decode_scratch(const Decoding *job, unsigned threads) {
     const int64_t parts = parts_of(job, threads);
-    if (parts == 1) return memory_of(job, job->sequences, threads, NULL).bytes;
+    if (!parts) return memory_of(job, job->sequences, threads, NULL).bytes;
     return parts * memory_of(job, (job->sequences + parts - 1) / parts, 1, NULL).bytes;
 }
 
@@ -166,8 +172,8 @@ int64_t decode_scratch(const Decoding *job, unsigned threads) {
 int32_t decode(Decoding *job, Parallel parallel, unsigned threads) {
     job->next = job->failed = 0;
     job->parts = parts_of(job, threads);
-    if (job->parts > 1)
-        share(generate_some, job, parallel, threads);
+    if (job->parts)
+        share(generate_some, job, parallel, (unsigned)job->parts);
     else
         generate(job, 0, job->sequences, memory_of(job, job->sequences, threads, job->scratch), parallel, threads);
     return !job->failed;
