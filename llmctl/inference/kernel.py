@@ -23,6 +23,7 @@ from llmctl.model.positions import Angles
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # as in lanes.h
 WIDEST_HEAD = 256  # as in kernel.c
 PANEL = 32  # as in linear.c
+SHARED = 1 << 20  # fewer weights one thread lays out before another is awake
 NOT_FINITE = "the model's logits are not finite, so no token can be chosen"
 
 
@@ -193,7 +194,8 @@ def pack(weights: Sequence[Tensor]) -> Tensor:
     for some, weight in zip(parts, weights, strict=True):
         whole = weight.contiguous()
         job = _Packing(whole.data_ptr(), some.data_ptr(), *whole.shape, KINDS[dtype])
-        library().pack(ctypes.byref(job), native.parallel(), torch.get_num_threads())
+        threads = torch.get_num_threads() if whole.numel() >= SHARED else 1
+        library().pack(ctypes.byref(job), native.parallel(), threads)
     return packed
 
 
