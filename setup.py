@@ -13,7 +13,7 @@ KERNELS = {
 }
 MODELS = {  # with the headers that say what Python hands over
     "llmctl.model._native": (["attention", "fused", "softmax"], ["lanes", "native"]),
-    "llmctl.inference._kernel": (["block", "choice", "kernel", "linear"], ["steps", "../model/lanes"]),
+    "llmctl.inference._kernel": (["block", "choice", "decode", "kernel", "linear"], ["steps", "../model/lanes"]),
 }
 # One build for each kind of processor; which one is loaded is decided where it runs (llmctl/model/native.py).
 LEVELS = {"": []}

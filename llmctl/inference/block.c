@@ -5,19 +5,6 @@
 #include "steps.h"
 #include <sched.h>
 
-typedef struct {
-    const void *x;                                 /* [rows, width] */
-    void *out;                                     /* [rows, width] */
-    void *scratch;                                 /* [rows, scratch_width] */
-    const void *norm, *qkv, *qkv_bias, *o, *o_bias; /* biases or null */
-    const void *norm_after, *gate_up, *gate_up_bias, *down, *down_bias;
-    const float *cosines, *signed_sines; /* [rows, width of a head] */
-    const int64_t *places;               /* [rows], where keys and values go */
-    int64_t width, inner;
-    float eps, eps_after;
-    Attention attention; /* but for q, out and q_stride */
-} Block;
-
 /* Up to so many bytes of weights each thread takes rows of its own: every thread then reads all weights, which must come
    from a cache, and meets the others once a block. Else threads share the rows and divide the weights. */
 #define NEAR (4 << 20)
@@ -37,6 +24,15 @@ static int64_t joined_of(const Block *block) { /* queries, keys and values of on
     return (block->attention.heads + 2 * block->attention.kv_heads) * block->attention.width;
 }
 
+static int64_t wide_of(const Block *block) {
+    return joined_of(block) > 2 * block->inner ? joined_of(block) : 2 * block->inner;
+}
+
+int64_t block_scratch(const Block *block) {
+    const int64_t queries = block->attention.heads * block->attention.width;
+    return (block->width + queries + wide_of(block) + block->inner) * size_of(block);
+}
+
 /* Where intermediate results of a part's rows are, behind one another. */
 typedef struct {
     char *normed, *mixed, *joined, *inner;
@@ -44,11 +40,10 @@ typedef struct {
 
 static Scratch scratch_of(const Part *part) {
     const Block *block = part->block;
-    const int64_t D = block->width, queries = block->attention.heads * block->attention.width, F = block->inner;
-    const int64_t wide = joined_of(block) > 2 * F ? joined_of(block) : 2 * F, size = size_of(block);
-    char *normed = (char *)block->scratch + part->first * (D + queries + wide + F) * size;
-    char *mixed = normed + part->rows * D * size, *joined = mixed + part->rows * queries * size;
-    return (Scratch){normed, mixed, joined, joined + part->rows * wide * size};
+    const int64_t queries = block->attention.heads * block->attention.width, size = size_of(block);
+    char *normed = (char *)block->scratch + part->first * block_scratch(block);
+    char *mixed = normed + part->rows * block->width * size, *joined = mixed + part->rows * queries * size;
+    return (Scratch){normed, mixed, joined, joined + part->rows * wide_of(block) * size};
 }
 
 static void product(const Part *part, const void *x, const void *weight, const void *bias, const void *residual,
@@ -120,9 +115,13 @@ static void split_some(void *given) {
     }
 }
 
+int64_t block_bytes(const Block *block) {
+    const int64_t queries = block->attention.heads * block->attention.width;
+    return block->width * (joined_of(block) + queries + 3 * block->inner) * size_of(block);
+}
+
 void block(Block *block, Parallel parallel, unsigned threads) {
-    const int64_t rows = block->attention.rows, queries = block->attention.heads * block->attention.width;
-    const int64_t weights = block->width * (joined_of(block) + queries + 3 * block->inner) * size_of(block);
+    const int64_t rows = block->attention.rows, weights = block_bytes(block);
     if (parallel && threads > 1 && weights <= NEAR && rows >= ROWS_EACH * (int64_t)threads) {
         Split split = {block, threads, 0, 0, 0};
         parallel(split_some, &split, threads, 0);

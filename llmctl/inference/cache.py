@@ -63,6 +63,11 @@ class KVCache:
         block_tokens: tokens of one block.
         bits: 8 to keep whole numbers and a scale for each head of each token, the largest of which is 127; None to keep
             numbers of `dtype`.
+
+    Attributes:
+        data: what is kept, of every layer.
+        scales: of numbers in 8 bits.
+        serves_rows: whether the kernel attends to it.
     """
 
     def __init__(
@@ -80,7 +85,7 @@ class KVCache:
         shape = (config.layers, blocks, block_tokens, *kept_shape(config))
         self.data = _zeros(shape, torch.int8 if bits else dtype, device)
         self.scales = _zeros((*shape[:-1], 1), torch.float32, device) if bits else None
-        self._by_rows = self.latent is None and kernel.serves_heads(self.data)
+        self.serves_rows = self.latent is None and kernel.serves_heads(self.data)
         self._dtype = dtype
         self._copies: dict[str, Tensor] = {}
 
@@ -88,7 +93,8 @@ class KVCache:
         """Attention of the tokens of `spans`, one behind the other as one row [1,N]; they should be in `step_order`."""
         size = self.block_tokens
         places = [span.blocks[at // size] * size + at % size for span in spans for at in range(span.start, span.length)]
-        few = next((at for at, span in enumerate(spans) if span.count > FEW_TOKENS), len(spans)) if self._by_rows else 0
+        many = (at for at, span in enumerate(spans) if span.count > FEW_TOKENS)
+        few = next(many, len(spans)) if self.serves_rows else 0
         rows = _rows(spans[:few]) if few else None
         groups, first = [], 0 if rows is None else len(rows.places)
         for some in _groups(spans[few:]):
@@ -98,7 +104,7 @@ class KVCache:
 
     def write(self, layer: int, places: Tensor, k: Tensor, v: Tensor) -> None:
         """Store keys and values of N tokens, [N,K,E] both, at their places."""
-        if self._by_rows and kernel.keep(k, v, self.data[layer], places):
+        if self.serves_rows and kernel.keep(k, v, self.data[layer], places):
             return
         merged = k if self.latent is not None else torch.cat((k, v), dim=1)
         if self.scales is not None:
@@ -106,6 +112,13 @@ class KVCache:
             self.scales[layer].flatten(0, 1).index_copy_(0, places, scales)
             merged = (merged / scales).round().to(torch.int8)
         self.data[layer].flatten(0, 1).index_copy_(0, places, merged)
+
+    def copy(self, blocks: Sequence[tuple[int, int]]) -> None:
+        """Copy what blocks hold, in every layer: pairs of one to read and one to write."""
+        given, to = (torch.tensor(some, device=self.data.device) for some in zip(*blocks, strict=True))
+        for data in (self.data, self.scales):
+            if data is not None:
+                data.index_copy_(1, to, data.index_select(1, given))
 
     def read(self, layer: int, held: Held) -> tuple[Tensor, Tensor]:
         """Keys and values of sequences, [B,S,K,E] both; what the next call may write over.

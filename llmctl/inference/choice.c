@@ -1,29 +1,11 @@
 /* The choice of the next tokens, called through ctypes as kernel.c is: what sampler.py says in torch, row by row and with
    nothing but one row's probabilities in memory. */
 
-#include "../model/lanes.h"
+#include "steps.h"
 #include <float.h>
 
 #define CHUNK 256 /* ids whose probabilities are added up in float; the sums of chunks are added in double */
 #define WIDEST 16 /* rows of `masses` are a multiple of so many numbers long */
-
-enum { NONE = 0, RAW = 1, SAMPLED = 2 };
-
-/* How one row chooses. */
-typedef struct {
-    double number, temperature, top_k, top_p, min_p; /* as in Turn and Request */
-    double wanted;                                   /* the log-probability that is to be told */
-} Manner;
-
-typedef struct {
-    const float *logits, *raw; /* [rows, vocab]: what is chosen from, and what the model said */
-    const Manner *manners;     /* [rows] */
-    float *masses;             /* [threads, vocab rounded up] */
-    int64_t *tokens;           /* [rows], -1 where nothing can be chosen */
-    float *logprobs, *peaks;   /* [rows], log-probability of the token, and the largest of raw */
-    int64_t rows, vocab;
-    int32_t next, worker;
-} Choice;
 
 /* The largest number and where it is first; NaN where there is one. */
 static float peak_of(const float *x, int64_t count, int64_t *at) {

@@ -145,6 +145,12 @@ class FusedBlock(nn.Module):
     _call: kernel.Block
     _scratch: int
 
+    def call_on(self, data: Tensor) -> kernel.Block:
+        """How the kernel is called with one layer of a cache, but for what differs from step to step."""
+        call = kernel.Block.from_buffer_copy(self._call)
+        call.attention.data, call.attention.block = data.data_ptr(), data.shape[1]
+        return call
+
     @staticmethod
     def fits(block: nn.Module) -> bool:
         """Whether a block is of the one shape that the kernel runs whole."""

@@ -7,6 +7,7 @@
 
 #define WIDEST 256 /* numbers of a head */
 #define TOGETHER 8 /* queries that one pass over the keys serves */
+#define STRETCH 128 /* tokens whose scores are made before their values are mixed */
 #define LEAST (-3.0e38f)
 
 /* The sums of LANES vectors, each in its lane: rounds in which two vectors become one. */
@@ -21,10 +22,10 @@ INLINE lanes sums_of(lanes *x) {
     FOLD(4, 4, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27)
     FOLD(2, 2, 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29)
     FOLD(1, 1, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30)
-#elif LANES == 8
-    FOLD(4, 4, 0, 1, 2, 3, 8, 9, 10, 11)
-    FOLD(2, 2, 0, 1, 4, 5, 8, 9, 12, 13)
-    FOLD(1, 1, 0, 2, 4, 6, 8, 10, 12, 14)
+#elif LANES == 8 /* in an order that takes one instruction for each shuffle */
+    FOLD(4, 2, 0, 8, 1, 9, 4, 12, 5, 13)
+    FOLD(2, 2, 0, 1, 8, 9, 4, 5, 12, 13)
+    FOLD(1, 4, 0, 1, 2, 3, 8, 9, 10, 11)
 #else
     FOLD(2, 2, 0, 1, 4, 5)
     FOLD(1, 1, 0, 2, 4, 6)
@@ -33,14 +34,36 @@ INLINE lanes sums_of(lanes *x) {
     return x[0];
 }
 
+/* Where the tokens from `from` on lie in the cache, the last one again behind it up to a whole number of LANES. */
+INLINE void find_tokens(const Attention *job, const int32_t *table, int64_t from, int64_t count, int64_t bytes,
+                        const char **tokens) {
+    int64_t block = from / job->block, within = from % job->block;
+    for (int64_t t = 0; t < count; t++) {
+        tokens[t] = (const char *)job->data + (table[block] * job->block + within) * bytes;
+        if (++within == job->block) within = 0, block++;
+    }
+    for (int64_t t = count; t % LANES; t++) tokens[t] = tokens[count - 1];
+}
+
+/* The scale of each of LANES heads of a cache in 8 bits. */
+INLINE lanes scales_of(const Attention *job, const char **tokens, int64_t bytes, int64_t head) {
+    lanes scales = all(1.0f);
+    for (int t = 0; t < LANES; t++)
+        scales[t] = job->scales[(tokens[t] - (const char *)job->data) / bytes * 2 * job->kv_heads + head];
+    return scales;
+}
+
 /* The query heads `first` to `first + count` of one row, which share the keys and values of `kv_head`. */
 INLINE void attend_heads(const Attention *job, int64_t row, int64_t kv_head, int64_t first, int count,
                          const int64_t width, const int kind, const int cache_kind) {
-    const int64_t parts = width / LANES, heads = 2 * job->kv_heads, seen = job->places[2 * row + 1];
+    const int64_t parts = width / LANES, seen = job->places[2 * row + 1];
     const int32_t *table = job->tables + job->places[2 * row] * job->table_width;
-    const int64_t stride = cache_kind == FLOAT ? 4 : cache_kind == BFLOAT16 ? 2 : 1;
+    const int64_t head = width * (cache_kind == FLOAT ? 4 : cache_kind == BFLOAT16 ? 2 : 1);
+    const int64_t bytes = 2 * job->kv_heads * head, key = kv_head * head, value = key + job->kv_heads * head;
     lanes q[TOGETHER][WIDEST / LANES], mixed[TOGETHER][WIDEST / LANES], sums[TOGETHER], held[WIDEST];
-    float peaks[TOGETHER], weights[TOGETHER][LANES];
+    lanes scores[TOGETHER][STRETCH / LANES];
+    float peaks[TOGETHER];
+    const char *tokens[STRETCH];
     whole_lanes steps;
     for (int t = 0; t < LANES; t++) steps[t] = t;
     for (int g = 0; g < count; g++) {
@@ -51,57 +74,72 @@ INLINE void attend_heads(const Attention *job, int64_t row, int64_t kv_head, int
             mixed[g][c] = all(0.0f);
         }
     }
-    for (int64_t at = job->window && seen > job->window ? seen - job->window : 0; at < seen; at += LANES) {
-        const int some = seen - at < LANES ? (int)(seen - at) : LANES;
-        const char *tokens[LANES];
-        lanes key_scales = all(1.0f), value_scales = all(1.0f);
-        for (int t = 0; t < LANES; t++) { /* behind the last one, the last one again, with weight 0 */
-            const int64_t place = at + (t < some ? t : some - 1);
-            const int64_t token = table[place / job->block] * job->block + place % job->block;
-            tokens[t] = (const char *)job->data + (token * heads + kv_head) * width * stride;
-            if (cache_kind == INT8) {
-                key_scales[t] = job->scales[token * heads + kv_head];
-                value_scales[t] = job->scales[token * heads + kv_head + job->kv_heads];
+    for (int64_t from = job->window && seen > job->window ? seen - job->window : 0; from < seen; from += STRETCH) {
+        const int64_t some = seen - from < STRETCH ? seen - from : STRETCH, chunks = (some + LANES - 1) / LANES;
+        find_tokens(job, table, from, some, bytes, tokens);
+        for (int64_t chunk = 0; chunk < chunks; chunk++) {
+            const char **those = tokens + chunk * LANES;
+            const int64_t at = chunk * LANES;
+            const whole_lanes visible = steps < (int32_t)(some - at);
+            if (cache_kind != FLOAT)
+                for (int t = 0; t < LANES; t++)
+                    for (int64_t c = 0; c < parts; c++) held[t * parts + c] = load(those[t] + key, c * LANES, cache_kind);
+            for (int g = 0; g < count; g++) {
+                lanes products[LANES];
+                for (int t = 0; t < LANES; t++) {
+#define KEY(c) (cache_kind == FLOAT ? load(those[t] + key, (c) * LANES, FLOAT) : held[t * parts + (c)])
+                    lanes sum = q[g][0] * KEY(0);
+                    for (int64_t c = 1; c < parts; c++) sum += q[g][c] * KEY(c);
+#undef KEY
+                    products[t] = sum;
+                }
+                lanes score = sums_of(products);
+                if (cache_kind == INT8) score *= scales_of(job, those, bytes, kv_head);
+                if (job->softcap != 0.0f) score = job->softcap * hyperbolic_tangent(score / job->softcap);
+                if (job->slopes)
+                    score -= job->slopes[first + g] *
+                             ((float)(seen - 1 - from - at) - __builtin_convertvector(steps, lanes));
+                scores[g][chunk] = chosen(visible, score, all(LEAST));
             }
         }
-        const lanes visible_from = __builtin_convertvector(steps, lanes);
-        const whole_lanes visible = steps < some;
-        for (int t = 0; t < LANES; t++)
-            for (int64_t c = 0; c < parts; c++) held[t * parts + c] = load(tokens[t], c * LANES, cache_kind);
         for (int g = 0; g < count; g++) {
-            lanes products[LANES];
-            for (int t = 0; t < LANES; t++) {
-                lanes sum = q[g][0] * held[t * parts];
-                for (int64_t c = 1; c < parts; c++) sum += q[g][c] * held[t * parts + c];
-                products[t] = sum;
-            }
-            lanes scores = sums_of(products) * key_scales;
-            if (job->softcap != 0.0f) scores = job->softcap * hyperbolic_tangent(scores / job->softcap);
-            if (job->slopes) scores -= job->slopes[first + g] * ((float)(seen - 1 - at) - visible_from);
-            scores = chosen(visible, scores, all(LEAST));
-            const float top = largest_of(scores);
+            lanes most = scores[g][0];
+            for (int64_t chunk = 1; chunk < chunks; chunk++)
+                most = chosen(scores[g][chunk] > most, scores[g][chunk], most);
+            const float top = largest_of(most);
             if (top > peaks[g]) {
                 const lanes shrunk = exponential(all(peaks[g] - top));
                 peaks[g] = top;
                 sums[g] *= shrunk;
                 for (int64_t c = 0; c < parts; c++) mixed[g][c] *= shrunk;
             }
-            const lanes weight = exponential(scores - peaks[g]);
-            sums[g] += weight;
-            *(loose_lanes *)weights[g] = weight * value_scales;
-        }
-        for (int t = 0; t < LANES; t++)
-            for (int64_t c = 0; c < parts; c++)
-                held[t * parts + c] = load(tokens[t] + job->kv_heads * width * stride, c * LANES, cache_kind);
-        for (int g = 0; g < count; g++)
-            for (int64_t c = 0; c < parts; c += 4) {
-                const int64_t wide = parts - c < 4 ? parts - c : 4;
-                lanes sum[4];
-                for (int64_t i = 0; i < wide; i++) sum[i] = mixed[g][c + i];
-                for (int t = 0; t < LANES; t++)
-                    for (int64_t i = 0; i < wide; i++) sum[i] += weights[g][t] * held[t * parts + c + i];
-                for (int64_t i = 0; i < wide; i++) mixed[g][c + i] = sum[i];
+            for (int64_t chunk = 0; chunk < chunks; chunk++) {
+                scores[g][chunk] = exponential(scores[g][chunk] - peaks[g]);
+                sums[g] += scores[g][chunk];
+                if (cache_kind == INT8)
+                    scores[g][chunk] *= scales_of(job, tokens + chunk * LANES, bytes, kv_head + job->kv_heads);
             }
+        }
+        for (int64_t chunk = 0; chunk < chunks; chunk++) {
+            const char **those = tokens + chunk * LANES;
+            if (cache_kind != FLOAT)
+                for (int t = 0; t < LANES; t++)
+                    for (int64_t c = 0; c < parts; c++)
+                        held[t * parts + c] = load(those[t] + value, c * LANES, cache_kind);
+            for (int g = 0; g < count; g++)
+                for (int64_t c = 0; c < parts; c += 4) {
+                    const int64_t wide = parts - c < 4 ? parts - c : 4;
+                    lanes sum[4];
+                    for (int64_t i = 0; i < wide; i++) sum[i] = mixed[g][c + i];
+                    for (int t = 0; t < LANES; t++) {
+                        const lanes weight = all(((const float *)scores[g])[chunk * LANES + t]);
+#define VALUE(c) (cache_kind == FLOAT ? load(those[t] + value, (c) * LANES, FLOAT) : held[t * parts + (c)])
+                        for (int64_t i = 0; i < wide; i++) sum[i] += weight * VALUE(c + i);
+#undef VALUE
+                    }
+                    for (int64_t i = 0; i < wide; i++) mixed[g][c + i] = sum[i];
+                }
+        }
     }
     for (int g = 0; g < count; g++) {
         float total = sum_of(sums[g]), kept = 1.0f;

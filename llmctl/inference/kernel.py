@@ -23,6 +23,8 @@ from llmctl.model.positions import Angles
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}  # as in lanes.h
 WIDEST_HEAD = 256  # as in kernel.c
 PANEL = 32  # as in linear.c
+SHARED = 1 << 20  # fewer weights one thread lays out before another is awake
+NOT_FINITE = "the model's logits are not finite, so no token can be chosen"
 
 
 class _Attention(ctypes.Structure):
@@ -192,7 +194,8 @@ def pack(weights: Sequence[Tensor]) -> Tensor:
     for some, weight in zip(parts, weights, strict=True):
         whole = weight.contiguous()
         job = _Packing(whole.data_ptr(), some.data_ptr(), *whole.shape, KINDS[dtype])
-        library().pack(ctypes.byref(job), native.parallel(), torch.get_num_threads())
+        threads = torch.get_num_threads() if whole.numel() >= SHARED else 1
+        library().pack(ctypes.byref(job), native.parallel(), threads)
     return packed
 
 
@@ -231,7 +234,7 @@ def choose(logits: Tensor, raw: Tensor, manners: Sequence[Manner]) -> tuple[list
     job = _Choice(logits.data_ptr(), raw.data_ptr(), *places, B, V)
     library().choose(ctypes.byref(job), native.parallel(), threads)
     if not np.isfinite(told[1]).all():
-        raise FloatingPointError("the model's logits are not finite, so no token can be chosen")
+        raise FloatingPointError(NOT_FINITE)
     return tokens.tolist(), told[0].tolist()
 
 

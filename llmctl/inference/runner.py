@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from llmctl.inference.cache import KVCache, Span, step_order
+from llmctl.inference.decoder import Decoder
 from llmctl.inference.request import Event
 from llmctl.inference.sampler import draw, logprobs_of
 from llmctl.inference.sequence import SequenceState
@@ -24,11 +25,14 @@ class Part:
         sequence: whose tokens.
         count: how many of them, from `sequence.computed` on.
         drafts: guesses of what follows, run behind its last token.
+        twins: sequences of the very same tokens, the last of which the step runs. They choose by the same logits, and
+            what the last block holds is copied to theirs, if there is room in it for what they say.
     """
 
     sequence: SequenceState
     count: int
     drafts: Sequence[int] = ()
+    twins: list[SequenceState] = field(default_factory=list)
 
     @property
     def last(self) -> bool:
@@ -75,11 +79,15 @@ class Runner:
     Args:
         model: generates.
         cache: of the model.
+
+    Attributes:
+        decoder: runs steps in which all sequences generate; None where no kernel runs the model.
     """
 
     def __init__(self, model: Transformer, cache: KVCache) -> None:
         self.model = model
         self.cache = cache
+        self.decoder = Decoder(model, cache) if Decoder.fits(model, cache) else None
 
     def run(self, parts: Sequence[Part]) -> list[tuple[SequenceState, Event]]:
         """One forward pass; the events of the sequences whose last token it ran.
@@ -89,6 +97,7 @@ class Runner:
         """
         spans, tokens = [part.span for part in parts], [part.tokens for part in parts]
         order, hidden = hidden_states(self.model, self.cache, spans, tokens)
+        self._share([part for part in parts if part.twins])
         ready: list[tuple[Part, int]] = []
         events: list[tuple[SequenceState, Event]] = []
         first = 0
@@ -101,9 +110,31 @@ class Runner:
                 events.append((sequence, Event((), "", "length", None, tuple(sequence.prompt_logprobs))))
             elif last:
                 ready.append((part, first + part.count - 1))
+            ready += ((Part(twin, part.count), first + part.count - 1) for twin in part.twins)
             sequence.computed += part.count
             first += span.count
         return events + (self._choose(ready, hidden) if ready else [])
+
+    def decode(
+        self, decoder: Decoder, sequences: Sequence[SequenceState], counts: Sequence[int]
+    ) -> list[tuple[SequenceState, Event]]:
+        """As `run`, of sequences that generate, each of which gets up to `counts` tokens."""
+        for sequence, (tokens, logprobs) in zip(sequences, decoder.run(sequences, counts), strict=True):
+            sequence.accept_all(tokens, logprobs)
+            sequence.computed += len(tokens)
+        events = [(sequence, sequence.event()) for sequence in sequences]
+        return [(sequence, event) for sequence, event in events if event is not None]
+
+    def _share(self, parts: Sequence[Part]) -> None:
+        """Give the twins of parts what the step has computed for them."""
+        copies: list[tuple[int, int]] = []
+        for part in parts:
+            for twin in part.twins:
+                twin.computed = len(twin.tokens)
+                if twin.blocks[-1] != part.sequence.blocks[len(twin.blocks) - 1]:
+                    copies.append((part.sequence.blocks[len(twin.blocks) - 1], twin.blocks[-1]))
+        if copies:
+            self.cache.copy(copies)
 
     def _score_prompt(self, sequence: SequenceState, span: Span, hidden: Tensor) -> None:
         """Log-probabilities of the prompt's tokens that those of `span` predict."""
@@ -127,16 +158,18 @@ class Runner:
             ready: parts and the place in `hidden` of the last token that is not a draft.
             hidden: [N,D].
         """
-        rows = [place + offset for part, place in ready for offset in range(1 + len(part.drafts))]
+        rows: list[int] = []
+        starts: list[int] = []  # twins choose where the part before them does
+        for number, (part, place) in enumerate(ready):
+            twin = number > 0 and ready[number - 1][1] == place
+            starts.append(starts[-1] if twin else len(rows))
+            rows += () if twin else range(place, place + 1 + len(part.drafts))
         logits = self.model.logits(hidden if len(rows) == len(hidden) else hidden[rows]).float()  # [R,V]
-        starts, start = [], 0
-        for part, _ in ready:
-            starts.append(start)
-            start += 1 + len(part.drafts)
         active = list(range(len(ready)))
         offset = 0
         while active:
-            table = logits if len(active) == len(logits) else logits[[starts[index] + offset for index in active]]
+            places = [starts[index] + offset for index in active]
+            table = logits if places == list(range(len(logits))) else logits[places]
             drawn = draw(table, [ready[index][0].sequence.turn() for index in active])
             for index, token, logprob in zip(active, drawn.tokens, drawn.logprobs, strict=True):
                 ready[index][0].sequence.accept(token, logprob)

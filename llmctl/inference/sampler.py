@@ -32,9 +32,13 @@ class Numbers:
 
     def at(self, index: int) -> float:
         """The number of the token at `index`, however often and in whatever order it is asked for."""
-        while len(self._drawn) <= index:
+        return self.between(index, index + 1)[0]
+
+    def between(self, first: int, end: int) -> list[float]:
+        """Those of the tokens from `first` on, before `end`."""
+        while len(self._drawn) < end:
             self._drawn += self._stream.random(NUMBERS_AT_ONCE).tolist()
-        return self._drawn[index]
+        return self._drawn[first:end]
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def draw(logits: Tensor, turns: Sequence[Turn]) -> Drawn:
     """
     bent = adjusted(logits, turns)
     apart = logits.device.type != "cpu"
-    tables = [row for row, turn in enumerate(turns) if apart or _needs_table(turn.request)]
+    tables = [row for row, turn in enumerate(turns) if apart or needs_table(turn.request)]
     if not tables:
         return _by_kernel(bent, logits, turns)
     if len(tables) == len(turns):
@@ -78,7 +82,7 @@ def draw(logits: Tensor, turns: Sequence[Turn]) -> Drawn:
     return Drawn(tokens, logprobs)
 
 
-def _needs_table(request: Request) -> bool:
+def needs_table(request: Request) -> bool:
     """Whether the whole distribution must be laid out: it is asked for, or cut by a rule that the kernel has not."""
     return request.temperature > 0 and (
         request.typical_p < 1 or (request.logprobs_of == "sampled" and bool(request.logprobs))
@@ -87,11 +91,7 @@ def _needs_table(request: Request) -> bool:
 
 def _by_kernel(bent: Tensor, logits: Tensor, turns: Sequence[Turn]) -> Drawn:
     """`draw` in one pass over each row; `bent` is what `adjusted` made of the logits."""
-    manners = [
-        (turn.number, asked.temperature, asked.top_k, asked.top_p, asked.min_p, _wanted(asked))
-        for turn in turns
-        for asked in (turn.request,)
-    ]
+    manners = [manner_of(turn.request, turn.number) for turn in turns]
     tokens, told = kernel.choose(bent, logits, manners)
     logprobs = [
         None if manner[-1] == 0 or token < 0 else TokenLogprob(token, logprob)
@@ -107,17 +107,17 @@ def _by_kernel(bent: Tensor, logits: Tensor, turns: Sequence[Turn]) -> Drawn:
     return Drawn(tokens, logprobs)
 
 
-def _wanted(request: Request) -> int:
-    if request.logprobs is None:
-        return 0
-    return 1 if request.logprobs_of == "raw" else 2
+def manner_of(request: Request, number: float) -> kernel.Manner:
+    """How the kernel is to choose at a uniform number."""
+    wanted = 0 if request.logprobs is None else 1 if request.logprobs_of == "raw" else 2
+    return number, request.temperature, request.top_k, request.top_p, request.min_p, wanted
 
 
 def _by_table(bent: Tensor, logits: Tensor, turns: Sequence[Turn]) -> Drawn:
     """`draw` by the whole distributions."""
     best, greedy = bent.max(dim=-1)
     if not bool(torch.isfinite(best if bent is logits else logits.amax(dim=-1)).all()):
-        raise FloatingPointError("the model's logits are not finite, so no token can be chosen")
+        raise FloatingPointError(kernel.NOT_FINITE)
     mass, picked = None, greedy
     if any(turn.request.temperature > 0 for turn in turns):
         mass = probabilities(bent, [turn.request for turn in turns])

@@ -19,6 +19,9 @@ from llmctl.inference.runner import Part, Runner
 from llmctl.inference.sequence import SequenceState
 from llmctl.model.transformer import Transformer
 
+AHEAD = 16  # most steps at once; who arrives meanwhile waits for their end
+LONGEST_WORK = 1 << 32  # most multiplications of them, which take two cores some 50 ms
+
 
 @dataclass
 class Counts:
@@ -72,12 +75,15 @@ class Scheduler:
     def step(self) -> None:
         """Drop what was cancelled, let new sequences in, and run the next tokens of as many as the budget allows."""
         self._drop_cancelled()
-        before = self.counts.preemptions
+        before, admitted = self.counts.preemptions, False
         budget = max(self._step_tokens, len(self.running))
         parts = self._continue(budget)
         if self.counts.preemptions == before:
-            parts += self._admit(budget - sum(part.count for part in parts))
-        if parts:
+            admitted = self._admit(parts, budget - sum(part.count for part in parts))
+        steps = 0 if admitted else self._ahead(parts)
+        if steps:
+            self._decode([part.sequence for part in parts], steps)
+        elif parts:
             self._run(self._with_drafts(parts, budget - sum(part.count for part in parts)))
         self._leave()
 
@@ -105,28 +111,68 @@ class Scheduler:
             place += 1
         return parts
 
-    def _admit(self, budget: int) -> list[Part]:
-        """Take sequences from the queue while there are rows, tokens of the budget, and blocks for a whole prompt."""
-        parts: list[Part] = []
-        while self.waiting and len(self.running) < self.rows and budget:
+    def _admit(self, parts: list[Part], budget: int) -> bool:
+        """Add sequences from the queue to a step's parts while there are rows, tokens of the budget, and blocks.
+
+        Return whether any was added.
+
+        A sequence whose tokens are those of the part before it takes none of the budget: it is the part's twin.
+        """
+        before_all = len(self.running)
+        while self.waiting and len(self.running) < self.rows:
             sequence = self.waiting[0]
-            shared = self._cached_prefix(sequence)
-            self.pool.share(shared)
-            if self.pool.blocks_for(len(sequence.tokens)) - len(shared) > self.pool.unused:
-                self.pool.release(shared)
+            before = parts[-1] if parts else None
+            is_twin = before is not None and self._is_twin(sequence, before)
+            if not (self._join(sequence, before.sequence) if is_twin and before else self._begin(sequence, budget)):
                 break
-            sequence.blocks, sequence.registered = shared, len(shared)
-            sequence.computed = sequence.drafted = len(shared) * self.pool.size
-            count = min(len(sequence.tokens) - sequence.computed, budget)
-            grown = self._grow(sequence, sequence.computed + count)
-            assert grown, "there are blocks for the whole prompt"
+            self.running.append(self.waiting.popleft())
             if self._looks_up(sequence):
                 self.counts.prefix_queries += len(sequence.tokens)
-                self.counts.prefix_hits += sequence.computed
-            self.running.append(self.waiting.popleft())
+                self.counts.prefix_hits += len(sequence.tokens) if is_twin else sequence.computed
+            if is_twin and before:
+                before.twins.append(sequence)
+                continue
+            count = min(len(sequence.tokens) - sequence.computed, budget)
             parts.append(self._part(sequence, count))
             budget -= count
-        return parts
+        return len(self.running) > before_all
+
+    def _begin(self, sequence: SequenceState, budget: int) -> bool:
+        """Give a sequence blocks for what a step runs of it; False, and nothing happens, if all will not find room."""
+        if not budget:
+            return False
+        shared = self._cached_prefix(sequence)
+        self.pool.share(shared)
+        if self.pool.blocks_for(len(sequence.tokens)) - len(shared) > self.pool.unused:
+            self.pool.release(shared)
+            return False
+        sequence.blocks, sequence.registered = shared, len(shared)
+        sequence.computed = sequence.drafted = len(shared) * self.pool.size
+        grown = self._grow(sequence, min(len(sequence.tokens), sequence.computed + budget))
+        assert grown, "there are blocks for the whole prompt"
+        return True
+
+    def _is_twin(self, sequence: SequenceState, part: Part) -> bool:
+        """Whether the part's step runs the last of the very tokens of a sequence that waits."""
+        other = part.sequence
+        return (
+            part.last
+            and self._looks_up(sequence)
+            and sequence.tokens == other.tokens
+            and sequence.request.cache_salt == other.request.cache_salt
+        )
+
+    def _join(self, sequence: SequenceState, other: SequenceState) -> bool:
+        """Give a twin the full blocks of another, and one for a copy of the last; False if there is none."""
+        full = len(sequence.tokens) // self.pool.size
+        own = self.pool.take(self.pool.blocks_for(len(sequence.tokens)) - full)
+        if own is None:
+            return False
+        shared = list(other.blocks[:full])
+        self.pool.share(shared)
+        sequence.blocks, sequence.registered = shared + own, full
+        sequence.computed = sequence.drafted = full * self.pool.size
+        return True
 
     def _looks_up(self, sequence: SequenceState) -> bool:
         """Whether a cached prefix may be used: not where every prompt token's own hidden state is asked for."""
@@ -160,12 +206,38 @@ class Scheduler:
 
     def _part(self, sequence: SequenceState, count: int) -> Part:
         """Make known which blocks the step fills: sequences admitted to this same step may share them already."""
-        if self._prefix_cache and (sequence.computed + count) // self.pool.size > sequence.registered:
-            names = sequence.hashes(self.pool.size, sequence.computed + count)
+        self._register(sequence, sequence.computed + count)
+        return Part(sequence, count)
+
+    def _register(self, sequence: SequenceState, tokens: int) -> None:
+        """Make known which blocks hold the first `tokens` tokens."""
+        if self._prefix_cache and tokens // self.pool.size > sequence.registered:
+            names = sequence.hashes(self.pool.size, tokens)
             for place in range(sequence.registered, len(names)):
                 self.pool.register(sequence.blocks[place], names[place])
             sequence.registered = len(names)
-        return Part(sequence, count)
+
+    def _ahead(self, parts: Sequence[Part]) -> int:
+        """How many tokens the kernel may choose of each sequence at once; 0 where it cannot run the step."""
+        decoder = self.runner.decoder
+        if decoder is None or self.drafter is not None or not parts:
+            return 0
+        if not all(part.generates and decoder.takes(part.sequence) for part in parts):
+            return 0
+        if not all(part.sequence.goes_ahead for part in parts):
+            return 1
+        return max(1, min(AHEAD, LONGEST_WORK // (len(parts) * decoder.weights)))
+
+    def _decode(self, sequences: Sequence[SequenceState], steps: int) -> None:
+        """Run steps in which all sequences generate and deliver what they say."""
+        counts = [min(steps, sequence.limit - sequence.generated) for sequence in sequences]
+        if not all(self._grow(one, one.computed + count) for one, count in zip(sequences, counts, strict=True)):
+            counts = [1] * len(sequences)
+        assert self.runner.decoder is not None, "see `_ahead`"
+        events = self.runner.decode(self.runner.decoder, sequences, counts)
+        for sequence in sequences:
+            self._register(sequence, sequence.computed)
+        self._tell(events)
 
     def _with_drafts(self, parts: list[Part], budget: int) -> list[Part]:
         """The parts with guesses behind those that generate, as many as blocks, budget and the answer's end allow."""
@@ -193,6 +265,10 @@ class Scheduler:
                 part.sequence.window = right + 1 if right < tried else 2 * (tried + 1)
                 self.counts.drafted += tried
                 self.counts.accepted += right
+        self._tell(events)
+
+    def _tell(self, events: Sequence[tuple[SequenceState, Event]]) -> None:
+        """Deliver events; sequences whose last one it is are done."""
         for sequence, event in events:
             if event.finish_reason is None:
                 sequence.deliver(event)

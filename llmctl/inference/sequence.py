@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from llmctl.inference.adjust import Turn
 from llmctl.inference.blocks import block_hash, root_hash
@@ -98,6 +98,33 @@ class SequenceState:
         number = self.numbers.at(index) if self.request.temperature > 0 else 0.0
         allowed = self.matcher.allowed() if self.matcher is not None and not ahead else None
         return Turn(self.request, number, self.counts, early, allowed)
+
+    def numbers_of(self, count: int) -> list[float]:
+        """The numbers by which the next tokens are chosen."""
+        index = self.generated
+        return self.numbers.between(index, index + count) if self.request.temperature > 0 else [0.0] * count
+
+    @property
+    def goes_ahead(self) -> bool:
+        """Whether several tokens may be chosen at once: nobody reads along, and only ids and the limit end it."""
+        return self._reads_late
+
+    def accept_all(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprob]) -> None:
+        """Append tokens that were chosen at once: one, or where it `goes_ahead` several, whose last alone may end it.
+
+        Args:
+            tokens: one at least.
+            logprobs: as many, or none where none are asked for.
+        """
+        if not self._reads_late:
+            self.accept(tokens[0], logprobs[0] if logprobs else None)
+            return
+        self.tokens += tokens
+        self._logprobs += logprobs
+        if tokens[-1] in self.stop_ids:
+            self._end("stop")
+        elif self.generated >= self.limit:
+            self._end("length")
 
     def accept(self, token: int, logprob: TokenLogprob | None) -> None:
         """Append a chosen token; -1 says that nothing can be chosen, which cuts the answer."""

@@ -1,4 +1,4 @@
-/* What kernel.c, linear.c and block.c know of one another. */
+/* What kernel.c, linear.c, block.c, choice.c and decode.c know of one another. */
 
 #ifndef LLMCTL_STEPS_H
 #define LLMCTL_STEPS_H
@@ -31,6 +31,39 @@ typedef struct {
     int32_t kind, next;
 } Linear;
 
+/* See block.c. */
+typedef struct {
+    const void *x;                                 /* [rows, width] */
+    void *out;                                     /* [rows, width] */
+    void *scratch;                                 /* [rows, scratch_width] */
+    const void *norm, *qkv, *qkv_bias, *o, *o_bias; /* biases or null */
+    const void *norm_after, *gate_up, *gate_up_bias, *down, *down_bias;
+    const float *cosines, *signed_sines; /* [rows, width of a head] */
+    const int64_t *places;               /* [rows], where keys and values go */
+    int64_t width, inner;
+    float eps, eps_after;
+    Attention attention; /* but for q, out and q_stride */
+} Block;
+
+/* See choice.c. */
+enum { NONE = 0, RAW = 1, SAMPLED = 2 };
+
+/* How one row chooses. */
+typedef struct {
+    double number, temperature, top_k, top_p, min_p; /* as in Turn and Request */
+    double wanted;                                   /* the log-probability that is to be told */
+} Manner;
+
+typedef struct {
+    const float *logits, *raw; /* [rows, vocab]: what is chosen from, and what the model said */
+    const Manner *manners;     /* [rows] */
+    float *masses;             /* [threads, vocab rounded up] */
+    int64_t *tokens;           /* [rows], -1 where nothing can be chosen */
+    float *logprobs, *peaks;   /* [rows], log-probability of the token, and the largest of raw */
+    int64_t rows, vocab;
+    int32_t next, worker;
+} Choice;
+
 void attend(Attention *job, Parallel parallel, unsigned threads);
 void rms_norm(const void *x, const void *weight, void *out, int64_t rows, int64_t width, float eps, int32_t kind);
 void gated(const void *joined, void *out, int64_t rows, int64_t width, int32_t kind);
@@ -38,5 +71,9 @@ void turn(void *x, const float *cosines, const float *signed_sines, int64_t rows
           int64_t width, int32_t kind);
 void keep(const char *k, const char *v, char *data, const int64_t *places, int64_t rows, int64_t stride, int64_t bytes);
 void linear(Linear *job, Parallel parallel, unsigned threads);
+int64_t block_bytes(const Block *block);   /* of its weights */
+int64_t block_scratch(const Block *block); /* bytes of one row */
+void block(Block *block, Parallel parallel, unsigned threads);
+void choose(Choice *job, Parallel parallel, unsigned threads);
 
 #endif

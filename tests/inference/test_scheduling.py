@@ -1,5 +1,6 @@
 """An answer does not depend on what else runs, on chunks, on cached prefixes, or on blocks that ran out."""
 
+import functools
 import random
 import threading
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from llmctl.inference.engine import Engine
 from llmctl.inference.linears import prepare
@@ -126,12 +128,51 @@ def test_a_prefix_is_computed_once() -> None:
         first, again = (Request(prompt, max_tokens=2, temperature=0.0, stop_ids=()) for _ in range(2))
         together = engine.generate([first, again])
         assert together[0] == together[1]
-        assert engine.counts.prefix_hits == 48  # of the second, in the same step: three full blocks of sixteen
+        assert engine.counts.prefix_hits == 59  # of the second, in the same step: all of it
         assert engine.counts.prefix_queries == 118
         engine.generate([replace(first, prompt_ids=[*prompt, 7, 8, 9, 10, 11, 12])])
-        assert engine.counts.prefix_hits == 48 + 48
+        assert engine.counts.prefix_hits == 59 + 48  # three full blocks of sixteen
         engine.generate([replace(first, prompt_ids=[2, *prompt])])
-        assert engine.counts.prefix_hits == 48 + 48
+        assert engine.counts.prefix_hits == 59 + 48
+
+
+@pytest.mark.parametrize("length", [1, 15, 16, 47, 48, 49])
+@pytest.mark.parametrize(
+    "options", [Options(), Options(step_tokens=20), Options(cache_bits=8), Options(draft_tokens=2)]
+)
+def test_several_answers_to_one_prompt_compute_it_once(
+    length: int, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, run = prepare(lively(kv_heads=2), "plain"), []
+
+    def forward(self: Transformer, tokens: Tensor, *given: Tensor) -> Tensor:
+        run.append(tokens.shape[1])
+        return type(model).forward(self, tokens, *given)
+
+    prompts = [[place + 1, *range(20, 19 + length)] for place in range(3)]
+    asked = [
+        Request(prompt, max_tokens=20, seed=seed, stop_ids=(), logprobs=0) for prompt in prompts for seed in range(4)
+    ]
+    with Engine(model, None, max_running=1, options=replace(options, prefix_cache=False)) as engine:
+        alone = engine.generate(asked)
+    first = [replace(one, max_tokens=1) for one in asked]
+    monkeypatch.setattr(model, "forward", functools.partial(forward, model))
+    with Engine(model, None, max_running=12, options=options) as engine:
+        engine.generate(first)
+        assert sum(run) == 3 * length
+        assert engine.counts.prefix_hits == 3 * 3 * length
+        same_but_for_borders(engine.generate(asked), alone, asked, model)
+        assert engine.cache_usage == 0
+
+
+def test_twins_have_blocks_of_their_own_or_wait() -> None:
+    asked = [Request([1, *range(10, 50)], max_tokens=50, seed=seed, stop_ids=()) for seed in range(5)]
+    for tokens in (96, 112, 160):  # one sequence takes six blocks of sixteen, a second to begin with one beside them
+        with Engine(lively(), None, max_running=5, options=Options(cache_tokens=tokens)) as tight:
+            ours = tight.generate(asked)
+            assert tight.cache_usage == 0
+        with Engine(lively(), None, max_running=1, options=Options(prefix_cache=False)) as roomy:
+            same_but_for_borders(ours, roomy.generate(asked), asked, roomy.model)
 
 
 def test_prefixes_of_another_salt_are_not_used() -> None:
