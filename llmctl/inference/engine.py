@@ -6,7 +6,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -142,10 +142,15 @@ class Engine:
         """Open a checkpoint directory, its tokenizer with it. Errors are those of `huggingface.load`."""
         threads = torch.get_num_threads()
         torch.set_num_threads(max(1, threads - spare_cores))  # they would wait for one that works on something else
+        laid_out: list[Future[None]] = []
         try:
-            with ThreadPoolExecutor(1) as beside:  # the weights are read and laid out without Python's lock
-                tokenizer = beside.submit(Tokenizer.open, directory)
-                model = prepare(huggingface.load(directory, dtype=dtype, device=device), options.weights)
+            # The weights are read and laid out without Python's lock; each worker by itself, as one may have to wait.
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                tokenizer = pool.submit(Tokenizer.open, directory)
+                model = huggingface.load(directory, dtype=dtype, device=device)
+                model = prepare(model, options.weights, lambda work: laid_out.append(pool.submit(work)))
+            for each in laid_out:
+                each.result()
         finally:
             torch.set_num_threads(threads)
         return cls(model, tokenizer.result(), max_running=max_running, options=options)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -180,10 +180,21 @@ def address(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
-def pack(weights: Sequence[Tensor]) -> Tensor:
+Do = Callable[[Callable[[], None]], object]
+"""Sees to it that some work is done: now, or by another thread."""
+
+
+def at_once(work: Callable[[], None]) -> None:
+    """Do it now."""
+    work()
+
+
+def pack(weights: Sequence[Tensor], do: Do = at_once) -> Tensor:
     """Weights [N,K], of layers that are to be one, in the order in which `linear` reads them: in panels of 32 outputs.
 
-    K is even in bfloat16.
+    Args:
+        weights: K is even in bfloat16.
+        do: lays them out, if not at once then into the memory that is returned.
     """
     if any(len(weight) % PANEL for weight in weights[:-1]):
         weights = [torch.cat(list(weights))]
@@ -191,12 +202,16 @@ def pack(weights: Sequence[Tensor]) -> Tensor:
     width, dtype = weights[0].shape[1], weights[0].dtype
     packed = torch.empty(sum(panels) * PANEL * width, dtype=dtype)
     parts = torch.split(packed, [count * PANEL * width for count in panels])
-    for some, weight in zip(parts, weights, strict=True):
-        whole = weight.contiguous()
-        job = _Packing(whole.data_ptr(), some.data_ptr(), *whole.shape, KINDS[dtype])
-        threads = torch.get_num_threads() if whole.numel() >= SHARED else 1
-        library().pack(ctypes.byref(job), native.parallel(), threads)
+    for part, weight in zip(parts, weights, strict=True):
+        do(functools.partial(_lay_out, weight, part))
     return packed
+
+
+def _lay_out(weight: Tensor, packed: Tensor) -> None:
+    whole = weight.contiguous()
+    job = _Packing(whole.data_ptr(), packed.data_ptr(), *whole.shape, KINDS[whole.dtype])
+    threads = torch.get_num_threads() if whole.numel() >= SHARED else 1
+    library().pack(ctypes.byref(job), native.parallel(), threads)
 
 
 def linear(x: Tensor, packed: Tensor, bias: Tensor | None, outputs: int) -> Tensor:

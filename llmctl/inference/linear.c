@@ -13,6 +13,12 @@
 #define STRETCH 128                /* numbers of a row that are made floats at a time */
 #define PARTS(rows) (PANEL / LANES == 2 || (rows) > 3 ? 2 : 4)
 
+/* The weights that are wanted after these, called from memory bit by bit: products of many rows would wait for them. */
+typedef struct {
+    const char *from;
+    int64_t step; /* bytes for each number of a row */
+} Ahead;
+
 /* Add what is to be added to the sums of one row and some outputs, and store them. */
 static void finish(const Linear *job, int64_t column, int64_t row, const float *sums, int count, int kind) {
     for (int done = 0; done < count; done += LANES) {
@@ -42,8 +48,10 @@ static void widen(const uint16_t *x, float *out, int64_t count) {
 /* `rows` rows from `first` on times `parts` vectors of a panel's outputs from `column` on, whose weights are at `k = 0`.
    Every row's sums are made in the same order, whatever runs beside it. */
 INLINE void product(const Linear *job, int64_t panel, int column, int64_t first, const int rows, const int parts,
-                    const int kind) {
-    const int64_t K = job->width;
+                    const int kind, Ahead *ahead) {
+    const int64_t K = job->width, step = ahead->step;
+    const char *const wanted = ahead->from;
+    ahead->from += K * step;
     lanes sums[ROWS][4];
 #pragma GCC unroll 12
     for (int r = 0; r < rows; r++)
@@ -54,6 +62,7 @@ INLINE void product(const Linear *job, int64_t panel, int column, int64_t first,
         const float *x = (const float *)job->x + first * K;
         for (int64_t k = 0; k < K; k++) {
             lanes some[4];
+            __builtin_prefetch(wanted + k * step, 0, 2);
 #pragma GCC unroll 4
             for (int p = 0; p < parts; p++) some[p] = *(const loose_lanes *)(weight + k * PANEL + p * LANES);
 #pragma GCC unroll 12
@@ -69,6 +78,7 @@ INLINE void product(const Linear *job, int64_t panel, int column, int64_t first,
 #if defined(__AVX512BF16__)
         for (int64_t k = 0; k < K / 2; k++) {
             whole_lanes some[4];
+            __builtin_prefetch(wanted + 2 * k * step, 0, 2);
 #pragma GCC unroll 4
             for (int p = 0; p < parts; p++) some[p] = *(const loose_whole_lanes *)(weight + k * PANEL + p * LANES);
 #pragma GCC unroll 12
@@ -88,6 +98,7 @@ INLINE void product(const Linear *job, int64_t panel, int column, int64_t first,
             for (int r = 0; r < rows; r++) widen(x + r * K + from, factors[r], length);
             for (int64_t k = 0; k < length / 2; k++) {
                 const uint32_t *pairs = weight + (from / 2 + k) * PANEL;
+                __builtin_prefetch(wanted + (from + 2 * k) * step, 0, 2);
                 /* The earlier numbers of the pairs, then the later ones: both at once would not fit the registers. */
 #pragma GCC unroll 2
                 for (int later = 0; later < 2; later++) {
@@ -118,23 +129,34 @@ INLINE void product(const Linear *job, int64_t panel, int column, int64_t first,
 }
 
 /* `rows` rows from `first` on times one panel. */
-INLINE void panel_product(const Linear *job, int64_t panel, int64_t first, const int rows) {
+INLINE void panel_product(const Linear *job, int64_t panel, int64_t first, const int rows, Ahead *ahead) {
     for (int column = 0; column < PANEL; column += PARTS(rows) * LANES)
         if (job->kind == FLOAT)
-            product(job, panel, column, first, rows, PARTS(rows), FLOAT);
+            product(job, panel, column, first, rows, PARTS(rows), FLOAT, ahead);
         else
-            product(job, panel, column, first, rows, PARTS(rows), BFLOAT16);
+            product(job, panel, column, first, rows, PARTS(rows), BFLOAT16, ahead);
+}
+
+/* What to call for while all rows are multiplied by one panel: the next, by then in the nearer memory. A few rows are
+   done before it could come, and the processor itself sees that one panel follows the other. */
+static Ahead ahead_of(const Linear *job, int64_t next, int64_t panels) {
+    const int64_t bytes = job->width * PANEL * (job->kind == FLOAT ? 4 : 2);
+    const int64_t passes = (job->rows + ROWS - 1) / ROWS * (PANEL / LANES / 2);
+    const int known = next < panels && job->rows > ROWS;
+    return (Ahead){(const char *)job->weight + (known ? next * bytes : 0), known ? bytes / job->width / passes + 1 : 0};
 }
 
 /* Take one panel after the other until none is left; several threads may. */
 static void linear_some(void *given) {
     Linear *job = given;
     const int64_t panels = (job->outputs + PANEL - 1) / PANEL;
-    int64_t panel;
-    while ((panel = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED)) < panels) {
+    int64_t panel = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED), next;
+    for (; panel < panels; panel = next) {
         int64_t row = 0;
+        next = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
+        Ahead ahead = ahead_of(job, next, panels);
 #define SOME(count) \
-    for (; job->rows - row >= count; row += count) panel_product(job, panel, row, count);
+    for (; job->rows - row >= count; row += count) panel_product(job, panel, row, count, &ahead);
         SOME(ROWS)
 #if ROWS > 8
         SOME(8)

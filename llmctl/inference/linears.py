@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional
 from llmctl.config.devices import Weights
 from llmctl.inference import kernel
 from llmctl.inference.fused import MakeLinear, fuse
-from llmctl.model.transformer import Transformer
+from llmctl.model.transformer import Transformer, outline
 
 GROUP = 32
 """Weights that share one scale in 4 bits: consecutive ones of an output."""
@@ -31,12 +32,13 @@ class PackedLinear(nn.Module):
     Args:
         weights: [N,K], float32 or bfloat16, on a CPU; of several layers that are to be one.
         bias: [N].
+        do: lays the weights out.
     """
 
-    def __init__(self, weights: Sequence[Tensor], bias: Tensor | None) -> None:
+    def __init__(self, weights: Sequence[Tensor], bias: Tensor | None, do: kernel.Do = kernel.at_once) -> None:
         super().__init__()
         self.outputs = sum(map(len, weights))
-        self.register_buffer("packed", kernel.pack([weight.detach() for weight in weights]))
+        self.register_buffer("packed", kernel.pack([weight.detach() for weight in weights], do))
         self.register_buffer("bias", None if bias is None else bias.detach())
 
     packed: Tensor
@@ -152,7 +154,7 @@ class Int4Linear(nn.Module):
         return torch.addcmul(offsets, whole - 8, scales).reshape(N, K)
 
 
-def prepare(model: Transformer, weights: Weights) -> Transformer:
+def prepare(model: Transformer, weights: Weights, do: kernel.Do = kernel.at_once) -> Transformer:
     """Replace the linear layers of a model in place; it can then neither be trained nor saved.
 
     In 4 bits the output matrix, where errors hurt most, and layers whose width no group divides have 8. The input
@@ -161,8 +163,9 @@ def prepare(model: Transformer, weights: Weights) -> Transformer:
     Args:
         model: to change.
         weights: `plain` keeps the weights' values and only reorders them where that helps.
+        do: reorders them; the model is ready once that is done.
     """
-    make = _maker(model, weights)
+    make = _maker(model, weights, do)
     if make is None:
         return model
     fuse(model, make)
@@ -181,8 +184,7 @@ def prepared(model: Transformer) -> Transformer:
     Returns:
         The model itself where its parts are not those that its configuration says: with adapters or in 8-bit floats.
     """
-    with torch.device("meta"):  # shapes only, no memory
-        like = Transformer(model.config, model.vocab_size)
+    like = outline(model.config, model.vocab_size)
     parts = {name: type(part) for name, part in model.named_modules()}
     if any(parts.get(name) is not type(part) for name, part in like.named_modules()):
         return model
@@ -191,10 +193,10 @@ def prepared(model: Transformer) -> Transformer:
     return prepare(like.eval(), "plain")
 
 
-def _maker(model: Transformer, weights: Weights) -> MakeLinear | None:
+def _maker(model: Transformer, weights: Weights, do: kernel.Do) -> MakeLinear | None:
     """What makes a layer's replacement; None where nothing is to be replaced."""
     if weights == "plain":
-        return _packed if kernel.serves(model.output_weight) else None
+        return functools.partial(_packed, do=do) if kernel.serves(model.output_weight) else None
     return _int8 if weights == "int8" else _int4
 
 
@@ -207,10 +209,10 @@ def _int4(weights: Sequence[Tensor], bias: Tensor | None) -> nn.Module:
     return (Int4Linear if _fits_groups(weight) else Int8Linear)(weight, bias)
 
 
-def _packed(weights: Sequence[Tensor], bias: Tensor | None) -> nn.Module:
+def _packed(weights: Sequence[Tensor], bias: Tensor | None, do: kernel.Do) -> nn.Module:
     width = weights[0].shape[1]
     if weights[0].dtype == torch.float32 or width % 2 == 0:
-        return PackedLinear(weights, bias)
+        return PackedLinear(weights, bias, do)
     weight = torch.cat(list(weights))  # the kernel reads pairs
     kept = nn.Linear(width, len(weight), bias=bias is not None, device="meta")
     kept.load_state_dict({"weight": weight} if bias is None else {"weight": weight, "bias": bias}, assign=True)

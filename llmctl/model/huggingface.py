@@ -25,7 +25,7 @@ from llmctl.model.families.links import our_shapes, their_shapes
 from llmctl.model.families.llama import HEAD
 from llmctl.model.formats.safetensors_reader import SafetensorsFolder
 from llmctl.model.formats.safetensors_writer import SHARD_BYTES, Planned, write_folder
-from llmctl.model.transformer import Transformer
+from llmctl.model.transformer import Transformer, outline
 from llmctl.model.weights import HeldWeights, Maker, StoredWeights, Weights, common_dtype
 from llmctl.store.files import publish_bytes
 from llmctl.tokens.tokenizer import TOKENIZER_FILES, Tokenizer
@@ -157,8 +157,7 @@ def load(directory: Path, *, dtype: torch.dtype | None = None, device: str | tor
         LlmctlError: as `open_weights`; a tensor holds NaN.
     """
     opened = open_weights(directory)
-    with torch.device("meta"):  # shapes only, no memory
-        model = Transformer(opened.described.config, opened.described.vocab_size)
+    model = outline(opened.described.config, opened.described.vocab_size)
     target = dtype or opened.weights.dtype(EMBEDDING)
     tensors = {}
     for name in opened.weights.links:

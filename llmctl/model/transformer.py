@@ -8,12 +8,14 @@ checkpoint of that layout needs no table of names.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from llmctl.config.model import ModelConfig
 from llmctl.model.attention import Attend, Scoring
@@ -131,8 +133,8 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
-        self.embed_tokens = _table(vocab_size, config.width)
-        self.embed_positions = _table(config.context, config.width) if config.positions == "learned" else None
+        self.embed_tokens = nn.Embedding(vocab_size, config.width)
+        self.embed_positions = nn.Embedding(config.context, config.width) if config.positions == "learned" else None
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         for number in range(config.mtp.depth if config.mtp else 0):
             self.layers.append(PredictionBlock(config, config.layers + number))
@@ -272,10 +274,20 @@ class Transformer(nn.Module):
             parameter.copy_(drawn)
 
 
-def _table(rows: int, width: int) -> nn.Embedding:
-    """An embedding. Where only shapes are wanted, without the start that torch gives it: that loads its compiler."""
-    shape_only = torch.get_default_device().type == "meta"
-    return nn.Embedding(rows, width, _weight=torch.empty(rows, width) if shape_only else None)
+def outline(config: ModelConfig, vocab_size: int) -> Transformer:
+    """A model without weights: shapes only, no memory. `load_state_dict(weights, assign=True)` gives it some."""
+    with torch.device("meta"), _Undrawn():
+        return Transformer(config, vocab_size)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Within it layers draw no first weights: where there is no memory, torch does so in Python, 2 ms for each."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        given, home = kwargs or {}, getattr(function, "__module__", None)
+        return given["tensor"] if home == nn.init.__name__ else function(*args, **given)
 
 
 def shifted(values: Tensor, documents: Tensor, by: int) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from llmctl.config.model import ModelConfig
@@ -13,7 +12,7 @@ from llmctl.config.train import steps_of_epochs
 from llmctl.model import huggingface
 from llmctl.model.families import OWN
 from llmctl.model.lora import Factors
-from llmctl.model.transformer import Transformer
+from llmctl.model.transformer import Transformer, outline
 from llmctl.objectives import adapter
 from llmctl.pipeline.job import Job, Product
 from llmctl.store.artifact import Artifact
@@ -58,8 +57,7 @@ def write(
     Returns:
         The facts `architecture` and `parameters`.
     """
-    with torch.device("meta"):  # shapes only: the weights are there already
-        model = Transformer(config, vocab_size)
+    model = outline(config, vocab_size)
     model.load_state_dict(weights, assign=True)
     family = huggingface.save(model, job.out, tokenizer_directory)
     if family is OWN:

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 
 from llmctl.config.errors import InputError, InterruptedRunError
 from llmctl.config.grpo import DrawsConfig
 from llmctl.inference.remote import Connection, FailedError, card_of, signed
 from llmctl.inference.request import Request
 from llmctl.model import huggingface, scoring
-from llmctl.model.transformer import Transformer
+from llmctl.model.transformer import Transformer, outline
 from llmctl.objectives.rollouts import Drawn
 from llmctl.tokens.tokenizer import Tokenizer
 from llmctl.train.strategy import T
@@ -59,8 +58,7 @@ class Server:
             LostError: it does not answer, or has not done it.
         """
         weights = {name: one for name, one in model.state_dict().items() if name != scoring.WEIGHT}
-        with torch.device("meta"):
-            bare = Transformer(model.config, model.vocab_size)
+        bare = outline(model.config, model.vocab_size)
         bare.load_state_dict(weights, assign=True)
         huggingface.save(bare, self._folder, self._checkpoint)
         load = {"method": "reload_weights", "kwargs": {"weights_path": str(self._folder)}}

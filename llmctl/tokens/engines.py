@@ -138,8 +138,10 @@ class FastEngine:
         added = self._fast.get_added_tokens_decoder()
         self.special = {token.content: index for index, token in added.items() if token.special}
         self.added = tuple(self._fast.encode("").ids)
-        vocabulary = self._fast.get_vocab()
-        self.pieces = [b""] * (max(vocabulary.values(), default=-1) + 1)
+        vocabulary = described["model"].get("vocab")
+        if not isinstance(vocabulary, dict):  # a unigram model's has scores
+            vocabulary = self._fast.get_vocab()
+        self.pieces = [b""] * (max([*vocabulary.values(), *added], default=-1) + 1)
         for index, content in zip(vocabulary.values(), self._all_bytes_of(vocabulary), strict=True):
             self.pieces[index] = content
         for index, token in added.items():

@@ -1,6 +1,8 @@
 """Layers in another format say what the weights that they stand for say; rounding is no coarser than it must be."""
 
 import copy
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,17 @@ def test_a_packed_layer_is_the_layer(shape: tuple[int, int], dtype: torch.dtype,
     assert torch.allclose(
         PackedLinear([weight], bias)(x), expected, atol=1e-4, rtol=1e-2 if dtype.itemsize == 2 else 1e-5
     )
+
+
+def test_weights_laid_out_later_are_those_laid_out_at_once() -> None:
+    works: list[Callable[[], None]] = []
+    weights = [drawn((64, 96), torch.float32), drawn((20, 96), torch.float32, 1)]
+    layer, x = PackedLinear(weights, None, works.append), drawn((3, 96), torch.float32, 2)
+    assert len(works) == 2, "one for each of the layers that it joins"
+    layer.packed.fill_(math.nan)
+    for work in reversed(works):
+        work()
+    assert torch.equal(layer(x), PackedLinear(weights, None)(x))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

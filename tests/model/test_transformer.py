@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from llmctl.config.model import ModelConfig
@@ -11,7 +12,7 @@ from llmctl.model import attention
 from llmctl.model.attention import PackedAttention, packed
 from llmctl.model.norms import RMSNorm
 from llmctl.model.positions import rotary_angles, rotate
-from llmctl.model.transformer import Transformer, flops_per_token
+from llmctl.model.transformer import Transformer, flops_per_token, outline
 
 VOCAB = 97
 
@@ -33,6 +34,19 @@ def single(tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Positions and documents of rows that are one document each."""
     rows, length = tokens.shape
     return torch.arange(length).expand(rows, length), torch.zeros(rows, length, dtype=torch.int32)
+
+
+def test_an_outline_has_every_shape_and_no_number_and_takes_the_weights_of_another() -> None:
+    model = make(positions="learned", tied_embeddings=False)
+    bare = outline(model.config, VOCAB)
+    assert {name: x.shape for name, x in bare.state_dict().items()} == {
+        name: x.shape for name, x in model.state_dict().items()
+    }
+    assert {x.device.type for x in bare.parameters()} == {"meta"}
+    bare.load_state_dict(model.state_dict(), assign=True)
+    tokens = torch.arange(10).view(2, 5)
+    assert torch.equal(logits_of(bare, tokens, *single(tokens)), logits_of(model, tokens, *single(tokens)))
+    assert nn.Linear(9, 9).weight.std() > 0.1, "layers that are made later draw their weights"
 
 
 def test_rms_norm_is_its_formula_in_float64() -> None:

@@ -130,7 +130,6 @@ def their_shapes(links: Sequence[Link], ours: Shapes) -> dict[str, torch.Size]:
 
 def our_shapes(config: ModelConfig, vocab_size: int) -> dict[str, torch.Size]:
     """Shapes of everything that a model of this shape keeps, by name; nothing is allocated."""
-    from llmctl.model.transformer import Transformer
+    from llmctl.model.transformer import outline
 
-    with torch.device("meta"):
-        return {name: value.shape for name, value in Transformer(config, vocab_size).state_dict().items()}
+    return {name: value.shape for name, value in outline(config, vocab_size).state_dict().items()}
