@@ -16,6 +16,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,7 @@ def main() -> None:
     harness = harness_model(options.checkpoint, options.batch_size)
     columns = ("ours /s", "theirs /s", "ratio", "ours /cpu s", "theirs", "ratio")
     print(f"{'task':10} {'requests':>8} " + " ".join(f"{name:>9}" for name in columns) + "  answers")
+    spent, asked = [0.0] * 4, 0
     with open_engine(options.checkpoint, device="cpu", precision="fp32", max_running=32) as engine:
         model = LocalModel(engine, "bench", batch_tokens=8192, truncate=True)
         for name in options.tasks:
@@ -120,11 +122,19 @@ def main() -> None:
                 data[task["task"] if split == "test" else f"{task['task']}.{split}"] = FileInput.of(path, "prompts")
             (wall, cpu), requests, said = ours(model, task, data)
             (their_wall, their_cpu), their_said = theirs(harness, task, splits)
-            print(
-                f"{name:10} {requests:8} {requests / wall:9.2f} {requests / their_wall:9.2f} {their_wall / wall:6.2f} "
-                f"{requests / cpu:9.2f} {requests / their_cpu:9.2f} {their_cpu / cpu:6.2f}  {same(said, their_said)}",
-                flush=True,
-            )
+            seconds = (wall, their_wall, cpu, their_cpu)
+            spent, asked = [before + more for before, more in zip(spent, seconds, strict=True)], asked + requests
+            print(f"{row(name, requests, seconds)}  {same(said, their_said)}", flush=True)
+    print(row("all", asked, spent))
+
+
+def row(name: str, requests: int, seconds: Sequence[float]) -> str:
+    """Requests a second of both sides and their ratio, by the clock and by what was computed."""
+    wall, their_wall, cpu, their_cpu = seconds
+    return (
+        f"{name:10} {requests:8} {requests / wall:9.2f} {requests / their_wall:9.2f} {their_wall / wall:9.2f} "
+        f"{requests / cpu:9.2f} {requests / their_cpu:9.2f} {their_cpu / cpu:9.2f}"
+    )
 
 
 if __name__ == "__main__":

@@ -140,11 +140,11 @@ def losses_at(
     z_loss: float = 0.0,
 ) -> Tensor:
     """`cross_entropies` of a model's logits, at a temperature, from hidden states [N,D] and targets [N]."""
-    matrix = model.output_weight
+    small = len(states) * model.vocab_size <= logits_at_once
     alone = model.projects_plainly and not z_loss and not torch.is_autocast_enabled(states.device.type)
-    if alone and native.serves(states, matrix) and len(states) * model.vocab_size <= logits_at_once:
+    if small and alone and native.serves(states, model.output_weight):
         cooled = states if temperature == 1.0 else states / temperature
-        return native.projected_cross_entropies(cooled, matrix, targets)
+        return native.projected_cross_entropies(cooled, model.output_weight, targets)
 
     def logits_of(some: Tensor) -> Tensor:
         logits = model.logits(some)
