@@ -17,6 +17,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from llmctl.inference.scheduler import Scheduler
 from tests.serve.conftest import MODEL, Running, Start
 
 LONG: dict[str, Any] = {"model": MODEL, "prompt": "a", "max_tokens": 250, "ignore_eos": True}
@@ -118,16 +119,16 @@ def test_sequences_that_run_or_wait_take_no_threads(start: Start) -> None:
 def test_a_failing_engine_is_an_error_and_not_a_finished_answer(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     with start() as server:
         steps = 0
-        forward = type(server.engine.model).logits
+        step = Scheduler.step
 
-        def failing(model: Any, hidden: Any) -> Any:
+        def failing(scheduler: Scheduler) -> None:
             nonlocal steps
             steps += 1
             if steps > 5:
                 raise RuntimeError("out of memory, for instance")
-            return forward(model, hidden)
+            step(scheduler)
 
-        monkeypatch.setattr(type(server.engine.model), "logits", failing)
+        monkeypatch.setattr(Scheduler, "step", failing)
         lines = server.post("/v1/completions", json={**LONG, "stream": True}).text.strip().split("\n\n")
         assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "internal_error"
         assert "data: [DONE]" not in lines
@@ -161,6 +162,7 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
+from llmctl.inference.scheduler import Scheduler
 from llmctl.config.serve import ServeConfig
 from llmctl.serve.server import serve
 config = ServeConfig(port=0, device="cpu", model_name="tiny-random", shutdown_s=120)
