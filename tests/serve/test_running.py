@@ -139,9 +139,9 @@ def test_a_failing_engine_is_an_error_and_not_a_finished_answer(start: Start, mo
 
 def test_requests_that_outlive_the_grace_period_are_told(start: Start) -> None:
     with (
-        start(shutdown_s=1, max_running=1) as server,
+        start(shutdown_s=1, max_running=1, max_n=64) as server,
         httpx.stream(
-            "POST", server.url + "/v1/completions", json={**LONG, "n": 16, "stream": True}, timeout=60
+            "POST", server.url + "/v1/completions", json={**LONG, "n": 64, "stream": True}, timeout=60
         ) as response,
     ):
         lines = response.iter_lines()
@@ -162,7 +162,6 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from llmctl.inference.scheduler import Scheduler
 from llmctl.config.serve import ServeConfig
 from llmctl.serve.server import serve
 config = ServeConfig(port=0, device="cpu", model_name="tiny-random", shutdown_s=120)
