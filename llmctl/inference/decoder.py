@@ -28,19 +28,14 @@ Said = tuple[list[int], list[TokenLogprob]]
 """Ids that were chosen, and their log-probabilities where they are asked for."""
 
 
-class _Decoding(ctypes.Structure):
-    """As in decode.c."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("blocks", "embedding", "norm", "head", "cosines", "signed_sines")),
-        *((name, ctypes.c_void_p) for name in ("tables", "lengths", "limits", "ends", "ends_from", "manners")),
-        *((name, ctypes.c_void_p) for name in ("numbers", "tokens", "logprobs", "counts", "scratch")),
-        *((name, ctypes.c_int64) for name in ("sequences", "layers", "vocab", "steps", "table_width", "parts")),
-        ("eps", ctypes.c_float),
-        ("scale", ctypes.c_float),
-        ("next", ctypes.c_int32),
-        ("failed", ctypes.c_int32),
-    )
+_Decoding = native.structure(  # as in decode.c
+    "_Decoding",
+    "blocks embedding norm head cosines signed_sines tables lengths limits ends ends_from manners "
+    "numbers tokens logprobs counts scratch",
+    "sequences layers vocab steps table_width parts",
+    "eps scale",
+    "next failed",
+)
 
 
 class Decoder:

@@ -27,55 +27,19 @@ SHARED = 1 << 20  # fewer weights one thread lays out before another is awake
 NOT_FINITE = "the model's logits are not finite, so no token can be chosen"
 
 
-class _Attention(ctypes.Structure):
-    """As in steps.h."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("q", "out", "data", "scales", "tables", "places", "slopes", "sinks")),
-        *(
-            (name, ctypes.c_int64)
-            for name in ("rows", "heads", "kv_heads", "width", "block", "table_width", "q_stride", "window")
-        ),
-        ("scale", ctypes.c_float),
-        ("softcap", ctypes.c_float),
-        ("kind", ctypes.c_int32),
-        ("cache_kind", ctypes.c_int32),
-        ("next", ctypes.c_int32),
-    )
-
-
-class _Linear(ctypes.Structure):
-    """As in steps.h."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "weight", "bias", "residual", "out")),
-        *((name, ctypes.c_int64) for name in ("rows", "width", "outputs")),
-        ("kind", ctypes.c_int32),
-        ("next", ctypes.c_int32),
-    )
-
-
-class _Packing(ctypes.Structure):
-    """As in steps.h."""
-
-    _fields_ = (
-        ("weight", ctypes.c_void_p),
-        ("packed", ctypes.c_void_p),
-        ("outputs", ctypes.c_int64),
-        ("width", ctypes.c_int64),
-        ("kind", ctypes.c_int32),
-        ("next", ctypes.c_int32),
-    )
-
-
-class _Choice(ctypes.Structure):
-    """As in choice.c."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("logits", "raw", "manners", "masses", "tokens", "logprobs", "peaks")),
-        *((name, ctypes.c_int64) for name in ("rows", "vocab")),
-        *((name, ctypes.c_int32) for name in ("next", "worker")),
-    )
+# As in steps.h.
+_Attention = native.structure(
+    "_Attention",
+    "q out data scales tables places slopes sinks",
+    "rows heads kv_heads width block table_width q_stride window",
+    "scale softcap",
+    "kind cache_kind next",
+)
+_Linear = native.structure("_Linear", "x weight bias residual out", "rows width outputs", counters="kind next")
+_Packing = native.structure("_Packing", "weight packed", "outputs width", counters="kind next")
+_Choice = native.structure(
+    "_Choice", "logits raw manners masses tokens logprobs peaks", "rows vocab", counters="next worker"
+)
 
 
 @functools.cache
@@ -156,7 +120,7 @@ def attend(q: Tensor, data: Tensor, scales: Tensor | None, rows: Rows, scoring: 
 
 
 class Block(ctypes.Structure):
-    """As in block.c; `FusedBlock` fills it in."""
+    """As in steps.h; `FusedBlock` fills it in."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "out", "scratch", "norm", "qkv", "qkv_bias", "o", "o_bias")),

@@ -114,28 +114,28 @@ class Scheduler:
     def _admit(self, parts: list[Part], budget: int) -> bool:
         """Add sequences from the queue to a step's parts while there are rows, tokens of the budget, and blocks.
 
-        Return whether any was added.
-
         A sequence whose tokens are those of the part before it takes none of the budget: it is the part's twin.
+
+        Returns:
+            Whether any was added.
         """
-        before_all = len(self.running)
+        before = len(self.running)
         while self.waiting and len(self.running) < self.rows:
             sequence = self.waiting[0]
-            before = parts[-1] if parts else None
-            is_twin = before is not None and self._is_twin(sequence, before)
-            if not (self._join(sequence, before.sequence) if is_twin and before else self._begin(sequence, budget)):
+            twin_of = parts[-1] if parts and self._is_twin(sequence, parts[-1]) else None
+            if not (self._join(sequence, twin_of.sequence) if twin_of else self._begin(sequence, budget)):
                 break
             self.running.append(self.waiting.popleft())
             if self._looks_up(sequence):
                 self.counts.prefix_queries += len(sequence.tokens)
-                self.counts.prefix_hits += len(sequence.tokens) if is_twin else sequence.computed
-            if is_twin and before:
-                before.twins.append(sequence)
+                self.counts.prefix_hits += len(sequence.tokens) if twin_of else sequence.computed
+            if twin_of:
+                twin_of.twins.append(sequence)
                 continue
             count = min(len(sequence.tokens) - sequence.computed, budget)
             parts.append(self._part(sequence, count))
             budget -= count
-        return len(self.running) > before_all
+        return len(self.running) > before
 
     def _begin(self, sequence: SequenceState, budget: int) -> bool:
         """Give a sequence blocks for what a step runs of it; False, and nothing happens, if all will not find room."""

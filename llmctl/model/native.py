@@ -27,24 +27,24 @@ TAKEN = 32  # as in fused.c
 _WHOLE, _NUMBER, _COUNTER = ctypes.c_int64, ctypes.c_float, ctypes.c_int32
 
 
-def _structure(name: str, pointers: str, sizes: str, rest: str = "", counters: str = "next") -> type[ctypes.Structure]:
-    """A structure as in native.h, of pointers, 64-bit numbers, floats and counters, in this order."""
+def structure(name: str, pointers: str, sizes: str, rest: str = "", counters: str = "next") -> type[ctypes.Structure]:
+    """A structure as in native.h, of pointers, 64-bit numbers, floats and 32-bit numbers, in this order."""
     kinds = ((pointers, ctypes.c_void_p), (sizes, _WHOLE), (rest, _NUMBER), (counters, _COUNTER))
     fields = [(field, kind) for fields, kind in kinds for field in fields.split()]
     return type(name, (ctypes.Structure,), {"_fields_": fields})
 
 
-_Packed = _structure(
+_Packed = structure(
     "_Packed",
     "q k v out norms grad q_grad k_grad v_grad starts real",
     "documents longest heads kv_heads width value_width window",
     "scale",
     "next failed",
 )
-_CrossEntropy = _structure("_CrossEntropy", "logits targets weights sums losses", "rows width")
-_Norm = _structure("_Norm", "x weight out scales grad weight_grad beside", "rows width", "eps")
-_Gate = _structure("_Gate", "gate up out grad up_grad", "rows width")
-_Turn = _structure("_Turn", "x cosines signed_sines out", "rows heads width", "sign")
+_CrossEntropy = structure("_CrossEntropy", "logits targets weights sums losses", "rows width")
+_Norm = structure("_Norm", "x weight out scales grad weight_grad beside", "rows width", "eps")
+_Gate = structure("_Gate", "gate up out grad up_grad", "rows width")
+_Turn = structure("_Turn", "x cosines signed_sines out", "rows heads width", "sign")
 
 
 def build(beside: str, name: str) -> ctypes.CDLL:
@@ -146,10 +146,12 @@ class _ProjectedCrossEntropies(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         hidden, matrix, targets, weights, sums = ctx.saved_tensors
         share, grad = (grad / sums)[:, None], grad[:, None]
         hidden_grad = torch.mm(weights, matrix).mul_(share).addcmul_(matrix[targets], grad, value=-1)
+        if not ctx.needs_input_grad[1]:  # of adapters' base: as much work again
+            return hidden_grad, None, None
         matrix_grad = torch.mm(weights.t(), hidden * share).index_add_(0, targets, hidden * grad, alpha=-1)
         return hidden_grad, matrix_grad, None
 

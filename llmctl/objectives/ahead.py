@@ -30,7 +30,7 @@ class Beside:
         given = strategy.model.parameters()
         weights = {id(one): nn.Parameter(one.detach().clone()) if one.requires_grad else one for one in given}
         self.model = copy.deepcopy(strategy.model, weights).eval()
-        for block in self.model.layers:  # which recomputation had replaced by that of the block that is trained
+        for block in self.model.layers:  # which training had replaced by that of its own block
             block.__dict__.pop("forward", None)
         self.rank, self.world_size = strategy.rank, strategy.world_size
         self._group: Any = distributed.new_group(backend="gloo") if distributed.is_initialized() else None

@@ -102,6 +102,18 @@ def test_cross_entropies_of_what_is_projected(build: ctypes.CDLL, width: int) ->
     )
 
 
+def test_of_a_frozen_matrix_the_hidden_states_learn_the_same(build: ctypes.CDLL) -> None:
+    hidden, matrix, targets = torch.randn(33, 24), torch.randn(100, 24), torch.arange(33)
+    grads = []
+    for frozen in (False, True):
+        states, weights = hidden.clone().requires_grad_(), matrix.clone().requires_grad_(not frozen)
+        native.projected_cross_entropies(states, weights, targets).sum().backward()  # type: ignore[no-untyped-call]
+        assert (weights.grad is None) == frozen
+        assert states.grad is not None
+        grads.append(states.grad)
+    assert torch.equal(*grads)
+
+
 def test_what_reaches_x_beside_a_norm_is_added_to_its_gradient(build: ctypes.CDLL) -> None:
     x, weight, grad, beside = torch.randn(5, 19), torch.randn(19), torch.randn(5, 19), torch.randn(5, 19)
     _, scales = native.norm(x, weight, 1e-5)
